@@ -1,0 +1,211 @@
+"""The stack: find it, bypass blocks, resume at a depth, watch the residual stream.
+
+This is the only module that looks inside a model. It knows three facts of an architecture: the list of block modules,
+that a block maps the residual stream to the residual stream, and how a block hands it on. Embeddings, masks, rotary
+tables, the final norm and the head stay in the model's own `forward`. The first two facts are found by structure and
+then checked on a forward pass of a few tokens, so a model that works otherwise is refused instead of half handled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamliner.errors import RemovalError, UnsupportedModelError
+
+ForwardFunction = Callable[..., Any]
+
+
+def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Path and module list of the decoder's blocks: the list as long as the text config says, the largest if several.
+
+    Raises:
+        UnsupportedModelError: there is no such list.
+    """
+    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    count = getattr(config, "num_hidden_layers", None)
+    name = type(model).__name__
+    if not isinstance(count, int) or count < 1:
+        raise UnsupportedModelError(
+            f"The config of {name} does not say how many blocks there are (num_hidden_layers is {count!r})."
+        )
+    decoder = model.get_decoder()  # type: ignore[operator]
+    lists = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    inside = {id(module) for module in decoder.modules()}
+    lists = [(path, module) for path, module in lists if id(module) in inside] or lists
+    if not lists:
+        found = sorted({len(m) for m in model.modules() if isinstance(m, nn.ModuleList)})
+        raise UnsupportedModelError(
+            f"No stack of blocks was found in {name}: its config counts {count} blocks, "
+            f"but its module lists have lengths {found}."
+        )
+    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+
+
+class Blocks:
+    """The stack of a model.
+
+    Attributes:
+        model: the `PreTrainedModel` around the stack.
+        path: where the stack is, such as "model.layers".
+        modules: the block modules in order.
+        config: the config object that describes the stack: the model's, or the text config nested in it.
+    """
+
+    def __init__(self, model: nn.Module, *, check: bool = True) -> None:
+        self.model = model
+        self.path, self.modules = find_stack(model)
+        self.config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+        # How each block hands the stream on: None for a bare tensor, else the length of the tuple that it leads.
+        self._tuple_lengths: list[int | None] = [None] * len(self.modules)
+        if check:
+            self._check_stream()
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go in."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[operator, no-any-return]
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
+        """The model's own forward without a cache; `input_ids` is (batch, tokens)."""
+        return self.model(input_ids=input_ids.to(self.device), use_cache=False, **inputs)
+
+    @contextmanager
+    def bypass(self, removed: Iterable[int]) -> Iterator[None]:
+        """While this context is open, the blocks in `removed` hand their input on. This *defines* removal."""
+        replacements = {index: self._pass_on(index) for index in check_indices(removed, len(self))}
+        with self._replaced(replacements):
+            yield
+
+    def resume(self, depth: int, state: Tensor, input_ids: Tensor, **inputs: Any) -> Any:
+        """The model's own forward from `depth` on: blocks below are skipped, the residual stream there is `state`.
+
+        Args:
+            depth: 1 to N; at N only the final norm and the head remain.
+            state: residual stream at `depth`, (batch, tokens, hidden).
+            input_ids: the tokens that `state` was computed from, for masks and positions.
+            inputs: further arguments of the model's forward.
+        """
+        if not 1 <= depth <= len(self):
+            raise ValueError(f"depth must be 1 to {len(self)}, not {depth}")
+        replacements = {index: self._pass_on(index) for index in range(depth - 1)}
+        replacements[depth - 1] = lambda *args, **kwargs: self._handed_on(depth - 1, state)
+        with self._replaced(replacements):
+            return self.forward(input_ids, **inputs)
+
+    @contextmanager
+    def watch(self, on_stream: Callable[[int, Tensor], None]) -> Iterator[None]:
+        """While open, every forward calls `on_stream(depth, stream)` for depth 0 to N, in order.
+
+        Depth N is the output of the last block, before the final norm.
+        """
+        last = len(self) - 1
+
+        def before(depth: int) -> Callable[..., None]:
+            return lambda module, args, kwargs: on_stream(depth, _stream_in(args, kwargs))
+
+        with ExitStack() as stack:
+            for depth, module in enumerate(self.modules):
+                handle = module.register_forward_pre_hook(before(depth), with_kwargs=True)
+                stack.callback(handle.remove)
+            handle = self.modules[last].register_forward_hook(
+                lambda module, args, output: on_stream(last + 1, _stream_out(output))
+            )
+            stack.callback(handle.remove)
+            yield
+
+    def _pass_on(self, index: int) -> ForwardFunction:
+        return lambda *args, **kwargs: self._handed_on(index, _stream_in(args, kwargs))
+
+    def _handed_on(self, index: int, stream: Tensor) -> Any:
+        length = self._tuple_lengths[index]
+        return stream if length is None else (stream, *[None] * (length - 1))
+
+    @contextmanager
+    def _replaced(self, forwards: Mapping[int, ForwardFunction]) -> Iterator[None]:
+        # An instance attribute shadows the class's forward. There may be one already: an outer context's, or a hook
+        # of accelerate's; it is put back as it was.
+        before = {index: vars(self.modules[index]).get("forward") for index in forwards}
+        for index, forward in forwards.items():
+            self.modules[index].forward = forward
+        try:
+            yield
+        finally:
+            for index, forward in before.items():
+                if forward is None:
+                    del self.modules[index].forward
+                else:
+                    self.modules[index].forward = forward
+
+    def _check_stream(self) -> None:
+        """Check on four tokens that each block runs once, in order, on what the one before it put out."""
+        seen: list[tuple[int, Tensor]] = []
+        outputs: list[Any] = []
+        with ExitStack() as stack:
+            stack.enter_context(self.watch(lambda depth, stream: seen.append((depth, stream))))
+            for module in self.modules:
+                handle = module.register_forward_hook(lambda module, args, output: outputs.append(output))
+                stack.callback(handle.remove)
+            with torch.inference_mode():
+                self.forward(torch.arange(4)[None] % self.config.vocab_size)
+        name = type(self.model).__name__
+        if [depth for depth, _ in seen] != list(range(len(self) + 1)):
+            raise UnsupportedModelError(f"{name} does not run the blocks of {self.path} once each, in order.")
+        for index, output in enumerate(outputs):
+            if isinstance(output, tuple):
+                if any(isinstance(item, Tensor) for item in output[1:]):
+                    raise UnsupportedModelError(
+                        f"Block {index} of {name} hands on more than the residual stream, which no bypass can make up."
+                    )
+                self._tuple_lengths[index] = len(output)
+            out, handed_in = _stream_out(output), seen[index + 1][1]
+            if out.shape != handed_in.shape or not torch.equal(out.to(handed_in.device), handed_in):
+                raise UnsupportedModelError(
+                    f"In {name} the input of block {index + 1} is not the output of block {index}: "
+                    f"{self.path} is not a plain stack."
+                )
+
+
+def check_indices(removed: Iterable[int], num_blocks: int) -> tuple[int, ...]:
+    """`removed` sorted; each index once and of a block that exists, and at least one block stays.
+
+    Raises:
+        RemovalError: otherwise.
+    """
+    indices = tuple(sorted(removed))
+    wrong = [index for index in indices if not 0 <= index < num_blocks]
+    if wrong:
+        raise RemovalError(
+            f"There is no block {wrong[0]}: the model has {num_blocks} blocks.", f"Blocks are 0 to {num_blocks - 1}."
+        )
+    twice = sorted({index for index in indices if indices.count(index) > 1})
+    if twice:
+        raise RemovalError(f"Block {twice[0]} is named twice.")
+    if len(indices) == num_blocks:
+        raise RemovalError(f"All {num_blocks} blocks would go; at least one must stay.")
+    return indices
+
+
+def _stream_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    stream = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(stream, Tensor):
+        raise UnsupportedModelError("A block does not take the residual stream as its first argument.")
+    return stream
+
+
+def _stream_out(output: Any) -> Tensor:
+    stream = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(stream, Tensor):
+        raise UnsupportedModelError("A block does not return the residual stream first.")
+    return stream

@@ -1,0 +1,115 @@
+"""Text and a tokenizer -> the calibration set: token windows of one length, with their provenance."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from streamliner.errors import TextError
+from streamliner.sources import Text, read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NUM_SAMPLES, SEQUENCE_LENGTH = 128, 2048
+"""SLEB's setting (arXiv 2402.09025, section 4.1)."""
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Token windows on which a model is measured.
+
+    Attributes:
+        windows: token ids, (windows, tokens); each begins with BOS where the tokenizer wants one.
+        provenance: source and its hash, how windows were chosen, and how many tokens there really are.
+    """
+
+    windows: Tensor
+    provenance: dict[str, Any]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all windows."""
+        return self.windows.numel()
+
+    def __str__(self) -> str:
+        count, length = self.windows.shape
+        return f"{self.provenance['source']}: {count} windows of {length} tokens, {self.num_tokens} in all"
+
+
+def make_calibration_set(
+    source: str | Text,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_samples: int = NUM_SAMPLES,
+    sequence_length: int = SEQUENCE_LENGTH,
+    seed: int = 0,
+) -> CalibrationSet:
+    """Pack documents into windows that do not overlap, and choose `num_samples` of them at random.
+
+    Documents are tokenised one by one and joined by a blank line, so nothing is padded. Where the tokenizer adds a BOS,
+    every window begins with one: without it some models' losses mean nothing. A text that is too short for
+    `num_samples` windows gives fewer; `provenance["windows"]` says how many.
+
+    Raises:
+        TextError: the text does not fill one window.
+    """
+    if num_samples < 1:
+        raise TextError(f"--num-samples must be at least 1, not {num_samples}.")
+    if sequence_length < 2:
+        raise TextError(f"--sequence-length must be at least 2, not {sequence_length}: a loss needs a next token.")
+    text = read_text(source) if isinstance(source, str) else source
+    bos = _bos(tokenizer)
+    stream = _tokens(text, tokenizer)
+    body = sequence_length - len(bos)
+    available = len(stream) // body
+    if available == 0:
+        raise TextError(
+            f"The text {text.name} has {len(stream)} tokens, too few for one window of {sequence_length}.",
+            f"Give more text, or --sequence-length {max(2, len(stream))} or less.",
+        )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(available, generator=generator)[:num_samples]
+    bodies = torch.tensor(stream[: available * body]).view(available, body)[chosen]
+    windows = torch.cat([torch.tensor(bos).expand(len(chosen), len(bos)).to(bodies), bodies], dim=1)
+    return CalibrationSet(
+        windows,
+        {
+            "source": text.name,
+            "origin": text.origin,
+            "documents": len(text.documents),
+            "text_tokens": len(stream),
+            "sequence_length": sequence_length,
+            "windows": len(windows),
+            "windows_asked_for": num_samples,
+            "windows_available": available,
+            "tokens": windows.numel(),
+            "bos": bool(bos),
+            "seed": seed,
+            "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
+        },
+    )
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """`[BOS]` if the tokenizer begins a text with it, else `[]`."""
+    ids = tokenizer("a")["input_ids"]
+    return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+
+
+def _tokens(text: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    def encode(document: str) -> list[int]:
+        # verbose=False: a document may be longer than the model's context, it is cut into windows later.
+        return list(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])
+
+    separator = encode("\n\n")
+    stream: list[int] = []
+    for document in text.documents:
+        if stream:
+            stream += separator
+        stream += encode(document)
+    return stream

@@ -1,0 +1,133 @@
+"""Prove that a cut checkpoint is the dense model with the blocks bypassed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamliner.blocks import Blocks
+from streamliner.errors import VerificationError
+
+NEW_TOKENS = 8
+LOGIT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""Largest difference allowed, relative to the largest logit. Rebuilding changes no arithmetic, so the difference is
+expected to be exactly zero; the tolerance is for kernels that choose by memory layout."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked of a cut checkpoint.
+
+    Attributes:
+        max_logit_difference: between the reloaded model and bypass on the dense model, over all logits of the sample.
+        exact: that difference is 0.
+        cached_generation: greedy generation with a cache gave the tokens of generation without.
+        padded_generation: so it did left-padded in a batch of two.
+        tokens: length of the sample.
+        dtype: in which it was computed.
+    """
+
+    max_logit_difference: float
+    exact: bool
+    cached_generation: bool
+    padded_generation: bool
+    tokens: int
+    dtype: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return asdict(self)
+
+
+def bypass_logits(blocks: Blocks, removed: tuple[int, ...], sample: Tensor) -> Tensor:
+    """Logits of the dense model with `removed` bypassed: what the cut model must give. `sample` is (1, tokens)."""
+    with torch.inference_mode(), blocks.bypass(removed):
+        logits: Tensor = blocks.forward(sample).logits
+    return logits.cpu()
+
+
+def verify(folder: Path, expected: Tensor, sample: Tensor, *, dtype: torch.dtype, device: Any = None) -> Verification:
+    """Reload the checkpoint in `folder` as any user of transformers would, and compare.
+
+    Args:
+        folder: the cut checkpoint.
+        expected: `bypass_logits` of the dense model, (1, tokens, words).
+        sample: token ids, (1, tokens).
+        dtype: load it so; that of the dense model.
+        device: where to run; that of the dense model.
+
+    Raises:
+        VerificationError: keys are missing or too many, or logits or generations differ.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+    )
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            raise VerificationError(f"The cut checkpoint has {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[0]}.")
+    model = model.eval().to(device or "cpu")
+    sample = sample.to(model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=sample, use_cache=False).logits.cpu()
+    difference = (logits.float() - expected.float()).abs().max().item()
+    if not difference <= LOGIT_TOLERANCE[dtype] * max(expected.float().abs().max().item(), 1.0):
+        raise VerificationError(
+            f"The logits of the cut checkpoint differ from the dense model with those blocks bypassed by {difference:.3g}."
+        )
+    cached, padded = _generations_agree(model, sample)
+    if not cached:
+        raise VerificationError("The cut model generates other tokens with a cache than without.")
+    if not padded:
+        raise VerificationError("The cut model, left-padded in a batch, generates other tokens with a cache than without.")
+    return Verification(difference, difference == 0, cached, padded, sample.shape[1], str(dtype).removeprefix("torch."))
+
+
+def _generations_agree(model: nn.Module, sample: Tensor) -> tuple[bool, bool]:
+    """Whether greedy generation is the same with and without a cache: alone, and left-padded in a batch of two."""
+    single = sample[:, : min(12, sample.shape[1])]
+    pad = next((i for i in (model.config.pad_token_id, model.config.eos_token_id) if isinstance(i, int)), 0)  # type: ignore[union-attr]
+    shorter = torch.cat([torch.full_like(single[:, :4], pad), single[:, 4:]], dim=1)
+    mask = torch.ones_like(single).repeat(2, 1)
+    mask[1, :4] = 0
+    batch = torch.cat([single, shorter])
+    return (
+        _same_with_cache(model, single, torch.ones_like(single), pad),
+        _same_with_cache(model, batch, mask, pad),
+    )
+
+
+def _same_with_cache(model: nn.Module, ids: Tensor, mask: Tensor, pad: int) -> bool:
+    outputs = [
+        model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            use_cache=use_cache,
+            do_sample=False,
+            num_beams=1,
+            min_new_tokens=NEW_TOKENS,
+            max_new_tokens=NEW_TOKENS,
+            pad_token_id=pad,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        for use_cache in (True, False)
+    ]
+    with_cache, without = outputs
+    for step, (a, b) in enumerate(zip(with_cache.scores, without.scores, strict=True)):
+        new_a, new_b = (o.sequences[:, ids.shape[1] + step] for o in outputs)
+        if not torch.equal(new_a, new_b):
+            # A tie that rounding breaks is no disagreement; after it the texts part for good reason.
+            rows = (new_a != new_b).nonzero()[:, 0]
+            gap = (a.gather(1, new_a[:, None]) - a.gather(1, new_b[:, None]))[rows].abs().max().item()
+            scale = b.masked_fill(b.isinf(), 0).abs().max().item()
+            return bool(gap <= 4 * LOGIT_TOLERANCE.get(model.dtype, 1e-5) * max(scale, 1.0))  # type: ignore[call-overload, arg-type]
+    return True

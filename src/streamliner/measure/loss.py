@@ -1,0 +1,59 @@
+"""Cross-entropy of next tokens, by window, so that a mean comes with its standard error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+POSITIONS_AT_ONCE = 512
+"""Logits are widened to float32 for so many positions at a time: 512 x 262k words are half a gigabyte."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Mean next-token cross-entropy, nats per token.
+
+    Attributes:
+        per_window: the mean of each window. All windows have the same number of predictions.
+    """
+
+    per_window: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over all predictions."""
+        return fmean(self.per_window)
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of `mean` over windows; NaN for one window."""
+        n = len(self.per_window)
+        return stdev(self.per_window) / math.sqrt(n) if n > 1 else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(mean)`, infinite where that overflows."""
+        try:
+            return math.exp(self.mean)
+        except OverflowError:
+            return math.inf
+
+
+def next_token_losses(logits: Tensor, input_ids: Tensor) -> Tensor:
+    """Mean cross-entropy of each window in float32: logits (windows, tokens, words), ids (windows, tokens) -> (windows,).
+
+    Position t predicts token t + 1; the last position predicts nothing.
+    """
+    targets = input_ids[:, 1:].to(logits.device)
+    sums = torch.zeros(len(input_ids), dtype=torch.float64, device="cpu")
+    for start in range(0, targets.shape[1], POSITIONS_AT_ONCE):
+        chunk = targets[:, start : start + POSITIONS_AT_ONCE]
+        predicted = logits[:, start : start + chunk.shape[1]].float()
+        losses = functional.cross_entropy(predicted.transpose(1, 2), chunk, reduction="none")
+        sums += losses.double().sum(1).cpu()
+    return sums / targets.shape[1]

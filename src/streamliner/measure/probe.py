@@ -1,0 +1,132 @@
+"""The probe: everything that a search method may know of a model. Methods see measurements, never the model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from streamliner.blocks import Blocks, check_indices
+from streamliner.calibration import CalibrationSet
+from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses
+from streamliner.measure.similarity import Similarity, SimilaritySum
+
+
+@dataclass
+class Counters:
+    """What the measurements cost so far. What the journal remembered costs nothing."""
+
+    forwards: int = 0
+    block_forwards: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class LossMemory(Protocol):
+    """Where measured losses are kept between runs (`run.Journal`)."""
+
+    def losses(self) -> Mapping[tuple[int, ...], Loss]:
+        """All losses measured before, by the sorted tuple of removed blocks."""
+
+    def remember(self, removed: tuple[int, ...], loss: Loss) -> None:
+        """Keep one."""
+
+
+class Probe:
+    """Measurements of one model on one calibration set, memoised by removal set.
+
+    Attributes:
+        num_blocks: blocks of the dense model.
+        counters: what it cost.
+        on_progress: called with (measurements done, measurements expected) after each.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        calibration: CalibrationSet,
+        *,
+        batch_size: int = 1,
+        memory: LossMemory | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.num_blocks = len(blocks)
+        self.counters = Counters()
+        self.on_progress = on_progress
+        self._blocks = blocks
+        self._windows = calibration.windows
+        self._batch_size = batch_size
+        self._memory = memory
+        self._losses: dict[tuple[int, ...], Loss] = dict(memory.losses()) if memory else {}
+        self._similarity: Similarity | None = None
+        self._done = self._expected = 0
+
+    def expect(self, measurements: int) -> None:
+        """Announce how many more losses a search will ask for, so that progress can tell the time left."""
+        self._expected += measurements
+
+    def loss(self, removed: Iterable[int] = ()) -> Loss:
+        """Loss of the model without `removed`."""
+        key = check_indices(removed, self.num_blocks)
+        if key not in self._losses:
+            self._losses[key] = self._measure_loss(key)
+            if self._memory:
+                self._memory.remember(key, self._losses[key])
+        self._done += 1
+        if self.on_progress:
+            self.on_progress(self._done, max(self._done, self._expected))
+        return self._losses[key]
+
+    def losses_without_each(self, removed: Iterable[int], candidates: Iterable[int]) -> dict[int, Loss]:
+        """For each candidate the loss of the model without `removed` and without that block too."""
+        removed = tuple(removed)
+        return {candidate: self.loss((*removed, candidate)) for candidate in candidates}
+
+    def similarity(self) -> Similarity:
+        """Likeness of the dense model's residual streams at all pairs of depths. One pass, one batch in memory."""
+        if self._similarity is None:
+            total = SimilaritySum(self.num_blocks + 1)
+            for batch in self._batches():
+                streams: list[Tensor] = []
+                with self._blocks.watch(lambda depth, stream, out=streams: out.append(stream)):  # type: ignore[misc]
+                    self._forward(batch, ())
+                total.add(streams)
+            self._similarity = total.result()
+        return self._similarity
+
+    def divergence(self, removed: Iterable[int]) -> Loss:
+        """KL divergence of the model without `removed` from the dense one, nats per token, by window."""
+        key = check_indices(removed, self.num_blocks)
+        values: list[float] = []
+        for batch in self._batches():
+            dense, cut = self._forward(batch, ()), self._forward(batch, key)
+            sums = torch.zeros(len(batch), dtype=torch.float64)
+            for start in range(0, dense.shape[1], POSITIONS_AT_ONCE):
+                chunk = slice(start, start + POSITIONS_AT_ONCE)
+                p, q = (functional.log_softmax(logits[:, chunk].float(), -1) for logits in (dense, cut))
+                sums += (p.exp() * (p - q)).double().sum((1, 2)).cpu()
+            values += (sums / dense.shape[1]).tolist()
+        return Loss(tuple(values))
+
+    def _batches(self) -> Iterator[Tensor]:
+        return iter(self._windows.split(self._batch_size))
+
+    @torch.inference_mode()
+    def _forward(self, batch: Tensor, removed: tuple[int, ...]) -> Tensor:
+        start = time.perf_counter()
+        with self._blocks.bypass(removed):
+            logits: Tensor = self._blocks.forward(batch).logits
+        self.counters.forwards += 1
+        self.counters.block_forwards += (self.num_blocks - len(removed)) * len(batch)
+        self.counters.tokens += batch.numel()
+        self.counters.seconds += time.perf_counter() - start
+        return logits
+
+    def _measure_loss(self, removed: tuple[int, ...]) -> Loss:
+        losses = [next_token_losses(self._forward(batch, removed), batch) for batch in self._batches()]
+        return Loss(tuple(torch.cat(losses).tolist()))

@@ -1,0 +1,50 @@
+"""How alike the residual streams at any two depths are, from one pass that stores no hidden states."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TOKENS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Likeness of the residual streams at depths 0 to N, as (N+1, N+1) float64 tensors.
+
+    Attributes:
+        cosine: mean over all tokens of the cosine between the streams at two depths (LLM-Streamline, ShortGPT, SLEB).
+        angle: mean over windows of the angle at the last token, in units of pi (arXiv 2403.17887, equation 5).
+    """
+
+    cosine: Tensor
+    angle: Tensor
+
+
+class SimilaritySum:
+    """Sums over windows what `Similarity` averages. Cosines are taken in float32, their sums kept in float64."""
+
+    def __init__(self, depths: int) -> None:
+        self._cosine = torch.zeros(depths, depths, dtype=torch.float64)
+        self._angle = torch.zeros(depths, depths, dtype=torch.float64)
+        self._tokens = self._windows = 0
+
+    def add(self, streams: list[Tensor]) -> None:
+        """Add windows: the stream at each depth, each (windows, tokens, hidden...)."""
+        flat = [stream.flatten(2) for stream in streams]
+        for start in range(0, flat[0].shape[1], TOKENS_AT_ONCE):
+            chunk = slice(start, start + TOKENS_AT_ONCE)
+            units = torch.stack([functional.normalize(s[:, chunk].float(), dim=-1).flatten() for s in flat])
+            self._cosine += (units @ units.T).double().cpu()
+        last = torch.stack([functional.normalize(s[:, -1].float(), dim=-1) for s in flat], dim=1).double()
+        self._angle += torch.arccos((last @ last.mT).clamp(-1, 1)).sum(0).cpu() / math.pi
+        self._tokens += flat[0].shape[0] * flat[0].shape[1]
+        self._windows += flat[0].shape[0]
+
+    def result(self) -> Similarity:
+        """The means."""
+        return Similarity(self._cosine / self._tokens, self._angle / self._windows)
