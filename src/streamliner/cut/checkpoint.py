@@ -63,6 +63,11 @@ def cut_checkpoint(folder: Path, out: Path, config: Any, stack_path: str, remove
             shutil.copyfile(file, out / file.name)
 
 
+def read_sizes(folder: Path) -> int:
+    """Bytes of the safetensors files in `folder`."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def cut_config_file(file: Path, config: Any, removed: tuple[int, ...]) -> dict[str, Any]:
     """The content of config.json for the cut model: the user's own file, with only those keys changed that must be."""
     original = json.loads(file.read_text(encoding="utf-8"))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from streamliner.blocks import Blocks, check_indices, find_stack
+from streamliner.blocks import check_indices, find_stack
 from streamliner.cut.config import cut_config
 from streamliner.errors import UnsupportedModelError
 
@@ -40,10 +41,11 @@ def cut_model_config(config: Any, removed: tuple[int, ...]) -> Any:
     raise UnsupportedModelError(f"The config of {type(config).__name__} hides the part that describes the stack.")
 
 
-def make_shell(model_class: type, config: Any) -> nn.Module:
-    """A model of `config` with parameters on the meta device and real buffers: the structure without the weights."""
+def make_shell(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
+    """`build(config)` with parameters on the meta device and real buffers: the structure without the weights."""
     with init_empty_weights(include_buffers=False):
-        shell: nn.Module = model_class(copy.deepcopy(config))
+        shell = build(copy.deepcopy(config))
+    shell.tie_weights()  # type: ignore[operator]
     return shell
 
 

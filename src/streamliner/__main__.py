@@ -1,0 +1,5 @@
+"""`python -m streamliner`."""
+
+from streamliner.cli import main
+
+main()

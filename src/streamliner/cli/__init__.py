@@ -1,0 +1,62 @@
+"""The command line: one short file per verb. It parses, calls the API and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from streamliner._version import __version__
+from streamliner.cli import cut, inspect, methods, prune, search
+from streamliner.cli.console import error_console
+from streamliner.errors import StreamlinerError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make a language model shallower: find the blocks it can do without, take them out, prove what it cost.\n\n"
+    "Start with: streamliner inspect MODEL, then streamliner prune MODEL --remove 20% -o OUT. "
+    "A MODEL is a hub id, a folder or a GGUF file.",
+)
+for verb in (inspect.inspect, search.search, cut.cut, prune.prune, methods.methods):
+    app.command()(verb)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line tool. Exit status 0 fine, 1 failure, 2 the user's mistake."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments)
+    except StreamlinerError as error:
+        if "--json" in arguments:
+            print(json.dumps({"error": str(error.args[0]), "hint": error.hint}))
+        error_console.print(f"[bold red]Error:[/] {_escaped(str(error.args[0]))}", highlight=False, soft_wrap=True)
+        if error.hint:
+            error_console.print(_escaped(error.hint), highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        error_console.print("Stopped. What was measured is kept: the same command continues.")
+        sys.exit(130)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

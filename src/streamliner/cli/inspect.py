@@ -1,0 +1,51 @@
+"""`streamliner inspect`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamliner.cli import options
+from streamliner.cli.console import console, human_bytes, print_json
+
+
+def inspect(
+    model: options.Model,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    json: options.Json = False,
+) -> None:
+    """Show what a model is, which blocks can be removed and what that saves. Reads no weights."""
+    from streamliner import pipeline
+
+    settings = options.model_settings(model, revision, trust_remote_code, "auto", None)
+    with pipeline.silenced_transformers():
+        result = pipeline.inspect_model(pipeline.open_session(settings))
+    if json:
+        print_json(result)
+    else:
+        _print(result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    share = result["parameters_in_blocks"] / result["parameters"]
+    console.print(f"[bold]{result['model']}[/]: {result['architecture']} ({result['model_type']})")
+    console.print(
+        f"{result['num_blocks']} blocks in {result['stack']}, hidden size {result['hidden_size']}, "
+        f"{result['vocab_size']:,} words"
+    )
+    console.print(
+        f"{result['parameters']:,} parameters, {share:.0%} of them in blocks; weight files: {human_bytes(result['bytes'])}"
+    )
+    table = Table("block", "kind", "parameters", "of the model", "removable")
+    for block in result["blocks"]:
+        reason = result["not_removable"].get(str(block["index"]))
+        table.add_row(
+            str(block["index"]),
+            block["kind"],
+            f"{block['parameters']:,}",
+            f"{block['parameters'] / result['parameters']:.2%}",
+            "yes" if reason is None else f"no: {reason}",
+        )
+    console.print(table)

@@ -1,0 +1,459 @@
+"""The verbs as functions: search a model, cut it, inspect it. The command line only parses, calls these and prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from streamliner import models
+from streamliner.blocks import Blocks, check_indices, find_stack
+from streamliner.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet, make_calibration_set
+from streamliner.cut import cut_checkpoint, cut_config, cut_model, output_folder, verify
+from streamliner.cut.checkpoint import read_sizes
+from streamliner.cut.config import with_legacy_rope
+from streamliner.cut.model import check_fingerprints, cut_model_config, make_shell
+from streamliner.cut.output import MARK, check_output
+from streamliner.cut.verify import bypass_logits
+from streamliner.errors import RemovalError, TextError, UnsupportedModelError
+from streamliner.measure import Counters, Probe
+from streamliner.run import Journal, check_run_folder, environment, write_json
+from streamliner.search import (
+    Frontier,
+    Plan,
+    check_plan,
+    make_method,
+    make_plan,
+    model_identity,
+    parse_increase,
+    parse_remove,
+    search,
+)
+from streamliner.search.registry import check_limit
+from streamliner.sources import Text, read_text
+
+SAMPLE_TOKENS = 256
+
+
+class Reporter(Protocol):
+    """Where messages and progress go."""
+
+    def say(self, message: str) -> None:
+        """Tell the user something."""
+
+    def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """A context that gives a function to call with (done, total)."""
+
+
+class Silent:
+    """A reporter for use as a library: says nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Nothing."""
+        return nullcontext(lambda done, total: None)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and how to load it (`models.locate`, `models.load_model`)."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What to search and on which text.
+
+    Attributes:
+        remove: "7" or "20%"; None for as many as `max_perplexity_increase` allows.
+        max_perplexity_increase: such as "10%", on the calibration set.
+        method: name, or path/to/file.py:Class.
+        method_settings: its hyper-parameters by name.
+        calibration: a SOURCE; None for SLEB's WikiText-2 where the hub may be asked, else python-docs.
+        sequence_length: None for 2048, or the model's limit if that is less.
+    """
+
+    remove: str | None = None
+    max_perplexity_increase: str | None = None
+    method: str = "sleb"
+    method_settings: dict[str, Any] = field(default_factory=dict)
+    calibration: str | None = None
+    num_samples: int = NUM_SAMPLES
+    sequence_length: int | None = None
+    batch_size: int = 1
+    seed: int = 0
+
+
+@dataclass
+class Session:
+    """A model at work: its source, its config, and once loaded its blocks."""
+
+    settings: ModelSettings
+    source: models.ModelSource
+    config: Any
+    blocks: Blocks | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the dense model, from its config."""
+        count = getattr(self.config.get_text_config(decoder=True), "num_hidden_layers", None)
+        if not isinstance(count, int) or count < 1:
+            raise UnsupportedModelError(
+                f"{self.source.name} has no stack of blocks: its config ({self.config.model_type}) has no num_hidden_layers."
+            )
+        return count
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a plan must agree with."""
+        return model_identity(self.source.name, self.config.get_text_config(decoder=True))
+
+    def load(self, reporter: Reporter) -> Blocks:
+        """The blocks of the loaded model; loads it the first time."""
+        if self.blocks is None:
+            reporter.say(f"Loading {self.source.name} ...")
+            model = models.load_model(self.source, dtype=self.settings.dtype, device=self.settings.device)
+            self.blocks = Blocks(model)
+            reporter.say(f"{len(self.blocks)} blocks in {self.blocks.path}, {model.dtype} on {self.blocks.device}.")
+        return self.blocks
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found and what it cost."""
+
+    plan: Plan
+    frontier: Frontier
+    counters: Counters
+    calibration: CalibrationSet
+
+
+def open_session(settings: ModelSettings) -> Session:
+    """Find the model and read its config; no weights yet."""
+    source = models.locate(
+        settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+    )
+    return Session(settings, source, models.load_config(source))
+
+
+def search_model(
+    session: Session,
+    settings: SearchSettings,
+    run_folder: str | Path,
+    *,
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+) -> SearchResult:
+    """Search for the blocks to remove; writes run.json, journal.jsonl, frontier.json and plan.json into `run_folder`.
+
+    Everything that can be wrong with the request is found before weights are loaded or files written. A run that was
+    killed continues from its journal.
+
+    Raises:
+        UserError: what was asked for cannot be done; the message says why.
+    """
+    reporter = reporter or Silent()
+    method = make_method(settings.method, settings.method_settings)
+    folder = check_run_folder(run_folder)
+    limit, increase = _limits(settings, method, session.num_blocks)
+    calibration = _calibrate(session, settings, reporter)
+    blocks = session.load(reporter)
+    identity = {
+        "model": session.identity | {"weights": weights_hash(blocks.model)},
+        "calibration": calibration.provenance["sha256"],
+        "dtype": str(next(blocks.model.parameters()).dtype),
+        "method": settings.method,
+        "method_settings": dataclasses.asdict(method),  # type: ignore[call-overload]
+    }
+    journal = Journal(folder, identity, overwrite=overwrite)
+    if journal.losses():
+        reporter.say(f"Continuing the run in {folder}: {len(journal.losses())} losses are known already.")
+    write_json(
+        folder / "run.json",
+        {
+            "schema_version": 1,
+            "identity": identity,
+            "model": dataclasses.asdict(session.settings),
+            "search": dataclasses.asdict(settings),
+            "calibration": calibration.provenance,
+        }
+        | environment(),
+    )
+    with reporter.progress(f"Searching ({settings.method})") as progress:
+        probe = Probe(blocks, calibration, batch_size=settings.batch_size, memory=journal, on_progress=progress)
+        frontier = search(probe, method, settings.method, limit, increase)
+    plan = make_plan(frontier, session.identity, session.num_blocks, calibration.provenance)
+    write_json(folder / "frontier.json", {"schema_version": 1} | dataclasses.asdict(frontier))
+    write_json(folder / "plan.json", plan.to_json())
+    return SearchResult(plan, frontier, probe.counters, calibration)
+
+
+def cut_to_folder(
+    session: Session,
+    plan: Plan,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    verified: bool = True,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Write the cut checkpoint, verify it, and only then let `out` appear. The session's model is given up.
+
+    Returns:
+        JSON value: removed, blocks, parameters and bytes before and after, verification.
+    """
+    reporter = reporter or Silent()
+    check_plan(plan, session.identity, session.num_blocks)
+    removed = check_indices(plan.removed, session.num_blocks)
+    if not removed:
+        raise RemovalError("The plan removes no block.")
+    check_output(out, overwrite=overwrite, model_folder=session.source.path or None)
+    sizes = _check_structure(session, removed)
+    expected = sample = None
+    if verified:
+        blocks = session.load(reporter)
+        sample = sample_tokens(session.config)
+        expected = bypass_logits(blocks, removed, sample)
+        dtype, device = blocks.model.dtype, blocks.device
+    verification = None
+    with output_folder(out, overwrite=overwrite) as partial:
+        reporter.say(f"Writing {out} ...")
+        _write_checkpoint(session, removed, partial, reporter)
+        sizes |= {"bytes_after": read_sizes(partial)}
+        session.blocks = None  # make room: from here on only the cut model is needed
+        if expected is not None and sample is not None:
+            reporter.say("Verifying: reload, logits against bypass, generation with and without cache ...")
+            verification = verify(partial, expected, sample, dtype=dtype, device=device).to_json()
+        result = {"removed": list(removed), "verification": verification} | sizes
+        write_json(partial / MARK, plan.to_json() | {"cut": result})
+        _write_model_card(partial, session, plan, result)
+    return result | {"output": str(out)}
+
+
+def prune_model(
+    session: Session,
+    settings: SearchSettings,
+    out: str | Path,
+    run_folder: str | Path,
+    *,
+    overwrite: bool = False,
+    verified: bool = True,
+    reporter: Reporter | None = None,
+) -> tuple[SearchResult, dict[str, Any]]:
+    """`search_model`, then `cut_to_folder` with the plan that it found."""
+    check_output(out, overwrite=overwrite, model_folder=session.source.path or None)
+    found = search_model(session, settings, run_folder, overwrite=overwrite, reporter=reporter)
+    return found, cut_to_folder(session, found.plan, out, overwrite=overwrite, verified=verified, reporter=reporter)
+
+
+def save_as_folder(session: Session, out: str | Path, *, reporter: Reporter | None = None) -> None:
+    """Write a GGUF model, dequantised, as an ordinary folder with safetensors and tokenizer files, uncut."""
+    with output_folder(out) as partial:
+        _write_rebuilt(session, (), partial, reporter or Silent())
+
+
+def manual_plan(session: Session, blocks: tuple[int, ...]) -> Plan:
+    """A plan of blocks that the user named."""
+    return Plan(check_indices(blocks, session.num_blocks), session.num_blocks, session.identity)
+
+
+def inspect_model(session: Session) -> dict[str, Any]:
+    """What the model is, what can be removed and what that saves; from the config alone, no weights are read."""
+    text = session.config.get_text_config(decoder=True)
+    shell = _shell(session.config)
+    path, modules = find_stack(shell)
+    kinds = getattr(text, "layer_types", None) or [type(module).__name__ for module in modules]
+    complete = text.to_dict()
+    refusals: dict[str, str] = {}
+    for index in range(len(modules)):
+        try:
+            cut_config(complete, (index,), len(modules))
+        except UnsupportedModelError as error:
+            refusals[str(index)] = str(error.args[0])
+    total = _parameters(shell)
+    per_block = [_parameters(module) for module in modules]
+    return {
+        "model": session.source.name,
+        "kind": session.source.kind,
+        "architecture": type(shell).__name__,
+        "model_type": text.model_type,
+        "stack": path,
+        "num_blocks": len(modules),
+        "hidden_size": text.hidden_size,
+        "vocab_size": text.vocab_size,
+        "parameters": total,
+        "bytes": _checkpoint_bytes(session),
+        "parameters_in_blocks": sum(per_block),
+        "blocks": [
+            {"index": i, "kind": kind, "parameters": count}
+            for i, (kind, count) in enumerate(zip(kinds, per_block, strict=True))
+        ],
+        "not_removable": refusals,
+    }
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and up to 256 evenly spread values of every tensor: tells fine-tunes apart."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(flat[:: max(1, len(flat) // 256)][:256].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sample_tokens(config: Any) -> torch.Tensor:
+    """Token ids to verify on, (1, tokens): seeded, of ordinary words."""
+    text = config.get_text_config(decoder=True)
+    length = min(SAMPLE_TOKENS, (getattr(text, "max_position_embeddings", None) or SAMPLE_TOKENS) // 2)
+    generator = torch.Generator().manual_seed(0)
+    low = min(8, text.vocab_size // 2)
+    return torch.randint(low, text.vocab_size, (1, length), generator=generator)
+
+
+def _limits(settings: SearchSettings, method: Any, num_blocks: int) -> tuple[int | None, float | None]:
+    if settings.remove is None and settings.max_perplexity_increase is None:
+        raise RemovalError("How many blocks shall go?", "Add --remove 20%, or --max-perplexity-increase 10%.")
+    limit = None if settings.remove is None else parse_remove(settings.remove, num_blocks)
+    increase = None if settings.max_perplexity_increase is None else parse_increase(settings.max_perplexity_increase)
+    check_limit(method, num_blocks, 1 if limit is None else limit)
+    return limit, increase
+
+
+def _calibrate(session: Session, settings: SearchSettings, reporter: Reporter) -> CalibrationSet:
+    most = getattr(session.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    length = settings.sequence_length or min(SEQUENCE_LENGTH, most or SEQUENCE_LENGTH)
+    if most and length > most:
+        raise TextError(
+            f"--sequence-length {length} is more than the {most} positions of {session.source.name}.",
+            f"Use {most} or less.",
+        )
+    text = _calibration_text(session, settings.calibration, reporter)
+    reporter.say(f"Reading the tokenizer of {session.source.name} ...")
+    calibration = make_calibration_set(
+        text,
+        models.load_tokenizer(session.source),
+        num_samples=settings.num_samples,
+        sequence_length=length,
+        seed=settings.seed,
+    )
+    reporter.say(f"Calibration set: {calibration}.")
+    if len(calibration.windows) < settings.num_samples:
+        reporter.say(f"The text fills {len(calibration.windows)} windows of the {settings.num_samples} asked for.")
+    return calibration
+
+
+def _calibration_text(session: Session, source: str | None, reporter: Reporter) -> Text:
+    if source is not None:
+        return read_text(source)
+    if session.source.kind != "hub":
+        reporter.say(
+            "Calibrating on python-docs, which needs no network. SLEB's own text: --calibration wikitext2 (from the hub)."
+        )
+        return read_text("python-docs")
+    try:
+        return read_text("wikitext2")
+    except (TextError, ImportError) as error:
+        reporter.say(f"{error.args[0]} Calibrating on python-docs instead.")
+        return read_text("python-docs")
+
+
+def _shell(config: Any) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    clean = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
+    try:
+        return make_shell(AutoModelForCausalLM.from_config, clean)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{config.model_type} is not a causal language model that transformers knows.",
+            "streamliner cuts what AutoModelForCausalLM loads.",
+        ) from error
+
+
+def _check_structure(session: Session, removed: tuple[int, ...]) -> dict[str, Any]:
+    """Compare fingerprints of all kept blocks on shells without weights; returns sizes."""
+    dense = _shell(session.config)
+    cut = make_shell(type(dense), cut_model_config(dense.config, removed))
+    check_fingerprints(dense, cut, removed)
+    return {
+        "blocks_before": session.num_blocks,
+        "blocks_after": session.num_blocks - len(removed),
+        "parameters_before": _parameters(dense),
+        "parameters_after": _parameters(cut),
+        "bytes_before": _checkpoint_bytes(session),
+    }
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _checkpoint_bytes(session: Session) -> int | None:
+    """Size of the weight files; None for a hub model that is not here yet."""
+    if session.source.kind == "gguf":
+        return (Path(session.source.path) / session.source.gguf_file).stat().st_size
+    return read_sizes(Path(session.source.path)) if session.source.kind == "folder" else None
+
+
+def _write_checkpoint(session: Session, removed: tuple[int, ...], partial: Path, reporter: Reporter) -> None:
+    if session.source.kind != "gguf":
+        folder = models.checkpoint_folder(session.source)
+        stack_path = find_stack(_shell(session.config))[0]
+        cut_checkpoint(folder, partial, session.config, stack_path, removed)
+    else:
+        _write_rebuilt(session, removed, partial, reporter)
+
+
+def _write_rebuilt(session: Session, removed: tuple[int, ...], partial: Path, reporter: Reporter) -> None:
+    cut = cut_model(session.load(reporter).model, removed)
+    cut.save_pretrained(partial)  # type: ignore[operator]
+    config_file = partial / "config.json"
+    write_json(config_file, with_legacy_rope(json.loads(config_file.read_text(encoding="utf-8"))))
+    models.load_tokenizer(session.source).save_pretrained(partial)
+
+
+def _write_model_card(folder: Path, session: Session, plan: Plan, result: dict[str, Any]) -> None:
+    card = folder / "README.md"
+    if card.exists():
+        card.rename(folder / "README.dense.md")
+    losses = ""
+    if plan.loss is not None and plan.dense_loss is not None and plan.calibration:
+        losses = f"\nCalibration loss ({plan.calibration['source']}): {plan.dense_loss:.4f} before, {plan.loss:.4f} after.\n"
+    card.write_text(
+        f"---\nlibrary_name: transformers\nbase_model: {session.source.name}\n---\n\n"
+        f"# {Path(session.source.name).name} without {len(plan.removed)} of {plan.num_blocks} blocks\n\n"
+        f"Removed blocks (0-based): {', '.join(map(str, plan.removed))}. Method: {plan.method}.\n{losses}\n"
+        f"Parameters: {result['parameters_before']:,} before, {result['parameters_after']:,} after.\n"
+        "Made with streamliner; `streamliner.json` holds the plan. The licence is that of the base model.\n",
+        encoding="utf-8",
+    )
+
+
+@contextmanager
+def silenced_transformers() -> Iterator[None]:
+    """Keep transformers' own bars and advice off the terminal: the reporter speaks."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
