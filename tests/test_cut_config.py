@@ -1,0 +1,58 @@
+"""The config rules, each by a small example."""
+
+from __future__ import annotations
+
+import pytest
+
+from streamliner.cut.config import REFUSED, cut_config, with_legacy_rope
+from streamliner.errors import UnsupportedModelError
+
+
+@pytest.mark.parametrize(
+    ("config", "removed", "expected"),
+    [
+        ({"num_hidden_layers": 4, "n_layer": 4, "num_layers": 9}, (1,), {"num_hidden_layers": 3, "n_layer": 3, "num_layers": 9}),
+        ({"layer_types": ["a", "b", "c", "d"]}, (0, 2), {"layer_types": ["b", "d"]}),
+        ({"no_rope_layers": [1, 1, 0, 1]}, (2,), {"no_rope_layers": [1, 1, 1]}),
+        ({"mlp_only_layers": [0, 3]}, (0,), {"mlp_only_layers": [2]}),
+        ({"moe_layers": [0, 1, 2, 3]}, (1,), {"moe_layers": [0, 1, 2]}),
+        ({"first_k_dense_replace": 2}, (1, 3), {"first_k_dense_replace": 1}),
+        ({"max_window_layers": 28}, (1,), {"max_window_layers": 3}),
+        (
+            {"decoder_sparse_step": 2, "mlp_only_layers": [3]},
+            (0,),
+            {"decoder_sparse_step": 1, "mlp_only_layers": [1, 2]},
+        ),
+        ({"num_nextn_predict_layers": 1}, (0,), {"num_nextn_predict_layers": 0}),
+        ({"eos_token_id": [1, 2, 3, 4]}, (0,), {"eos_token_id": [1, 2, 3, 4]}),
+        ({"layer_types": None}, (0,), {"layer_types": None}),
+    ],
+)
+def test_rules(config, removed, expected):
+    before = repr(config)
+    assert cut_config(config, removed, 4) == expected
+    assert repr(config) == before
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_keys_without_a_rule_are_refused_by_name(key):
+    with pytest.raises(UnsupportedModelError, match=key):
+        cut_config({key: 7}, (1,), 4)
+
+
+def test_an_unknown_list_with_an_entry_per_block_is_refused():
+    with pytest.raises(UnsupportedModelError, match="block_sizes has 4 entries"):
+        cut_config({"block_sizes": [1, 2, 3, 4]}, (1,), 4)
+
+
+def test_a_list_of_the_wrong_length_is_refused():
+    with pytest.raises(UnsupportedModelError, match="layer_types has 3 entries for 4 blocks"):
+        cut_config({"layer_types": ["a"] * 3}, (1,), 4)
+
+
+def test_legacy_rope():
+    assert with_legacy_rope({"rope_parameters": {"rope_theta": 5e5}})["rope_theta"] == 5e5
+    nested = {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}}
+    assert with_legacy_rope(nested) | nested == nested | {"rope_theta": 1e6, "rope_local_base_freq": 1e4}
+    assert with_legacy_rope({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 2.0}})["rope_theta"] == 1.0
+    assert with_legacy_rope({}) == {}
