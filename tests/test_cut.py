@@ -1,0 +1,207 @@
+"""Cutting: in memory and on disk, for every family, against bypass; and outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from families import FAMILIES, make_model
+from safetensors.torch import load_file, save_file
+
+from streamliner.blocks import Blocks
+from streamliner.cut import cut_checkpoint, cut_model, output_folder, verify
+from streamliner.cut.checkpoint import stack_prefix
+from streamliner.cut.model import check_fingerprints, make_shell
+from streamliner.cut.verify import bypass_logits
+from streamliner.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
+
+REMOVALS = [(2,), (1, 3), (0,), (5,), (0, 1, 5)]
+SAMPLE = torch.randint(2, 128, (1, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cut_in_memory_and_on_disk_equal_bypass_to_the_bit(family, tmp_path):
+    model = make_model(family)
+    blocks = Blocks(model)
+    model.save_pretrained(tmp_path / "dense", max_shard_size="40KB")
+    assert len(list((tmp_path / "dense").glob("*.safetensors"))) > 1
+    for number, removed in enumerate(REMOVALS):
+        expected = bypass_logits(blocks, removed, SAMPLE)
+        cut = cut_model(model, removed)
+        with torch.inference_mode():
+            assert torch.equal(cut(input_ids=SAMPLE, use_cache=False).logits, expected)
+        on_disk = tmp_path / f"disk{number}"
+        on_disk.mkdir()
+        cut_checkpoint(tmp_path / "dense", on_disk, model.config, blocks.path, removed)
+        assert verify(on_disk, expected, SAMPLE, dtype=torch.float32).exact
+        cut.save_pretrained(tmp_path / f"memory{number}")
+        assert verify(tmp_path / f"memory{number}", expected, SAMPLE, dtype=torch.float32).exact
+        with torch.inference_mode(), blocks.bypass(removed):
+            assert torch.equal(blocks.forward(SAMPLE).logits, expected), "cutting changed the dense model"
+
+
+OUTSIDER = """
+import sys, torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+for folder in sys.argv[1:]:
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), (folder, info)
+    saved = load_file(folder + ".expected")
+    with torch.inference_mode():
+        logits = model.eval()(input_ids=saved["ids"]).logits
+    assert torch.equal(logits, saved["logits"]), folder
+    ids = saved["ids"][:, :8].repeat(2, 1)
+    mask = torch.ones_like(ids)
+    ids[1, :3], mask[1, :3] = 1, 0
+    for kwargs in ({"input_ids": ids[:1]}, {"input_ids": ids, "attention_mask": mask}):
+        out = [model.generate(**kwargs, use_cache=c, do_sample=False, min_new_tokens=6, max_new_tokens=6, pad_token_id=1)
+               for c in (True, False)]
+        assert torch.equal(*out), folder
+assert "streamliner" not in sys.modules
+"""
+
+
+def test_plain_transformers_loads_every_family(tmp_path):
+    """In a process that knows nothing of streamliner: clean keys, equal logits, generation with cache as without."""
+    folders = []
+    for family in FAMILIES:
+        model = make_model(family)
+        blocks = Blocks(model)
+        model.save_pretrained(tmp_path / f"{family}-dense")
+        folder = tmp_path / family
+        folder.mkdir()
+        cut_checkpoint(tmp_path / f"{family}-dense", folder, model.config, blocks.path, (1, 4))
+        logits = bypass_logits(blocks, (1, 4), SAMPLE)
+        save_file({"ids": SAMPLE, "logits": logits.clone()}, f"{folder}.expected")
+        folders.append(str(folder))
+    subprocess.run([sys.executable, "-c", OUTSIDER, *folders], check=True, timeout=300)
+
+
+def test_multi_token_prediction_blocks_go(tmp_path):
+    model = make_model("deepseek_v3")
+    model.save_pretrained(tmp_path / "dense")
+    tensors = load_file(tmp_path / "dense" / "model.safetensors")
+    extra = {name.replace("layers.5.", "layers.6."): t.clone() for name, t in tensors.items() if "layers.5." in name}
+    save_file(tensors | extra, tmp_path / "dense" / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "cut").mkdir()
+    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", model.config, "model.layers", (1,))
+    names = load_file(tmp_path / "cut" / "model.safetensors")
+    assert not any("layers.5." in name or "layers.6." in name for name in names)
+    assert json.loads((tmp_path / "cut" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    expected = bypass_logits(Blocks(model), (1,), SAMPLE)
+    assert verify(tmp_path / "cut", expected, SAMPLE, dtype=torch.float32).exact
+
+
+def test_bytes_of_any_dtype_come_along_and_other_files_are_copied(tmp_path):
+    """Tensors are renamed, not read: an 8-bit float or an unknown helper tensor passes untouched."""
+    model = make_model("llama")
+    model.save_pretrained(tmp_path / "dense")
+    file = tmp_path / "dense" / "model.safetensors"
+    tensors = load_file(file)
+    extra = {f"model.layers.{i}.self_attn.q_proj.scale": torch.full((3,), float(i)).to(torch.float8_e4m3fn) for i in range(6)}
+    save_file(tensors | extra, file, metadata={"format": "pt", "note": "kept"})
+    (tmp_path / "dense" / "tokenizer.model").write_bytes(b"\x00\x01verbatim")
+    (tmp_path / "dense" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "cut").mkdir()
+    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", model.config, "model.layers", (1, 2))
+    cut = load_file(tmp_path / "cut" / "model.safetensors")
+    for new, old in enumerate((0, 3, 4, 5)):
+        assert cut[f"model.layers.{new}.self_attn.q_proj.scale"].float().tolist() == [old] * 3
+    assert (tmp_path / "cut" / "tokenizer.model").read_bytes() == b"\x00\x01verbatim"
+    assert (tmp_path / "cut" / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert len(cut) == len(tensors) + 6 - 2 * (len([n for n in tensors if "layers.0." in n]) + 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["model.layers.{}.a", "lm_head.weight"], "model.layers"),
+        (["layers.{}.a"], "layers"),
+        (["decoder.layers.{}.a"], "decoder.layers"),
+        (["language_model.model.layers.{}.a", "vision.encoder.layers.{}.a"], "language_model.model.layers"),
+        (["model.layers.{}.mlp.experts.layers.0.w"], "model.layers"),
+    ],
+)
+def test_the_stack_is_found_on_disk(names, expected):
+    assert stack_prefix([n.format(i) for n in names for i in range(3)], "model.layers", 3) == expected
+
+
+def test_a_checkpoint_with_other_names_is_refused():
+    with pytest.raises(UnsupportedModelError, match="are not found in the checkpoint"):
+        stack_prefix(["blocks.0.a", "blocks.1.a"], "model.layers", 2)
+
+
+@pytest.mark.parametrize("damage", ["short list", "shuffled kinds", "index kept"])
+def test_a_wrong_rebuild_is_caught_before_writing(damage):
+    """Fingerprints see what a wrong config rule would do to the kept blocks."""
+    model = make_model("gemma3" if damage != "index kept" else "qwen3_moe")
+    kept = [0, 1, 2, 3, 4]
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.num_hidden_layers = 5
+    if damage == "shuffled kinds":
+        config.layer_types = ["full_attention"] + model.config.layer_types[1:5]
+    elif damage == "short list":
+        config.layer_types = model.config.layer_types[1:]
+    else:
+        config.mlp_only_layers = [0, 3]
+    del kept
+    with pytest.raises(UnsupportedModelError, match=r"Block \d would not be the same block"):
+        check_fingerprints(make_shell(type(model), model.config), make_shell(type(model), config), (5,))
+
+
+def test_verification_sees_a_wrong_weight(tmp_path):
+    model = make_model("llama")
+    expected = bypass_logits(Blocks(model), (2,), SAMPLE)
+    cut = cut_model(model, (3,))
+    cut.save_pretrained(tmp_path)
+    with pytest.raises(VerificationError, match="logits"):
+        verify(tmp_path, expected, SAMPLE, dtype=torch.float32)
+
+
+def test_verification_sees_missing_tensors(tmp_path):
+    model = make_model("llama")
+    cut_model(model, (2,)).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.4.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(VerificationError, match="missing keys"):
+        verify(tmp_path, bypass_logits(Blocks(model), (2,), SAMPLE), SAMPLE, dtype=torch.float32)
+
+
+def test_an_index_cannot_name_files_outside_its_folder(tmp_path):
+    model = make_model("llama")
+    model.save_pretrained(tmp_path / "dense", max_shard_size="40KB")
+    index = tmp_path / "dense" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["lm_head.weight"] = "../secret.safetensors"
+    index.write_text(json.dumps(content))
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(ModelError, match="outside its folder"):
+        cut_checkpoint(tmp_path / "dense", tmp_path / "cut", model.config, "model.layers", (1,))
+
+
+def test_an_output_folder_appears_at_the_end_and_errors_leave_nothing(tmp_path):
+    out = tmp_path / "a" / "out"
+    with pytest.raises(RuntimeError), output_folder(out) as partial:
+        (partial / "x").write_text("half")
+        assert not out.exists()
+        raise RuntimeError
+    assert list((tmp_path / "a").iterdir()) == []
+    stale = tmp_path / "a" / ".out.partial-999999999"
+    stale.mkdir()
+    with output_folder(out) as partial:
+        (partial / "streamliner.json").write_text("{}")
+        assert not stale.exists()
+    assert (out / "streamliner.json").exists()
+    with pytest.raises(OutputError, match="exists"), output_folder(out):
+        pass
+    with output_folder(out, overwrite=True) as partial:
+        (partial / "new").write_text("")
+    assert [file.name for file in out.iterdir()] == ["new"]
+    with pytest.raises(OutputError, match="did not write it"), output_folder(out, overwrite=True):
+        pass
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["out"]
