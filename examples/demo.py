@@ -101,9 +101,17 @@ def tokens_per_second(model: Any, window: torch.Tensor) -> tuple[float, float]:
 def print_results(found: Any, result: dict[str, Any], measured: dict[str, dict[str, Any]]) -> None:
     dense, cut = measured["dense"], measured["cut"]
     table = Table("", "dense", "cut", title=f"{NAME} without blocks {', '.join(map(str, found.plan.order))} (in order)")
-    table.add_row("calibration perplexity (python-docs)", *(f"{torch.tensor(v).exp():.2f}" for v in (found.plan.dense_loss, found.plan.loss)))
-    table.add_row("perplexity on text not seen (python-docs:test)", *(f"{m['loss'].perplexity:.2f}" for m in (dense, cut)))
-    table.add_row("  loss, nats per token, with standard error", *(f"{m['loss'].mean:.3f} ± {m['loss'].standard_error:.3f}" for m in (dense, cut)))
+    table.add_row(
+        "calibration perplexity (python-docs)",
+        *(f"{torch.tensor(v).exp():.2f}" for v in (found.plan.dense_loss, found.plan.loss)),
+    )
+    table.add_row(
+        "perplexity on text not seen (python-docs:test)", *(f"{m['loss'].perplexity:.2f}" for m in (dense, cut))
+    )
+    table.add_row(
+        "  loss, nats per token, with standard error",
+        *(f"{m['loss'].mean:.3f} ± {m['loss'].standard_error:.3f}" for m in (dense, cut)),
+    )
     for name in ("blocks", "parameters"):
         table.add_row(name, f"{result[f'{name}_before']:,}", f"{result[f'{name}_after']:,}")
     table.add_row("bytes", human_bytes(result["bytes_before"]), human_bytes(result["bytes_after"]))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import FAMILIES, make_model
 from torch import nn
 
+from families import FAMILIES, make_model
 from streamliner.blocks import Blocks
 from streamliner.errors import RemovalError, UnsupportedModelError
 

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from conftest import TINY
 from families import make_model
-
 from streamliner.cli import main
 
 QUICK = ["--num-samples", "2", "--sequence-length", "64"]
@@ -198,7 +198,11 @@ ERRORS = {
     "short text": (changed(PRUNE, "--calibration", "TEXT"), "too few for one window of 64", None),
     "no samples": (changed(PRUNE, **{"num-samples": "0"}), "at least 1", None),
     "a window of one token": (changed(PRUNE, **{"sequence-length": "1"}), "at least 2", None),
-    "a window past the positions": (changed(PRUNE, **{"sequence-length": "4096"}), "more than the 1024 positions", None),
+    "a window past the positions": (
+        changed(PRUNE, **{"sequence-length": "4096"}),
+        "more than the 1024 positions",
+        None,
+    ),
     "unknown split": (changed(PRUNE, "--calibration", "python-docs:dev"), "splits train and test", None),
     "no such block": (changed(CUT, blocks="3,12"), "no block 12", None),
     "a block twice": (changed(CUT, blocks="3,3"), "named twice", None),
@@ -233,7 +237,12 @@ def test_errors_of_the_user_end_in_a_sentence(name, capsys, tmp_path):
     (tmp_path / "PLAN").write_text(json.dumps(BAD_PLAN))
     model = broken_model(tmp_path / "MODEL", damage or (lambda folder: None))
     before = snapshot(tmp_path)
-    places = {"MODEL": model, "OUT": tmp_path / "OUT", "BADGGUF": tmp_path / "bad.gguf", "EMPTY/../TAKEN": tmp_path / "TAKEN"}
+    places = {
+        "MODEL": model,
+        "OUT": tmp_path / "OUT",
+        "BADGGUF": tmp_path / "bad.gguf",
+        "EMPTY/../TAKEN": tmp_path / "TAKEN",
+    }
     places |= {key: tmp_path / key for key in ("EMPTY", "TAKEN", "TEXT", "BLANK", "PLAN")}
     places["TEXT/out"] = tmp_path / "TEXT" / "out"
     _, err = run(capsys, *(places.get(argument, argument) for argument in arguments), status=2)

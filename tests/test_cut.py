@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-from families import FAMILIES, make_model
 from safetensors.torch import load_file, save_file
 
+from families import FAMILIES, make_model
 from streamliner.blocks import Blocks
 from streamliner.cut import cut_checkpoint, cut_model, output_folder, verify
 from streamliner.cut.checkpoint import stack_prefix
@@ -58,7 +58,7 @@ for folder in sys.argv[1:]:
     mask = torch.ones_like(ids)
     ids[1, :3], mask[1, :3] = 1, 0
     for kwargs in ({"input_ids": ids[:1]}, {"input_ids": ids, "attention_mask": mask}):
-        out = [model.generate(**kwargs, use_cache=c, do_sample=False, min_new_tokens=6, max_new_tokens=6, pad_token_id=1)
+        out = [model.generate(**kwargs, use_cache=c, do_sample=False, min_new_tokens=6, max_new_tokens=6)
                for c in (True, False)]
         assert torch.equal(*out), folder
 assert "streamliner" not in sys.modules
@@ -102,7 +102,9 @@ def test_bytes_of_any_dtype_come_along_and_other_files_are_copied(tmp_path):
     model.save_pretrained(tmp_path / "dense")
     file = tmp_path / "dense" / "model.safetensors"
     tensors = load_file(file)
-    extra = {f"model.layers.{i}.self_attn.q_proj.scale": torch.full((3,), float(i)).to(torch.float8_e4m3fn) for i in range(6)}
+    extra = {
+        f"model.layers.{i}.self_attn.q_proj.scale": torch.full((3,), float(i)).to(torch.float8_e4m3fn) for i in range(6)
+    }
     save_file(tensors | extra, file, metadata={"format": "pt", "note": "kept"})
     (tmp_path / "dense" / "tokenizer.model").write_bytes(b"\x00\x01verbatim")
     (tmp_path / "dense" / "chat_template.jinja").write_text("{{ messages }}")
@@ -139,16 +141,14 @@ def test_a_checkpoint_with_other_names_is_refused():
 def test_a_wrong_rebuild_is_caught_before_writing(damage):
     """Fingerprints see what a wrong config rule would do to the kept blocks."""
     model = make_model("gemma3" if damage != "index kept" else "qwen3_moe")
-    kept = [0, 1, 2, 3, 4]
     config = type(model.config).from_dict(model.config.to_dict())
     config.num_hidden_layers = 5
     if damage == "shuffled kinds":
-        config.layer_types = ["full_attention"] + model.config.layer_types[1:5]
+        config.layer_types = ["full_attention", *model.config.layer_types[1:5]]
     elif damage == "short list":
         config.layer_types = model.config.layer_types[1:]
     else:
         config.mlp_only_layers = [0, 3]
-    del kept
     with pytest.raises(UnsupportedModelError, match=r"Block \d would not be the same block"):
         check_fingerprints(make_shell(type(model), model.config), make_shell(type(model), config), (5,))
 
@@ -186,7 +186,7 @@ def test_an_index_cannot_name_files_outside_its_folder(tmp_path):
 
 def test_an_output_folder_appears_at_the_end_and_errors_leave_nothing(tmp_path):
     out = tmp_path / "a" / "out"
-    with pytest.raises(RuntimeError), output_folder(out) as partial:
+    with pytest.raises(RuntimeError), output_folder(out) as partial:  # noqa: PT012
         (partial / "x").write_text("half")
         assert not out.exists()
         raise RuntimeError

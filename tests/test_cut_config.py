@@ -11,7 +11,11 @@ from streamliner.errors import UnsupportedModelError
 @pytest.mark.parametrize(
     ("config", "removed", "expected"),
     [
-        ({"num_hidden_layers": 4, "n_layer": 4, "num_layers": 9}, (1,), {"num_hidden_layers": 3, "n_layer": 3, "num_layers": 9}),
+        (
+            {"num_hidden_layers": 4, "n_layer": 4, "num_layers": 9},
+            (1,),
+            {"num_hidden_layers": 3, "n_layer": 3, "num_layers": 9},
+        ),
         ({"layer_types": ["a", "b", "c", "d"]}, (0, 2), {"layer_types": ["b", "d"]}),
         ({"no_rope_layers": [1, 1, 0, 1]}, (2,), {"no_rope_layers": [1, 1, 1]}),
         ({"mlp_only_layers": [0, 3]}, (0,), {"mlp_only_layers": [2]}),

@@ -16,7 +16,9 @@ from streamliner.measure import loss as loss_module
 
 
 def test_loss_is_that_of_transformers_and_batching_changes_nothing(blocks, calibration):
-    expected = [blocks.model(input_ids=w[None], labels=w[None], use_cache=False).loss.item() for w in calibration.windows]
+    expected = [
+        blocks.model(input_ids=w[None], labels=w[None], use_cache=False).loss.item() for w in calibration.windows
+    ]
     for batch_size in (1, 3):
         found = Probe(blocks, calibration, batch_size=batch_size).loss()
         assert found.per_window == pytest.approx(expected, rel=1e-5)

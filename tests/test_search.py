@@ -58,7 +58,7 @@ def test_a_planted_identity_block_costs_nothing_and_goes_first(name, blocks, cal
 
 
 def naive_sleb(model, windows, count):
-    """Algorithm 1 as the paper's code runs it: every candidate a whole forward at batch 1, blocks taken off the list."""
+    """Algorithm 1 as the paper's code runs it: each candidate a whole forward at batch 1, blocks taken off the list."""
     layers, alive, order, losses = model.model.layers, list(range(12)), [], []
     for _ in range(count):
         best = None
@@ -101,7 +101,7 @@ def test_streamline_equals_the_interval_from_stored_hidden_states(blocks, calibr
         blocks.forward(calibration.windows)
     frontier = run(Probe(blocks, calibration), "streamline", 6)
     for count in range(1, 7):
-        means = [functional.cosine_similarity(stored[l], stored[l + count], dim=-1).mean() for l in range(13 - count)]
+        means = [functional.cosine_similarity(stored[i], stored[i + count], dim=-1).mean() for i in range(13 - count)]
         start = int(torch.stack(means).argmax())
         assert frontier.at(count).removed == tuple(range(start, start + count))
         assert frontier.at(count).score == pytest.approx(1 - means[start].item(), abs=1e-5)

@@ -77,6 +77,11 @@ class Blocks:
         """Where token ids go in."""
         return self.model.get_input_embeddings().weight.device  # type: ignore[operator, no-any-return]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.modules.parameters()).dtype
+
     def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
         """The model's own forward without a cache; `input_ids` is (batch, tokens)."""
         return self.model(input_ids=input_ids.to(self.device), use_cache=False, **inputs)
@@ -136,17 +141,17 @@ class Blocks:
     def _replaced(self, forwards: Mapping[int, ForwardFunction]) -> Iterator[None]:
         # An instance attribute shadows the class's forward. There may be one already: an outer context's, or a hook
         # of accelerate's; it is put back as it was.
-        before = {index: vars(self.modules[index]).get("forward") for index in forwards}
+        before: dict[int, ForwardFunction | None] = {i: vars(self.modules[i]).get("forward") for i in forwards}
         for index, forward in forwards.items():
             self.modules[index].forward = forward
         try:
             yield
         finally:
-            for index, forward in before.items():
-                if forward is None:
+            for index, shadowed in before.items():
+                if shadowed is None:
                     del self.modules[index].forward
                 else:
-                    self.modules[index].forward = forward
+                    self.modules[index].forward = shadowed
 
     def _check_stream(self) -> None:
         """Check on four tokens that each block runs once, in order, on what the one before it put out."""

@@ -113,7 +113,8 @@ class Session:
         count = getattr(self.config.get_text_config(decoder=True), "num_hidden_layers", None)
         if not isinstance(count, int) or count < 1:
             raise UnsupportedModelError(
-                f"{self.source.name} has no stack of blocks: its config ({self.config.model_type}) has no num_hidden_layers."
+                f"{self.source.name} has no stack of blocks: "
+                f"its config ({self.config.model_type}) has no num_hidden_layers."
             )
         return count
 
@@ -128,7 +129,9 @@ class Session:
             reporter.say(f"Loading {self.source.name} ...")
             model = models.load_model(self.source, dtype=self.settings.dtype, device=self.settings.device)
             self.blocks = Blocks(model)
-            reporter.say(f"{len(self.blocks)} blocks in {self.blocks.path}, {model.dtype} on {self.blocks.device}.")
+            reporter.say(
+                f"{len(self.blocks)} blocks in {self.blocks.path}, {self.blocks.dtype} on {self.blocks.device}."
+            )
         return self.blocks
 
 
@@ -144,9 +147,7 @@ class SearchResult:
 
 def open_session(settings: ModelSettings) -> Session:
     """Find the model and read its config; no weights yet."""
-    source = models.locate(
-        settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-    )
+    source = models.locate(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
     return Session(settings, source, models.load_config(source))
 
 
@@ -175,7 +176,7 @@ def search_model(
     identity = {
         "model": session.identity | {"weights": weights_hash(blocks.model)},
         "calibration": calibration.provenance["sha256"],
-        "dtype": str(next(blocks.model.parameters()).dtype),
+        "dtype": str(blocks.dtype),
         "method": settings.method,
         "method_settings": dataclasses.asdict(method),  # type: ignore[call-overload]
     }
@@ -228,7 +229,7 @@ def cut_to_folder(
         blocks = session.load(reporter)
         sample = sample_tokens(session.config)
         expected = bypass_logits(blocks, removed, sample)
-        dtype, device = blocks.model.dtype, blocks.device
+        dtype, device = blocks.dtype, blocks.device
     verification = None
     with output_folder(out, overwrite=overwrite) as partial:
         reporter.say(f"Writing {out} ...")
@@ -433,7 +434,8 @@ def _write_model_card(folder: Path, session: Session, plan: Plan, result: dict[s
         card.rename(folder / "README.dense.md")
     losses = ""
     if plan.loss is not None and plan.dense_loss is not None and plan.calibration:
-        losses = f"\nCalibration loss ({plan.calibration['source']}): {plan.dense_loss:.4f} before, {plan.loss:.4f} after.\n"
+        source = plan.calibration["source"]
+        losses = f"\nCalibration loss ({source}): {plan.dense_loss:.4f} before, {plan.loss:.4f} after.\n"
     card.write_text(
         f"---\nlibrary_name: transformers\nbase_model: {session.source.name}\n---\n\n"
         f"# {Path(session.source.name).name} without {len(plan.removed)} of {plan.num_blocks} blocks\n\n"

@@ -95,7 +95,12 @@ def environment() -> dict[str, Any]:
     return {
         "command": sys.argv,
         "versions": versions,
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus},
+        "hardware": {
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": gpus,
+        },
     }
 
 

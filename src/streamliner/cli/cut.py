@@ -74,8 +74,8 @@ def print_cut(result: dict[str, Any]) -> None:
     else:
         exact = "equal to the bit" if check["exact"] else f"equal within {check['max_logit_difference']:.2g}"
         console.print(
-            f"Verified in {check['dtype']} on {check['tokens']} tokens: reloads with clean keys; logits {exact} to bypass; "
-            "generation with cache equals without, also left-padded.",
+            f"Verified in {check['dtype']} on {check['tokens']} tokens: reloads with clean keys; logits {exact} to "
+            "bypass; generation with cache equals without, also left-padded.",
             soft_wrap=True,
         )
     console.print(f"Written to {result['output']}", soft_wrap=True)

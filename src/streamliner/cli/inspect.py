@@ -36,7 +36,8 @@ def _print(result: dict[str, Any]) -> None:
         f"{result['vocab_size']:,} words"
     )
     console.print(
-        f"{result['parameters']:,} parameters, {share:.0%} of them in blocks; weight files: {human_bytes(result['bytes'])}"
+        f"{result['parameters']:,} parameters, {share:.0%} of them in blocks; "
+        f"weight files: {human_bytes(result['bytes'])}"
     )
     table = Table("block", "kind", "parameters", "of the model", "removable")
     for block in result["blocks"]:

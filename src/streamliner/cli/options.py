@@ -52,7 +52,8 @@ Calibration = Annotated[
     str | None,
     typer.Option(
         help="wikitext2, c4, python-docs (each with :split), a .txt or .jsonl[:field] file, a folder, or "
-        "hf:dataset[/config][:split[:field]]. Default: wikitext2 for a hub model, else python-docs, which needs no network.",
+        "hf:dataset[/config][:split[:field]]. Default: wikitext2 for a hub model, "
+        "else python-docs, which needs no network.",
         rich_help_panel=SEARCH,
         metavar="SOURCE",
     ),

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from streamliner.cut.config import cut_config, with_legacy_rope
 from streamliner.cut.model import new_numbers
+from streamliner.cut.output import MARK
 from streamliner.errors import ModelError, UnsupportedModelError
 from streamliner.models import check_safetensors_file
 
@@ -57,10 +58,11 @@ def cut_checkpoint(folder: Path, out: Path, config: Any, stack_path: str, remove
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(out / INDEX_FILE, index)
     _write_json(out / "config.json", config_dict)
-    for file in sorted(folder.iterdir()):
-        is_weights = file.name.endswith(WEIGHT_SUFFIXES) or file.name.endswith(".index.json")
-        if file.is_file() and not is_weights and not file.name.startswith(".") and not (out / file.name).exists():
-            shutil.copyfile(file, out / file.name)
+    for other in sorted(folder.iterdir()):
+        is_weights = other.name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
+        is_ours = other.name.startswith(".") or other.name == MARK or (out / other.name).exists()
+        if other.is_file() and not is_weights and not is_ours:
+            shutil.copyfile(other, out / other.name)
 
 
 def read_sizes(folder: Path) -> int:
@@ -100,7 +102,9 @@ def stack_prefix(names: list[str], stack_path: str, num_blocks: int) -> str:
 
     def common_tail(prefix: str) -> int:
         ours, theirs = stack_path.split(".")[::-1], prefix.split(".")[::-1]
-        return next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+        return next(
+            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
+        )
 
     best = [p for p in fitting if common_tail(p) == max(map(common_tail, fitting))]
     if len(best) != 1:
@@ -151,7 +155,7 @@ def _read_header(file: Path) -> dict[str, Any]:
 
 
 def _copy_tensors(source: Path, target: Path, header: dict[str, Any], wanted: dict[str, str]) -> int:
-    """Copy the tensors in `wanted` (old name -> new), in the order in which they lie in the file. Returns their bytes."""
+    """Copy the tensors in `wanted` (old name -> new) in the order of the file. Returns their bytes."""
     new_header: dict[str, Any] = {"__metadata__": header.get("__metadata__", {"format": "pt"})}
     order = sorted(wanted, key=lambda name: header[name]["data_offsets"])
     position = 0

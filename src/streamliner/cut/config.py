@@ -76,7 +76,8 @@ def cut_config(config: dict[str, Any], removed: tuple[int, ...], num_blocks: int
         if key in REFUSED:
             if value is not None and REFUSED[key](value):
                 raise UnsupportedModelError(
-                    f"The config key {key} = {value!r} ties blocks to their position, and cutting does not handle it yet."
+                    f"The config key {key} = {value!r} ties blocks to their position, "
+                    "and cutting does not handle it yet."
                 )
         elif key in PER_BLOCK_LISTS:
             if value is not None:

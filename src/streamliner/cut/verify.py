@@ -70,7 +70,8 @@ def verify(folder: Path, expected: Tensor, sample: Tensor, *, dtype: torch.dtype
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
-            raise VerificationError(f"The cut checkpoint has {kind.replace('_', ' ')}: {sorted(map(str, info[kind]))[0]}.")
+            first = min(map(str, info[kind]))
+            raise VerificationError(f"The cut checkpoint has {kind.replace('_', ' ')}: {first}.")
     model = model.eval().to(device or "cpu")
     sample = sample.to(model.device)
     with torch.inference_mode():
@@ -78,13 +79,16 @@ def verify(folder: Path, expected: Tensor, sample: Tensor, *, dtype: torch.dtype
     difference = (logits.float() - expected.float()).abs().max().item()
     if not difference <= LOGIT_TOLERANCE[dtype] * max(expected.float().abs().max().item(), 1.0):
         raise VerificationError(
-            f"The logits of the cut checkpoint differ from the dense model with those blocks bypassed by {difference:.3g}."
+            f"The logits of the cut checkpoint differ by {difference:.3g} "
+            "from those of the dense model with the blocks bypassed."
         )
     cached, padded = _generations_agree(model, sample)
     if not cached:
         raise VerificationError("The cut model generates other tokens with a cache than without.")
     if not padded:
-        raise VerificationError("The cut model, left-padded in a batch, generates other tokens with a cache than without.")
+        raise VerificationError(
+            "Left-padded in a batch, the cut model generates other tokens with a cache than without."
+        )
     return Verification(difference, difference == 0, cached, padded, sample.shape[1], str(dtype).removeprefix("torch."))
 
 

@@ -45,7 +45,7 @@ class Loss:
 
 
 def next_token_losses(logits: Tensor, input_ids: Tensor) -> Tensor:
-    """Mean cross-entropy of each window in float32: logits (windows, tokens, words), ids (windows, tokens) -> (windows,).
+    """Mean cross-entropy of each window, in float32: (windows, tokens, words), (windows, tokens) -> (windows,).
 
     Position t predicts token t + 1; the last position predicts nothing.
     """

@@ -114,7 +114,7 @@ class Probe:
         return Loss(tuple(values))
 
     def _batches(self) -> Iterator[Tensor]:
-        return iter(self._windows.split(self._batch_size))
+        return iter(torch.split(self._windows, self._batch_size))
 
     @torch.inference_mode()
     def _forward(self, batch: Tensor, removed: tuple[int, ...]) -> Tensor:

@@ -81,7 +81,9 @@ def read_plan(path: str | Path) -> Plan:
     missing, unknown = {"removed", "num_blocks", "model"} - set(value), set(value) - known
     if missing or unknown:
         raise PlanError(f"The plan {path} is not a plan: lacks {sorted(missing)}, has unknown {sorted(unknown)}.")
-    if not (_is_indices(value["removed"]) and isinstance(value["num_blocks"], int) and isinstance(value["model"], dict)):
+    if not (
+        _is_indices(value["removed"]) and isinstance(value["num_blocks"], int) and isinstance(value["model"], dict)
+    ):
         raise PlanError(f"The plan {path} is not a plan: removed must be a list of block numbers.")
     order = value.get("order")
     if order is not None and (not _is_indices(order) or sorted(order) != sorted(value["removed"])):

@@ -59,7 +59,8 @@ def method_class(name: str) -> type:
             f"Methods: {', '.join(method_names())}; or path/to/file.py:Class.",
         )
     module = importlib.import_module(f"streamliner.search.{name}")
-    return next(value for value in vars(module).values() if _is_method(value) and value.__module__ == module.__name__)
+    classes = [value for value in vars(module).values() if _is_method(value) and value.__module__ == module.__name__]
+    return typing.cast(type, classes[0])
 
 
 def make_method(name: str, settings: dict[str, Any]) -> Method:

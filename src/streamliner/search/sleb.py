@@ -1,4 +1,4 @@
-"""SLEB: Song et al., "SLEB: Streamlining LLMs through Redundancy Verification and Elimination of Transformer Blocks"."""
+"""SLEB: Song et al., "Streamlining LLMs through Redundancy Verification and Elimination of Transformer Blocks"."""
 
 from __future__ import annotations
 

