@@ -41,7 +41,7 @@ def main() -> None:
         dense_folder = get_model(arguments.folder, reporter)
         session = pipeline.open_session(ModelSettings(str(dense_folder)))
         settings = SearchSettings(
-            remove=arguments.remove, calibration="python-docs", num_samples=4, sequence_length=256
+            remove=arguments.remove, calibration="python-docs", num_samples=4, sequence_length=128
         )
         out = arguments.folder / f"{NAME}-cut"
         found, result = pipeline.prune_model(

@@ -363,7 +363,8 @@ def _calibration_text(session: Session, source: str | None, reporter: Reporter) 
         return read_text(source)
     if session.source.kind != "hub":
         reporter.say(
-            "Calibrating on python-docs, which needs no network. SLEB's own text: --calibration wikitext2 (from the hub)."
+            "Calibrating on python-docs, which needs no network. "
+            "SLEB's own text comes from the hub: --calibration wikitext2."
         )
         return read_text("python-docs")
     try:

@@ -1,0 +1,87 @@
+"""The docs cannot drift: every verb, flag, method and refused key is in them, and what the README shows runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from conftest import TINY
+from families import FAMILIES
+from streamliner.cli import app
+from streamliner.cut.config import REFUSED
+from streamliner.search import method_names
+from test_cli import run
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CLI = (ROOT / "docs" / "cli.md").read_text()
+VERBS = get_command(app).commands
+
+
+def code(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_and_flag_is_documented(verb):
+    assert f"## {verb}" in CLI
+    for parameter in VERBS[verb].params:
+        for option in (o for o in parameter.opts if o.startswith("--")):
+            assert f"`{option}" in CLI, option
+        if parameter.param_type_name == "option":
+            assert parameter.help, parameter.name
+
+
+def test_no_documented_flag_is_gone():
+    known = {option for verb in VERBS.values() for parameter in verb.params for option in parameter.opts}
+    for text in (CLI, README):
+        assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
+
+
+def test_every_method_is_documented():
+    text = (ROOT / "docs" / "methods.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)) == set(method_names())
+
+
+def test_architectures_are_those_of_the_tests_and_the_table():
+    text = (ROOT / "docs" / "architectures.md").read_text()
+    paragraph = next(part for part in text.split("\n\n") if part.startswith("llama"))
+    assert set(paragraph.replace("\n", " ").split(", ")) == set(FAMILIES)
+    assert set(re.findall(r"`(\w+)`", text)) == set(REFUSED)
+
+
+def test_the_commands_of_the_readme_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    commands = [line for block in code("sh") for line in block.splitlines() if line.startswith("streamliner")]
+    assert len(commands) >= 6
+    outputs = 0
+    for command in commands:
+        arguments = shlex.split(command)[1:]
+        if "OUT" in arguments:
+            outputs += 1
+            arguments[arguments.index("OUT")] = f"OUT{outputs}"
+        if arguments[0] in ("search", "prune"):
+            arguments += ["--num-samples", "2", "--sequence-length", "64"]
+        run(capsys, *(str(TINY) if argument == "MODEL" else argument for argument in arguments))
+    assert (tmp_path / "OUT3" / "model.safetensors").exists()
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (block,) = code("python")
+    exec(compile(block.replace('"MODEL"', repr(str(TINY))), "README", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert (tmp_path / "OUT" / "model.safetensors").exists()
+
+
+def test_links_and_targets_exist():
+    for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
+            assert (file.parent / target).exists(), f"{file.name}: {target}"
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
