@@ -49,6 +49,10 @@ def test_search_cut_and_prune_agree(capsys, tmp_path):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "pruned" / name).read_bytes()
     frontier = "frontier.json"
     assert (tmp_path / "run" / frontier).read_bytes() == (tmp_path / "pruned.run" / frontier).read_bytes()
+    run(capsys, "cut", TINY, "--plan", tmp_path / "cut", "-o", tmp_path / "again", "--no-verify")
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        tmp_path / "cut" / "model.safetensors"
+    ).read_bytes()
     card = (tmp_path / "cut" / "README.md").read_text()
     assert "base_model:" in card
     assert ", ".join(map(str, found["plan"]["removed"])) in card

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from streamliner.cut.config import REFUSED, cut_config, with_legacy_rope
+from streamliner.cut.config import REFUSED, cut_config, renumbered_names, with_legacy_rope
 from streamliner.errors import UnsupportedModelError
 
 
@@ -52,6 +52,23 @@ def test_an_unknown_list_with_an_entry_per_block_is_refused():
 def test_a_list_of_the_wrong_length_is_refused():
     with pytest.raises(UnsupportedModelError, match="layer_types has 3 entries for 4 blocks"):
         cut_config({"layer_types": ["a"] * 3}, (1,), 4)
+
+
+def test_module_names_in_a_quantization_config_follow():
+    config = {
+        "modules_to_not_convert": ["lm_head", "model.layers.1.mlp", "model.layers.3.self_attn", "model.layers.10"],
+        "dynamic": {"layers.3.mlp": {"bits": 8}, "layers.1": {}},
+        "bits": 4,
+    }
+    numbers = {0: 0, 2: 1, 3: 2, 10: 3}
+    assert renumbered_names(config, "layers", numbers) == {
+        "modules_to_not_convert": ["lm_head", "model.layers.2.self_attn", "model.layers.3"],
+        "dynamic": {"layers.2.mlp": {"bits": 8}},
+        "bits": 4,
+    }
+    assert renumbered_names(["re:.*gate"], "layers", numbers) == ["re:.*gate"]
+    with pytest.raises(UnsupportedModelError, match="by the expression"):
+        renumbered_names(["re:.*layers\\.3\\.mlp"], "layers", numbers)
 
 
 def test_legacy_rope():

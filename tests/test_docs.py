@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import TINY
 from families import FAMILIES
 from streamliner.cli import app
 from streamliner.cut.config import REFUSED
+from streamliner.pipeline import SearchSettings
 from streamliner.search import method_names
 from test_cli import run
 
@@ -34,6 +36,14 @@ def test_every_verb_and_flag_is_documented(verb):
             assert f"`{option}" in CLI, option
         if parameter.param_type_name == "option":
             assert parameter.help, parameter.name
+
+
+def test_flags_and_settings_have_the_same_defaults():
+    defaults = {field.name: field.default for field in dataclasses.fields(SearchSettings)}
+    for verb in ("search", "prune"):
+        flags = {parameter.name: parameter.default for parameter in VERBS[verb].params}
+        assert all(flags[name] == default for name, default in defaults.items() if name in flags)
+        assert len(set(flags) & set(defaults)) == 8
 
 
 def test_no_documented_flag_is_gone():

@@ -22,6 +22,12 @@ class UserError(StreamlinerError):
     exit_code = 2
 
 
+class InterruptedByUser(StreamlinerError):  # noqa: N818
+    """Ctrl-C. What was measured is in the journal."""
+
+    exit_code = 130
+
+
 class ModelError(UserError):
     """The model is not there, or cannot be read."""
 

@@ -238,7 +238,10 @@ def cut_to_folder(
         session.blocks = None  # make room: from here on only the cut model is needed
         if expected is not None and sample is not None:
             reporter.say("Verifying: reload, logits against bypass, generation with and without cache ...")
-            verification = verify(partial, expected, sample, dtype=dtype, device=device).to_json()
+            trusted = session.settings.trust_remote_code
+            verification = verify(
+                partial, expected, sample, dtype=dtype, device=device, trust_remote_code=trusted
+            ).to_json()
         result = {"removed": list(removed), "verification": verification} | sizes
         write_json(partial / MARK, plan.to_json() | {"cut": result})
         _write_model_card(partial, session, plan, result)

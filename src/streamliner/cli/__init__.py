@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
+from types import FrameType
 
 import typer
 
 from streamliner._version import __version__
 from streamliner.cli import cut, inspect, methods, prune, search
 from streamliner.cli.console import error_console
-from streamliner.errors import StreamlinerError
+from streamliner.errors import InterruptedByUser, StreamlinerError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +45,8 @@ def _options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line tool. Exit status 0 fine, 1 failure, 2 the user's mistake."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         app(arguments)
     except StreamlinerError as error:
@@ -51,9 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
         if error.hint:
             error_console.print(_escaped(error.hint), highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        error_console.print("Stopped. What was measured is kept: the same command continues.")
-        sys.exit(130)
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    # An error of ours, as click would turn KeyboardInterrupt into a bare "Aborted".
+    raise InterruptedByUser("Stopped.", "What was measured is kept in the run folder: the same command continues.")
 
 
 def _escaped(text: str) -> str:

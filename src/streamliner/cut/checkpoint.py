@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from streamliner.cut.config import cut_config, with_legacy_rope
+from streamliner.cut.config import cut_config, renumbered_names, with_legacy_rope
 from streamliner.cut.model import new_numbers
 from streamliner.cut.output import MARK
 from streamliner.errors import ModelError, UnsupportedModelError
@@ -44,7 +44,7 @@ def cut_checkpoint(folder: Path, out: Path, config: Any, stack_path: str, remove
     num_blocks = config.get_text_config(decoder=True).num_hidden_layers
     names = [name for tensors in headers.values() for name in tensors if name != "__metadata__"]
     prefix = stack_prefix(names, stack_path, num_blocks)
-    config_dict = cut_config_file(folder / "config.json", config, removed)
+    config_dict = cut_config_file(folder / "config.json", config, stack_path, removed)
 
     wanted = {file: _wanted(tensors, prefix, removed, num_blocks) for file, tensors in headers.items()}
     wanted = {file: tensors for file, tensors in wanted.items() if tensors}
@@ -70,7 +70,7 @@ def read_sizes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def cut_config_file(file: Path, config: Any, removed: tuple[int, ...]) -> dict[str, Any]:
+def cut_config_file(file: Path, config: Any, stack_path: str, removed: tuple[int, ...]) -> dict[str, Any]:
     """The content of config.json for the cut model: the user's own file, with only those keys changed that must be."""
     original = json.loads(file.read_text(encoding="utf-8"))
     text = config.get_text_config(decoder=True)
@@ -82,7 +82,12 @@ def cut_config_file(file: Path, config: Any, removed: tuple[int, ...]) -> dict[s
     part |= cut_config({key: part[key] for key in part if key not in complete}, removed, text.num_hidden_layers)
     part |= {key: value for key, value in cut.items() if value != complete.get(key)}
     part = with_legacy_rope(part)
-    return part if nested is None else original | {nested: part}
+    result = part if nested is None else original | {nested: part}
+    if "quantization_config" in result:
+        numbers = new_numbers(removed, text.num_hidden_layers)
+        names = renumbered_names(result["quantization_config"], stack_path.split(".")[-1], numbers)
+        result["quantization_config"] = names
+    return result
 
 
 def stack_prefix(names: list[str], stack_path: str, num_blocks: int) -> str:

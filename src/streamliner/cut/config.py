@@ -7,6 +7,7 @@ such field has a kind of rule below. What no rule can express is refused by the 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +119,39 @@ def _refit_sparse_step(result: dict[str, Any], config: dict[str, Any], kept: lis
     dense = set(config.get("mlp_only_layers") or ())
     result["mlp_only_layers"] = [new for new, old in enumerate(kept) if old in dense or (old + 1) % step != 0]
     result["decoder_sparse_step"] = 1
+
+
+def renumbered_names(value: Any, stack_name: str, numbers: dict[int, int]) -> Any:
+    """Module names in a `quantization_config`, in lists and as keys, with the blocks' new numbers.
+
+    Args:
+        value: the config, or a part of it.
+        stack_name: last part of the stack's path, such as "layers".
+        numbers: old index -> new index of the kept blocks; names of removed blocks are dropped.
+
+    Raises:
+        UnsupportedModelError: a regular expression names a block by number.
+    """
+    pattern = re.compile(rf"(?<![\w]){re.escape(stack_name)}\.(\d+)(?=\.|$)")
+
+    def renamed(name: str) -> str | None:
+        match = pattern.search(name)
+        if name.startswith("re:") and re.search(rf"{re.escape(stack_name)}\W+\d", name):
+            raise UnsupportedModelError(f"quantization_config names blocks by the expression {name}.")
+        if match is None:
+            return name
+        number = numbers.get(int(match[1]))
+        return None if number is None else f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"
+
+    if isinstance(value, dict):
+        pairs = ((renamed(key), renumbered_names(item, stack_name, numbers)) for key, item in value.items())
+        return {key: item for key, item in pairs if key is not None}
+    if isinstance(value, list):
+        names = [
+            renamed(item) if isinstance(item, str) else renumbered_names(item, stack_name, numbers) for item in value
+        ]
+        return [name for name in names if name is not None]
+    return value
 
 
 def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:

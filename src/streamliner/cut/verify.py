@@ -50,7 +50,15 @@ def bypass_logits(blocks: Blocks, removed: tuple[int, ...], sample: Tensor) -> T
     return logits.cpu()
 
 
-def verify(folder: Path, expected: Tensor, sample: Tensor, *, dtype: torch.dtype, device: Any = None) -> Verification:
+def verify(
+    folder: Path,
+    expected: Tensor,
+    sample: Tensor,
+    *,
+    dtype: torch.dtype,
+    device: Any = None,
+    trust_remote_code: bool = False,
+) -> Verification:
     """Reload the checkpoint in `folder` as any user of transformers would, and compare.
 
     Args:
@@ -59,6 +67,7 @@ def verify(folder: Path, expected: Tensor, sample: Tensor, *, dtype: torch.dtype
         sample: token ids, (1, tokens).
         dtype: load it so; that of the dense model.
         device: where to run; that of the dense model.
+        trust_remote_code: run the checkpoint's own Python code.
 
     Raises:
         VerificationError: keys are missing or too many, or logits or generations differ.
@@ -66,7 +75,12 @@ def verify(folder: Path, expected: Tensor, sample: Tensor, *, dtype: torch.dtype
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:

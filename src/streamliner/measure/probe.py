@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Probe:
     Attributes:
         num_blocks: blocks of the dense model.
         counters: what it cost.
-        on_progress: called with (measurements done, measurements expected) after each.
+        on_progress: called with (windows done, windows expected) as they are measured.
     """
 
     def __init__(
@@ -65,10 +66,13 @@ class Probe:
         self._losses: dict[tuple[int, ...], Loss] = dict(memory.losses()) if memory else {}
         self._similarity: Similarity | None = None
         self._done = self._expected = 0
+        # Where only the stream is wanted, the head need not run on every position.
+        keeps = "logits_to_keep" in inspect.signature(blocks.model.forward).parameters
+        self._without_logits: dict[str, Any] = {"logits_to_keep": 1} if keeps else {}
 
     def expect(self, measurements: int) -> None:
         """Announce how many more losses a search will ask for, so that progress can tell the time left."""
-        self._expected += measurements
+        self._expected += measurements * len(self._windows)
 
     def loss(self, removed: Iterable[int] = ()) -> Loss:
         """Loss of the model without `removed`."""
@@ -77,9 +81,8 @@ class Probe:
             self._losses[key] = self._measure_loss(key)
             if self._memory:
                 self._memory.remember(key, self._losses[key])
-        self._done += 1
-        if self.on_progress:
-            self.on_progress(self._done, max(self._done, self._expected))
+        else:
+            self._advance(len(self._windows))
         return self._losses[key]
 
     def losses_without_each(self, removed: Iterable[int], candidates: Iterable[int]) -> dict[int, Loss]:
@@ -90,12 +93,14 @@ class Probe:
     def similarity(self) -> Similarity:
         """Likeness of the dense model's residual streams at all pairs of depths. One pass, one batch in memory."""
         if self._similarity is None:
+            self.expect(1)
             total = SimilaritySum(self.num_blocks + 1)
             for batch in self._batches():
                 streams: list[Tensor] = []
                 with self._blocks.watch(lambda depth, stream, out=streams: out.append(stream)):  # type: ignore[misc]
-                    self._forward(batch, ())
+                    self._forward(batch, (), **self._without_logits)
                 total.add(streams)
+                self._advance(len(batch))
             self._similarity = total.result()
         return self._similarity
 
@@ -116,11 +121,16 @@ class Probe:
     def _batches(self) -> Iterator[Tensor]:
         return iter(torch.split(self._windows, self._batch_size))
 
+    def _advance(self, windows: int) -> None:
+        self._done += windows
+        if self.on_progress:
+            self.on_progress(self._done, max(self._done, self._expected))
+
     @torch.inference_mode()
-    def _forward(self, batch: Tensor, removed: tuple[int, ...]) -> Tensor:
+    def _forward(self, batch: Tensor, removed: tuple[int, ...], **inputs: Any) -> Tensor:
         start = time.perf_counter()
         with self._blocks.bypass(removed):
-            logits: Tensor = self._blocks.forward(batch).logits
+            logits: Tensor = self._blocks.forward(batch, **inputs).logits
         self.counters.forwards += 1
         self.counters.block_forwards += (self.num_blocks - len(removed)) * len(batch)
         self.counters.tokens += batch.numel()
@@ -128,5 +138,8 @@ class Probe:
         return logits
 
     def _measure_loss(self, removed: tuple[int, ...]) -> Loss:
-        losses = [next_token_losses(self._forward(batch, removed), batch) for batch in self._batches()]
-        return Loss(tuple(torch.cat(losses).tolist()))
+        losses: list[float] = []
+        for batch in self._batches():
+            losses += next_token_losses(self._forward(batch, removed), batch).tolist()
+            self._advance(len(batch))
+        return Loss(tuple(losses))

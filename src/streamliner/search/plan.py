@@ -11,6 +11,8 @@ from streamliner.blocks import check_indices
 from streamliner.errors import PlanError
 
 SCHEMA_VERSION = 1
+PLAN_FILES = ("plan.json", "streamliner.json")
+"""Its name in a run folder and in a cut checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,14 @@ def model_identity(name: str, config: Any) -> dict[str, Any]:
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Read a plan file, or the `plan.json` in a run folder.
+    """Read a plan file, or the plan in a run folder or a cut checkpoint.
 
     Raises:
         PlanError: it is not there or not a plan.
     """
     file = Path(path)
     if file.is_dir():
-        file = file / "plan.json"
+        file = next((file / name for name in PLAN_FILES if (file / name).is_file()), file / PLAN_FILES[0])
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -77,6 +79,7 @@ def read_plan(path: str | Path) -> Plan:
         raise PlanError(
             f"The plan {path} has schema_version {value.get('schema_version')!r}; this release reads {SCHEMA_VERSION}."
         )
+    value.pop("cut", None)  # streamliner.json in a cut checkpoint is its plan and what came of it
     known = set(Plan.__dataclass_fields__)
     missing, unknown = {"removed", "num_blocks", "model"} - set(value), set(value) - known
     if missing or unknown:
