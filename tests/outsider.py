@@ -1,0 +1,30 @@
+"""Load cut checkpoints as somebody who has never heard of streamliner: python outsider.py FOLDER...
+
+FOLDER.expected holds token ids and the logits that bypass on the dense model gave for them, with so many threads:
+sums in another order round differently.
+"""
+
+import sys
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+for folder in sys.argv[1:]:
+    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), (folder, info)
+    saved = load_file(folder + ".expected")
+    torch.set_num_threads(int(saved["threads"]))
+    with torch.inference_mode():
+        logits = model.eval()(input_ids=saved["ids"]).logits
+    assert torch.equal(logits, saved["logits"]), folder
+    ids = saved["ids"][:, :8].repeat(2, 1)
+    mask = torch.ones_like(ids)
+    ids[1, :3], mask[1, :3] = 1, 0
+    for inputs in ({"input_ids": ids[:1]}, {"input_ids": ids, "attention_mask": mask}):
+        cached, uncached = (
+            model.generate(**inputs, use_cache=use_cache, do_sample=False, min_new_tokens=6, max_new_tokens=6)
+            for use_cache in (True, False)
+        )
+        assert torch.equal(cached, uncached), folder
+assert "streamliner" not in sys.modules
