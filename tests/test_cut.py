@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from families import FAMILIES, make_model
-from streamliner.blocks import Blocks
-from streamliner.cut import cut_checkpoint, cut_model, output_folder, verify
+from streamliner.blocks import Blocks, find_stack
+from streamliner.cut import cut_checkpoint, cut_model, expect, output_folder, verify
 from streamliner.cut.checkpoint import stack_prefix
 from streamliner.cut.model import check_fingerprints, make_shell
-from streamliner.cut.verify import bypass_logits
 from streamliner.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
 
 REMOVALS = [(2,), (1, 3), (0,), (5,), (0, 1, 5)]
@@ -31,18 +30,18 @@ def test_cut_in_memory_and_on_disk_equal_bypass_to_the_bit(family, tmp_path):
     model.save_pretrained(tmp_path / "dense", max_shard_size="40KB")
     assert len(list((tmp_path / "dense").glob("*.safetensors"))) > 1
     for number, removed in enumerate(REMOVALS):
-        expected = bypass_logits(blocks, removed, SAMPLE)
+        expected = expect(blocks, removed, SAMPLE)
         cut = cut_model(model, removed)
         with torch.inference_mode():
-            assert torch.equal(cut(input_ids=SAMPLE, use_cache=False).logits, expected)
+            assert torch.equal(cut(input_ids=SAMPLE, use_cache=False).logits, expected.logits)
         on_disk = tmp_path / f"disk{number}"
         on_disk.mkdir()
-        cut_checkpoint(tmp_path / "dense", on_disk, model.config, blocks.path, removed)
-        assert verify(on_disk, expected, SAMPLE, dtype=torch.float32).exact
+        cut_checkpoint(tmp_path / "dense", on_disk, model.config, blocks.stack, removed)
+        assert verify(on_disk, expected).exact
         cut.save_pretrained(tmp_path / f"memory{number}")
-        assert verify(tmp_path / f"memory{number}", expected, SAMPLE, dtype=torch.float32).exact
+        assert verify(tmp_path / f"memory{number}", expected).exact
         with torch.inference_mode(), blocks.bypass(removed):
-            assert torch.equal(blocks.forward(SAMPLE).logits, expected), "cutting changed the dense model"
+            assert torch.equal(blocks.forward(SAMPLE).logits, expected.logits), "cutting changed the dense model"
 
 
 def test_plain_transformers_loads_every_family(tmp_path):
@@ -54,8 +53,8 @@ def test_plain_transformers_loads_every_family(tmp_path):
         model.save_pretrained(tmp_path / f"{family}-dense")
         folder = tmp_path / family
         folder.mkdir()
-        cut_checkpoint(tmp_path / f"{family}-dense", folder, model.config, blocks.path, (1, 4))
-        logits = bypass_logits(blocks, (1, 4), SAMPLE)
+        cut_checkpoint(tmp_path / f"{family}-dense", folder, model.config, blocks.stack, (1, 4))
+        logits = expect(blocks, (1, 4), SAMPLE).logits
         threads = torch.tensor(torch.get_num_threads())
         save_file({"ids": SAMPLE, "logits": logits.clone(), "threads": threads}, f"{folder}.expected")
         folders.append(str(folder))
@@ -69,12 +68,12 @@ def test_multi_token_prediction_blocks_go(tmp_path):
     extra = {name.replace("layers.5.", "layers.6."): t.clone() for name, t in tensors.items() if "layers.5." in name}
     save_file(tensors | extra, tmp_path / "dense" / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "cut").mkdir()
-    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", model.config, "model.layers", (1,))
+    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", model.config, find_stack(model), (1,))
     names = load_file(tmp_path / "cut" / "model.safetensors")
     assert not any("layers.5." in name or "layers.6." in name for name in names)
     assert json.loads((tmp_path / "cut" / "config.json").read_text())["num_nextn_predict_layers"] == 0
-    expected = bypass_logits(Blocks(model), (1,), SAMPLE)
-    assert verify(tmp_path / "cut", expected, SAMPLE, dtype=torch.float32).exact
+    expected = expect(Blocks(model), (1,), SAMPLE)
+    assert verify(tmp_path / "cut", expected).exact
 
 
 def test_bytes_of_any_dtype_come_along_and_other_files_are_copied(tmp_path):
@@ -90,7 +89,7 @@ def test_bytes_of_any_dtype_come_along_and_other_files_are_copied(tmp_path):
     (tmp_path / "dense" / "tokenizer.model").write_bytes(b"\x00\x01verbatim")
     (tmp_path / "dense" / "chat_template.jinja").write_text("{{ messages }}")
     (tmp_path / "cut").mkdir()
-    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", model.config, "model.layers", (1, 2))
+    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", model.config, find_stack(model), (1, 2))
     cut = load_file(tmp_path / "cut" / "model.safetensors")
     for new, old in enumerate((0, 3, 4, 5)):
         assert cut[f"model.layers.{new}.self_attn.q_proj.scale"].float().tolist() == [old] * 3
@@ -136,21 +135,22 @@ def test_a_wrong_rebuild_is_caught_before_writing(damage):
 
 def test_verification_sees_a_wrong_weight(tmp_path):
     model = make_model("llama")
-    expected = bypass_logits(Blocks(model), (2,), SAMPLE)
+    expected = expect(Blocks(model), (2,), SAMPLE)
     cut = cut_model(model, (3,))
     cut.save_pretrained(tmp_path)
     with pytest.raises(VerificationError, match="logits"):
-        verify(tmp_path, expected, SAMPLE, dtype=torch.float32)
+        verify(tmp_path, expected)
 
 
 def test_verification_sees_missing_tensors(tmp_path):
     model = make_model("llama")
+    expected = expect(Blocks(model), (2,), SAMPLE)
     cut_model(model, (2,)).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.layers.4.mlp.up_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(VerificationError, match="missing keys"):
-        verify(tmp_path, bypass_logits(Blocks(model), (2,), SAMPLE), SAMPLE, dtype=torch.float32)
+        verify(tmp_path, expected)
 
 
 def test_an_index_cannot_name_files_outside_its_folder(tmp_path):
@@ -162,7 +162,7 @@ def test_an_index_cannot_name_files_outside_its_folder(tmp_path):
     index.write_text(json.dumps(content))
     (tmp_path / "cut").mkdir()
     with pytest.raises(ModelError, match="outside its folder"):
-        cut_checkpoint(tmp_path / "dense", tmp_path / "cut", model.config, "model.layers", (1,))
+        cut_checkpoint(tmp_path / "dense", tmp_path / "cut", model.config, find_stack(model), (1,))
 
 
 def test_an_output_folder_appears_at_the_end_and_errors_leave_nothing(tmp_path):

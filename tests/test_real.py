@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from streamliner import models, pipeline
 from streamliner.blocks import Blocks
 from streamliner.calibration import make_calibration_set
-from streamliner.cut.verify import bypass_logits
+from streamliner.cut import expect
 from streamliner.measure import Probe
 from streamliner.pipeline import ModelSettings
 from streamliner.search import make_method, search
@@ -67,8 +67,8 @@ def test_sleb_equals_the_naive_loop_for_3_of_18(probe):
 def test_cut_and_verified(folder):
     session = pipeline.open_session(ModelSettings(str(folder / "dense")))
     blocks = session.load(pipeline.Silent())
-    ids = pipeline.sample_tokens(session.config)
-    expected = {"ids": ids, "logits": bypass_logits(blocks, CUT, ids), "threads": torch.tensor(torch.get_num_threads())}
+    ids = pipeline.sample_tokens(session.stack.config)
+    expected = {"ids": ids, "logits": expect(blocks, CUT, ids).logits, "threads": torch.tensor(torch.get_num_threads())}
     save_file(expected, folder / "cut.expected")
     result = pipeline.cut_to_folder(session, pipeline.manual_plan(session, CUT), folder / "cut")
     assert result["verification"]["exact"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,34 +21,65 @@ from streamliner.errors import RemovalError, UnsupportedModelError
 ForwardFunction = Callable[..., Any]
 
 
-def find_stack(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Path and module list of the decoder's blocks: the list as long as the text config says, the largest if several.
+COUNT_NAMES = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
+"""Where a config says how many blocks its decoder has; an encoder-decoder's own name goes first. Aliases of other
+architectures (n_layer, ...) are read through `num_hidden_layers`."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Where a model keeps its blocks.
+
+    Attributes:
+        path: such as "model.layers".
+        modules: the blocks in order.
+        config: the config that describes them: that of the nearest `PreTrainedModel` around them, so the text config
+            of a model with several parts.
+    """
+
+    path: str
+    modules: nn.ModuleList
+    config: Any
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+def find_stack(model: nn.Module) -> Stack:
+    """The decoder's blocks: the module list as long as its config says, the largest if there are several.
 
     Raises:
         UnsupportedModelError: there is no such list.
     """
-    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
-    count = getattr(config, "num_hidden_layers", None)
     name = type(model).__name__
-    if not isinstance(count, int) or count < 1:
-        raise UnsupportedModelError(
-            f"The config of {name} does not say how many blocks there are (num_hidden_layers is {count!r})."
-        )
     decoder = model.get_decoder()  # type: ignore[operator]
-    lists = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
     inside = {id(module) for module in decoder.modules()}
-    lists = [(path, module) for path, module in lists if id(module) in inside] or lists
-    if not lists:
-        found = sorted({len(m) for m in model.modules() if isinstance(m, nn.ModuleList)})
+    stacks, lengths = [], []
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or id(module) not in inside or not len(module):
+            continue
+        config = _nearest_config(model, path)
+        counts = [count for count in (getattr(config, key, None) for key in COUNT_NAMES) if isinstance(count, int)]
+        lengths.append((len(module), counts[:1]))
+        if len(module) in counts[:1]:
+            stacks.append(Stack(path, module, config))
+    if not stacks:
+        found = sorted({length for length, _ in lengths})
+        wanted = sorted({count for _, counts in lengths for count in counts})
         raise UnsupportedModelError(
-            f"No stack of blocks was found in {name}: its config counts {count} blocks, "
-            f"but its module lists have lengths {found}."
+            f"No stack of blocks was found in {name}: its config counts {wanted or 'no'} blocks, "
+            f"and its module lists have lengths {found}."
         )
-    return max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
+    return max(stacks, key=lambda stack: sum(p.numel() for p in stack.modules.parameters()))
+
+
+def _nearest_config(model: nn.Module, path: str) -> Any:
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        module = model.get_submodule(".".join(parts[:length]))
+        if hasattr(module, "get_input_embeddings") and hasattr(module, "config"):
+            return module.config
+    return model.config
 
 
 class Blocks:
@@ -62,10 +94,11 @@ class Blocks:
 
     def __init__(self, model: nn.Module, *, check: bool = True) -> None:
         self.model = model
-        self.path, self.modules = find_stack(model)
-        self.config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
-        # How each block hands the stream on: None for a bare tensor, else the length of the tuple that it leads.
-        self._tuple_lengths: list[int | None] = [None] * len(self.modules)
+        self.stack = find_stack(model)
+        self.path, self.modules, self.config = self.stack.path, self.stack.modules, self.stack.config
+        # What each block returns behind the stream: None for a bare tensor, else for each further item the argument
+        # (position or name) in which the next block takes it, or None if no block does.
+        self._further: list[list[int | str | None] | None] = [None] * len(self.modules)
         if check:
             self._check_stream()
 
@@ -105,7 +138,7 @@ class Blocks:
         if not 1 <= depth <= len(self):
             raise ValueError(f"depth must be 1 to {len(self)}, not {depth}")
         replacements = {index: self._pass_on(index) for index in range(depth - 1)}
-        replacements[depth - 1] = lambda *args, **kwargs: self._handed_on(depth - 1, state)
+        replacements[depth - 1] = lambda *args, **kwargs: self._handed_on(depth - 1, state, args, kwargs)
         with self._replaced(replacements):
             return self.forward(input_ids, **inputs)
 
@@ -131,11 +164,14 @@ class Blocks:
             yield
 
     def _pass_on(self, index: int) -> ForwardFunction:
-        return lambda *args, **kwargs: self._handed_on(index, _stream_in(args, kwargs))
+        return lambda *args, **kwargs: self._handed_on(index, _stream_in(args, kwargs), args, kwargs)
 
-    def _handed_on(self, index: int, stream: Tensor) -> Any:
-        length = self._tuple_lengths[index]
-        return stream if length is None else (stream, *[None] * (length - 1))
+    def _handed_on(self, index: int, stream: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        further = self._further[index]
+        if further is None:
+            return stream
+        # State that goes from block to block beside the stream passes a bypassed block unchanged.
+        return (stream, *(args[key] if isinstance(key, int) else kwargs.get(key) if key else None for key in further))
 
     @contextmanager
     def _replaced(self, forwards: Mapping[int, ForwardFunction]) -> Iterator[None]:
@@ -155,31 +191,51 @@ class Blocks:
 
     def _check_stream(self) -> None:
         """Check on four tokens that each block runs once, in order, on what the one before it put out."""
-        seen: list[tuple[int, Tensor]] = []
+        order: list[int] = []
+        inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         outputs: list[Any] = []
+
+        def before(index: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                order.append(index)
+                inputs.append((args, kwargs))
+
+            return hook
+
         with ExitStack() as stack:
-            stack.enter_context(self.watch(lambda depth, stream: seen.append((depth, stream))))
-            for module in self.modules:
-                handle = module.register_forward_hook(lambda module, args, output: outputs.append(output))
-                stack.callback(handle.remove)
+            for index, module in enumerate(self.modules):
+                stack.callback(module.register_forward_pre_hook(before(index), with_kwargs=True).remove)
+                after = module.register_forward_hook(lambda module, args, output: outputs.append(output))
+                stack.callback(after.remove)
             with torch.inference_mode():
                 self.forward(torch.arange(4)[None] % self.config.vocab_size)
         name = type(self.model).__name__
-        if [depth for depth, _ in seen] != list(range(len(self) + 1)):
+        if order != list(range(len(self))):
             raise UnsupportedModelError(f"{name} does not run the blocks of {self.path} once each, in order.")
         for index, output in enumerate(outputs):
-            if isinstance(output, tuple):
-                if any(isinstance(item, Tensor) for item in output[1:]):
+            _stream_in(*inputs[index])
+            out = _stream_out(output)
+            following = inputs[index + 1] if index + 1 < len(inputs) else None
+            if following is not None:
+                handed_in = _stream_in(*following)
+                if out.shape != handed_in.shape or not torch.equal(out.to(handed_in.device), handed_in):
                     raise UnsupportedModelError(
-                        f"Block {index} of {name} hands on more than the residual stream, which no bypass can make up."
+                        f"In {name} the input of block {index + 1} is not the output of block {index}: "
+                        f"{self.path} is not a plain stack."
                     )
-                self._tuple_lengths[index] = len(output)
-            out, handed_in = _stream_out(output), seen[index + 1][1]
-            if out.shape != handed_in.shape or not torch.equal(out.to(handed_in.device), handed_in):
-                raise UnsupportedModelError(
-                    f"In {name} the input of block {index + 1} is not the output of block {index}: "
-                    f"{self.path} is not a plain stack."
-                )
+            if isinstance(output, (tuple, list)):
+                self._further[index] = [_taken_as(item, following) for item in output[1:]]
+
+
+def _taken_as(item: Any, following: tuple[tuple[Any, ...], Mapping[str, Any]] | None) -> int | str | None:
+    """In which argument the next block takes `item`, if it does."""
+    if following is None or not isinstance(item, Tensor):
+        return None
+    args, kwargs = following
+    for position, value in enumerate(args[1:], 1):
+        if value is item:
+            return position
+    return next((name for name, value in kwargs.items() if value is item), None)
 
 
 def check_indices(removed: Iterable[int], num_blocks: int) -> tuple[int, ...]:

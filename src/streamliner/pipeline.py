@@ -8,20 +8,20 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from streamliner import models
-from streamliner.blocks import Blocks, check_indices, find_stack
+from streamliner.blocks import Blocks, Stack, check_indices, find_stack
 from streamliner.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet, make_calibration_set
-from streamliner.cut import cut_checkpoint, cut_config, cut_model, output_folder, verify
+from streamliner.cut import cut_checkpoint, cut_config, cut_model, expect, output_folder, verify
 from streamliner.cut.checkpoint import read_sizes
 from streamliner.cut.config import with_legacy_rope
 from streamliner.cut.model import check_fingerprints, cut_model_config, make_shell
 from streamliner.cut.output import MARK, check_output
-from streamliner.cut.verify import bypass_logits
 from streamliner.errors import RemovalError, TextError, UnsupportedModelError
 from streamliner.measure import Counters, Probe
 from streamliner.run import Journal, check_run_folder, environment, write_json
@@ -107,21 +107,25 @@ class Session:
     config: Any
     blocks: Blocks | None = None
 
+    @cached_property
+    def shell(self) -> torch.nn.Module:
+        """The model's structure without its weights."""
+        return _shell(self.config)
+
+    @cached_property
+    def stack(self) -> Stack:
+        """The stack of `shell`."""
+        return find_stack(self.shell)
+
     @property
     def num_blocks(self) -> int:
-        """Blocks of the dense model, from its config."""
-        count = getattr(self.config.get_text_config(decoder=True), "num_hidden_layers", None)
-        if not isinstance(count, int) or count < 1:
-            raise UnsupportedModelError(
-                f"{self.source.name} has no stack of blocks: "
-                f"its config ({self.config.model_type}) has no num_hidden_layers."
-            )
-        return count
+        """Blocks of the dense model."""
+        return len(self.stack)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a plan must agree with."""
-        return model_identity(self.source.name, self.config.get_text_config(decoder=True))
+        return model_identity(self.source.name, self.stack.config)
 
     def load(self, reporter: Reporter) -> Blocks:
         """The blocks of the loaded model; loads it the first time."""
@@ -224,24 +228,19 @@ def cut_to_folder(
         raise RemovalError("The plan removes no block.")
     check_output(out, overwrite=overwrite, model_folder=session.source.path or None)
     sizes = _check_structure(session, removed)
-    expected = sample = None
+    expected = None
     if verified:
-        blocks = session.load(reporter)
-        sample = sample_tokens(session.config)
-        expected = bypass_logits(blocks, removed, sample)
-        dtype, device = blocks.dtype, blocks.device
+        expected = expect(session.load(reporter), removed, sample_tokens(session.stack.config))
     verification = None
     with output_folder(out, overwrite=overwrite) as partial:
         reporter.say(f"Writing {out} ...")
         _write_checkpoint(session, removed, partial, reporter)
         sizes |= {"bytes_after": read_sizes(partial)}
         session.blocks = None  # make room: from here on only the cut model is needed
-        if expected is not None and sample is not None:
+        if expected is not None:
             reporter.say("Verifying: reload, logits against bypass, generation with and without cache ...")
             trusted = session.settings.trust_remote_code
-            verification = verify(
-                partial, expected, sample, dtype=dtype, device=device, trust_remote_code=trusted
-            ).to_json()
+            verification = verify(partial, expected, trust_remote_code=trusted).to_json()
         result = {"removed": list(removed), "verification": verification} | sizes
         write_json(partial / MARK, plan.to_json() | {"cut": result})
         _write_model_card(partial, session, plan, result)
@@ -277,9 +276,8 @@ def manual_plan(session: Session, blocks: tuple[int, ...]) -> Plan:
 
 def inspect_model(session: Session) -> dict[str, Any]:
     """What the model is, what can be removed and what that saves; from the config alone, no weights are read."""
-    text = session.config.get_text_config(decoder=True)
-    shell = _shell(session.config)
-    path, modules = find_stack(shell)
+    shell, stack = session.shell, session.stack
+    text, modules = stack.config, stack.modules
     kinds = getattr(text, "layer_types", None) or [type(module).__name__ for module in modules]
     complete = text.to_dict()
     refusals: dict[str, str] = {}
@@ -295,7 +293,7 @@ def inspect_model(session: Session) -> dict[str, Any]:
         "kind": session.source.kind,
         "architecture": type(shell).__name__,
         "model_type": text.model_type,
-        "stack": path,
+        "stack": stack.path,
         "num_blocks": len(modules),
         "hidden_size": text.hidden_size,
         "vocab_size": text.vocab_size,
@@ -321,12 +319,11 @@ def weights_hash(model: torch.nn.Module) -> str:
 
 
 def sample_tokens(config: Any) -> torch.Tensor:
-    """Token ids to verify on, (1, tokens): seeded, of ordinary words."""
-    text = config.get_text_config(decoder=True)
-    length = min(SAMPLE_TOKENS, (getattr(text, "max_position_embeddings", None) or SAMPLE_TOKENS) // 2)
+    """Token ids to verify on, (1, tokens): seeded, of ordinary words. `config` is the stack's."""
+    length = min(SAMPLE_TOKENS, (getattr(config, "max_position_embeddings", None) or SAMPLE_TOKENS) // 2)
     generator = torch.Generator().manual_seed(0)
-    low = min(8, text.vocab_size // 2)
-    return torch.randint(low, text.vocab_size, (1, length), generator=generator)
+    low = min(8, config.vocab_size // 2)
+    return torch.randint(low, config.vocab_size, (1, length), generator=generator)
 
 
 def _limits(settings: SearchSettings, method: Any, num_blocks: int) -> tuple[int | None, float | None]:
@@ -392,8 +389,8 @@ def _shell(config: Any) -> torch.nn.Module:
 
 def _check_structure(session: Session, removed: tuple[int, ...]) -> dict[str, Any]:
     """Compare fingerprints of all kept blocks on shells without weights; returns sizes."""
-    dense = _shell(session.config)
-    cut = make_shell(type(dense), cut_model_config(dense.config, removed))
+    dense = session.shell
+    cut = make_shell(type(dense), cut_model_config(dense.config, session.stack, removed))
     check_fingerprints(dense, cut, removed)
     return {
         "blocks_before": session.num_blocks,
@@ -418,8 +415,7 @@ def _checkpoint_bytes(session: Session) -> int | None:
 def _write_checkpoint(session: Session, removed: tuple[int, ...], partial: Path, reporter: Reporter) -> None:
     if session.source.kind != "gguf":
         folder = models.checkpoint_folder(session.source)
-        stack_path = find_stack(_shell(session.config))[0]
-        cut_checkpoint(folder, partial, session.config, stack_path, removed)
+        cut_checkpoint(folder, partial, session.shell.config, session.stack, removed)
     else:
         _write_rebuilt(session, removed, partial, reporter)
 

@@ -75,7 +75,15 @@ def print_cut(result: dict[str, Any]) -> None:
         exact = "equal to the bit" if check["exact"] else f"equal within {check['max_logit_difference']:.2g}"
         console.print(
             f"Verified in {check['dtype']} on {check['tokens']} tokens: reloads with clean keys; logits {exact} to "
-            "bypass; generation with cache equals without, also left-padded.",
+            f"bypass; {_generation(check)}.",
             soft_wrap=True,
         )
     console.print(f"Written to {result['output']}", soft_wrap=True)
+
+
+def _generation(check: dict[str, Any]) -> str:
+    if check["cached_generation"] and check["padded_generation"]:
+        return "generation with cache equals without, also left-padded"
+    if check["cached_generation"]:
+        return "generation with cache equals without (left-padded, the dense model's own does not)"
+    return "generation not compared: the dense model's own differs with and without cache"

@@ -4,6 +4,15 @@ from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.config import cut_config
 from streamliner.cut.model import cut_model
 from streamliner.cut.output import output_folder
-from streamliner.cut.verify import Verification, verify
+from streamliner.cut.verify import Expectation, Verification, expect, verify
 
-__all__ = ["Verification", "cut_checkpoint", "cut_config", "cut_model", "output_folder", "verify"]
+__all__ = [
+    "Expectation",
+    "Verification",
+    "cut_checkpoint",
+    "cut_config",
+    "cut_model",
+    "expect",
+    "output_folder",
+    "verify",
+]

@@ -12,8 +12,9 @@ import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from streamliner.blocks import Stack
 from streamliner.cut.config import cut_config, renumbered_names, with_legacy_rope
-from streamliner.cut.model import new_numbers
+from streamliner.cut.model import config_path, new_numbers
 from streamliner.cut.output import MARK
 from streamliner.errors import ModelError, UnsupportedModelError
 from streamliner.models import check_safetensors_file
@@ -23,7 +24,7 @@ COPY_BYTES = 16 << 20
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
-def cut_checkpoint(folder: Path, out: Path, config: Any, stack_path: str, removed: tuple[int, ...]) -> None:
+def cut_checkpoint(folder: Path, out: Path, config: Any, stack: Stack, removed: tuple[int, ...]) -> None:
     """Write into the existing empty folder `out` the checkpoint in `folder` without the blocks `removed`.
 
     Everything that is neither weights nor config is copied verbatim.
@@ -31,8 +32,8 @@ def cut_checkpoint(folder: Path, out: Path, config: Any, stack_path: str, remove
     Args:
         folder: config.json, one or several safetensors files with their index, tokenizer files.
         out: where to write.
-        config: the loaded `PretrainedConfig`, in which defaults are filled in.
-        stack_path: path of the stack in memory; names on disk may differ in front of its last part.
+        config: the whole model's loaded `PretrainedConfig`, in which defaults are filled in.
+        stack: the stack of a model of that config; names on disk may differ in front of the last part of its path.
         removed: ascending block indices.
 
     Raises:
@@ -41,10 +42,10 @@ def cut_checkpoint(folder: Path, out: Path, config: Any, stack_path: str, remove
     """
     files = _weight_files(folder)
     headers = {file: _read_header(folder / file) for file in files}
-    num_blocks = config.get_text_config(decoder=True).num_hidden_layers
+    num_blocks = len(stack)
     names = [name for tensors in headers.values() for name in tensors if name != "__metadata__"]
-    prefix = stack_prefix(names, stack_path, num_blocks)
-    config_dict = cut_config_file(folder / "config.json", config, stack_path, removed)
+    prefix = stack_prefix(names, stack.path, num_blocks)
+    config_dict = cut_config_file(folder / "config.json", config, stack, removed)
 
     wanted = {file: _wanted(tensors, prefix, removed, num_blocks) for file, tensors in headers.items()}
     wanted = {file: tensors for file, tensors in wanted.items() if tensors}
@@ -70,22 +71,21 @@ def read_sizes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def cut_config_file(file: Path, config: Any, stack_path: str, removed: tuple[int, ...]) -> dict[str, Any]:
+def cut_config_file(file: Path, config: Any, stack: Stack, removed: tuple[int, ...]) -> dict[str, Any]:
     """The content of config.json for the cut model: the user's own file, with only those keys changed that must be."""
-    original = json.loads(file.read_text(encoding="utf-8"))
-    text = config.get_text_config(decoder=True)
-    nested = next((name for name, value in vars(config).items() if value is text and text is not config), None)
-    complete = text.to_dict()
-    cut = cut_config(complete, removed, text.num_hidden_layers)
-    part = dict(original if nested is None else original.get(nested, {}))
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    complete = stack.config.to_dict()
+    cut = cut_config(complete, removed, len(stack))
+    part = result
+    for name in config_path(config, stack.config):
+        part = part.setdefault(name, {})
     # Keys that the file has but the class does not echo (an alias of a count, another engine's list) follow as well.
-    part |= cut_config({key: part[key] for key in part if key not in complete}, removed, text.num_hidden_layers)
+    part |= cut_config({key: part[key] for key in part if key not in complete}, removed, len(stack))
     part |= {key: value for key, value in cut.items() if value != complete.get(key)}
-    part = with_legacy_rope(part)
-    result = part if nested is None else original | {nested: part}
+    part |= with_legacy_rope(part)
     if "quantization_config" in result:
-        numbers = new_numbers(removed, text.num_hidden_layers)
-        names = renumbered_names(result["quantization_config"], stack_path.split(".")[-1], numbers)
+        numbers = new_numbers(removed, len(stack))
+        names = renumbered_names(result["quantization_config"], stack.path.split(".")[-1], numbers)
         result["quantization_config"] = names
     return result
 

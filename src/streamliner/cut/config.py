@@ -13,13 +13,10 @@ from typing import Any
 
 from streamliner.errors import UnsupportedModelError
 
-COUNTS = (
-    "num_hidden_layers",
-    "n_layer",
-    "n_layers",
-    "num_layers",
-)
-"""Names under which configs keep the number of blocks. Each that is present and equals it is set."""
+DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
+"""Names under which configs keep the number of blocks. Each that is present and equals it is set; beside a name of the
+decoder's own the others count the encoder."""
 
 PER_BLOCK_LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "layer_rope_theta")
 """One entry per block: the kept entries stay."""
@@ -96,7 +93,8 @@ def cut_config(config: dict[str, Any], removed: tuple[int, ...], num_blocks: int
                 f"The config key {key} has {num_blocks} entries, one per block it seems, and no rule for it is known."
             )
     _refit_sparse_step(result, config, kept)
-    for key in COUNTS:
+    own = [key for key in DECODER_COUNTS if config.get(key) == num_blocks]
+    for key in own or COUNTS:
         if config.get(key) == num_blocks:
             result[key] = len(kept)
     return result

@@ -15,7 +15,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from streamliner.blocks import check_indices, find_stack
+from streamliner.blocks import Stack, check_indices, find_stack
 from streamliner.cut.config import cut_config
 from streamliner.errors import UnsupportedModelError
 
@@ -23,22 +23,38 @@ INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_id
 """Attributes in which a block keeps its own position."""
 
 
-def cut_model_config(config: Any, removed: tuple[int, ...]) -> Any:
-    """The config object of the cut model: a copy, with the stack's part cut (`cut_config`)."""
-    text = config.get_text_config(decoder=True)
-    num_blocks = text.num_hidden_layers
-    cut = cut_config(text.to_dict(), removed, num_blocks)
+def cut_model_config(config: Any, stack: Stack, removed: tuple[int, ...]) -> Any:
+    """The config object of the cut model: a copy of `config`, with the part that describes the stack cut."""
+    cut = cut_config(stack.config.to_dict(), removed, len(stack))
     cut.pop("quantization_config", None)  # the weights in memory are dense; a checkpoint keeps its own
-    new_text = type(text).from_dict(cut)
-    new_text._attn_implementation = text._attn_implementation
-    if text is config:
-        return new_text
+    part = type(stack.config).from_dict(cut)
+    part._attn_implementation = stack.config._attn_implementation
+    path = config_path(config, stack.config)
+    if not path:
+        return part
     result = copy.deepcopy(config)
+    parent = result
+    for name in path[:-1]:
+        parent = getattr(parent, name)
+    setattr(parent, path[-1], part)
+    return result
+
+
+def config_path(config: Any, part: Any) -> tuple[str, ...]:
+    """Names that lead from a config to the nested config `part`; none if it is the same object.
+
+    Raises:
+        UnsupportedModelError: it is not in there.
+    """
+    if config is part:
+        return ()
     for name, value in vars(config).items():
-        if value is text:
-            setattr(result, name, new_text)
-            return result
-    raise UnsupportedModelError(f"The config of {type(config).__name__} hides the part that describes the stack.")
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            try:
+                return (name, *config_path(value, part))
+            except UnsupportedModelError:
+                continue
+    raise UnsupportedModelError(f"{type(config).__name__} does not hold the config that describes the blocks.")
 
 
 def make_shell(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
@@ -56,12 +72,12 @@ def cut_model(model: nn.Module, removed: tuple[int, ...] | list[int]) -> nn.Modu
         RemovalError: a block that is not there, or all of them.
         UnsupportedModelError: the cut model cannot be expressed by its class; the message names what.
     """
-    path, modules = find_stack(model)
-    removed = check_indices(removed, len(modules))
-    config = cut_model_config(model.config, removed)
+    stack = find_stack(model)
+    path, removed = stack.path, check_indices(removed, len(stack))
+    config = cut_model_config(model.config, stack, removed)
     shell = make_shell(type(model), config)
     check_fingerprints(make_shell(type(model), model.config), shell, removed)
-    renamed = rename_blocks(model.state_dict(), path, removed, len(modules))
+    renamed = rename_blocks(model.state_dict(), path, removed, len(stack))
     result = shell.load_state_dict(renamed, strict=False, assign=True)
     shell.tie_weights()  # type: ignore[operator]
     tied = [name for name, parameter in shell.named_parameters() if parameter.is_meta]
@@ -108,7 +124,7 @@ def check_fingerprints(dense: nn.Module, cut: nn.Module, removed: tuple[int, ...
     Raises:
         UnsupportedModelError: a block would not be the same; the message names block and attribute.
     """
-    old_blocks, new_blocks = find_stack(dense)[1], find_stack(cut)[1]
+    old_blocks, new_blocks = find_stack(dense).modules, find_stack(cut).modules
     for old, new in new_numbers(removed, len(old_blocks)).items():
         before, after = fingerprint(old_blocks[old], old), fingerprint(new_blocks[new], new)
         for key in sorted(set(before) | set(after)):

@@ -19,22 +19,43 @@ expected to be exactly zero; the tolerance is for kernels that choose by memory 
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """What the dense model does, taken before it makes room for the cut one (`expect`).
+
+    Attributes:
+        sample: token ids, (1, tokens).
+        logits: with the blocks bypassed, (1, tokens, words): what the cut model must give.
+        cached, padded: whether greedy generation of the dense model itself is the same with a cache as without, alone
+            and left-padded in a batch. A few architectures disagree with themselves; the cut model need not be better.
+        dtype, device: of the dense model.
+    """
+
+    sample: Tensor
+    logits: Tensor
+    cached: bool
+    padded: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True)
 class Verification:
     """What was checked of a cut checkpoint.
 
     Attributes:
         max_logit_difference: between the reloaded model and bypass on the dense model, over all logits of the sample.
         exact: that difference is 0.
-        cached_generation: greedy generation with a cache gave the tokens of generation without.
-        padded_generation: so it did left-padded in a batch of two.
+        cached_generation: greedy generation with a cache gave the tokens of generation without; None where the dense
+            model does not do so either.
+        padded_generation: the same, left-padded in a batch of two.
         tokens: length of the sample.
         dtype: in which it was computed.
     """
 
     max_logit_difference: float
     exact: bool
-    cached_generation: bool
-    padded_generation: bool
+    cached_generation: bool | None
+    padded_generation: bool | None
     tokens: int
     dtype: str
 
@@ -43,30 +64,20 @@ class Verification:
         return asdict(self)
 
 
-def bypass_logits(blocks: Blocks, removed: tuple[int, ...], sample: Tensor) -> Tensor:
-    """Logits of the dense model with `removed` bypassed: what the cut model must give. `sample` is (1, tokens)."""
+def expect(blocks: Blocks, removed: tuple[int, ...], sample: Tensor) -> Expectation:
+    """Run the dense model: logits with `removed` bypassed, generation as it is. `sample` is (1, tokens)."""
     with torch.inference_mode(), blocks.bypass(removed):
         logits: Tensor = blocks.forward(sample).logits
-    return logits.cpu()
+    cached, padded = _generations_agree(blocks.model, sample.to(blocks.device))
+    return Expectation(sample, logits.cpu(), cached, padded, blocks.dtype, blocks.device)
 
 
-def verify(
-    folder: Path,
-    expected: Tensor,
-    sample: Tensor,
-    *,
-    dtype: torch.dtype,
-    device: Any = None,
-    trust_remote_code: bool = False,
-) -> Verification:
+def verify(folder: Path, expected: Expectation, *, trust_remote_code: bool = False) -> Verification:
     """Reload the checkpoint in `folder` as any user of transformers would, and compare.
 
     Args:
         folder: the cut checkpoint.
-        expected: `bypass_logits` of the dense model, (1, tokens, words).
-        sample: token ids, (1, tokens).
-        dtype: load it so; that of the dense model.
-        device: where to run; that of the dense model.
+        expected: what the dense model did (`expect`).
         trust_remote_code: run the checkpoint's own Python code.
 
     Raises:
@@ -76,7 +87,7 @@ def verify(
 
     model, info = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=dtype,
+        dtype=expected.dtype,
         local_files_only=True,
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
@@ -86,29 +97,38 @@ def verify(
         if info[kind]:
             first = min(map(str, info[kind]))
             raise VerificationError(f"The cut checkpoint has {kind.replace('_', ' ')}: {first}.")
-    model = model.eval().to(device or "cpu")
-    sample = sample.to(model.device)
+    model = model.eval().to(expected.device)
+    sample = expected.sample.to(model.device)
     with torch.inference_mode():
         logits = model(input_ids=sample, use_cache=False).logits.cpu()
-    difference = (logits.float() - expected.float()).abs().max().item()
-    if not difference <= LOGIT_TOLERANCE[dtype] * max(expected.float().abs().max().item(), 1.0):
+    difference = (logits.float() - expected.logits.float()).abs().max().item()
+    if not difference <= LOGIT_TOLERANCE[expected.dtype] * max(expected.logits.float().abs().max().item(), 1.0):
         raise VerificationError(
             f"The logits of the cut checkpoint differ by {difference:.3g} "
             "from those of the dense model with the blocks bypassed."
         )
     cached, padded = _generations_agree(model, sample)
-    if not cached:
+    if expected.cached and not cached:
         raise VerificationError("The cut model generates other tokens with a cache than without.")
-    if not padded:
+    if expected.padded and not padded:
         raise VerificationError(
             "Left-padded in a batch, the cut model generates other tokens with a cache than without."
         )
-    return Verification(difference, difference == 0, cached, padded, sample.shape[1], str(dtype).removeprefix("torch."))
+    return Verification(
+        max_logit_difference=difference,
+        exact=difference == 0,
+        cached_generation=cached if expected.cached else None,
+        padded_generation=padded if expected.padded else None,
+        tokens=sample.shape[1],
+        dtype=str(expected.dtype).removeprefix("torch."),
+    )
 
 
 def _generations_agree(model: nn.Module, sample: Tensor) -> tuple[bool, bool]:
     """Whether greedy generation is the same with and without a cache: alone, and left-padded in a batch of two."""
     single = sample[:, : min(12, sample.shape[1])]
+    if not hasattr(model, "generate"):
+        return False, False
     pad = next((i for i in (model.config.pad_token_id, model.config.eos_token_id) if isinstance(i, int)), 0)  # type: ignore[union-attr]
     shorter = torch.cat([torch.full_like(single[:, :4], pad), single[:, 4:]], dim=1)
     mask = torch.ones_like(single).repeat(2, 1)
