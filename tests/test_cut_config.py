@@ -30,6 +30,30 @@ from streamliner.errors import UnsupportedModelError
         ({"num_nextn_predict_layers": 1}, (0,), {"num_nextn_predict_layers": 0}),
         ({"eos_token_id": [1, 2, 3, 4]}, (0,), {"eos_token_id": [1, 2, 3, 4]}),
         ({"layer_types": None}, (0,), {"layer_types": None}),
+        ({"intermediate_size": 64}, (0,), {"intermediate_size": 64}),
+        ({"intermediate_size": [1, 2, 3, 4]}, (0,), {"intermediate_size": [2, 3, 4]}),
+        ({"cross_attention_layers": [1, 3]}, (2,), {"cross_attention_layers": [1, 2]}),
+        (
+            {"attention_layers": ["g", "l", "g", "l"], "attention_types": [[["g", "l"], 2]]},
+            (1,),
+            {"attention_layers": ["g", "g", "l"], "attention_types": [[["g"], 1], [["g"], 1], [["l"], 1]]},
+        ),
+        (
+            {"moe_layer_start_index": 1, "moe_layer_end_index": -1, "moe_layer_interval": 1},
+            (0, 2),
+            {"moe_layer_start_index": 0, "moe_layer_end_index": 1, "moe_layer_interval": 1},
+        ),
+        (
+            {"attn_layer_period": 2, "attn_layer_offset": 1},
+            (0, 2),
+            {"attn_layer_period": 1, "attn_layer_offset": 0},
+        ),
+        ({"scale_depth": 2.0}, (0, 1, 2), {"scale_depth": 1.0}),
+        (
+            {"linear_attn_config": {"full_attn_layers": [4], "kda_layers": [1, 2, 3], "x": 1}},
+            (1,),
+            {"linear_attn_config": {"full_attn_layers": [3], "kda_layers": [1, 2], "x": 1}},
+        ),
     ],
 )
 def test_rules(config, removed, expected):
@@ -42,6 +66,23 @@ def test_rules(config, removed, expected):
 def test_keys_without_a_rule_are_refused_by_name(key):
     with pytest.raises(UnsupportedModelError, match=key):
         cut_config({key: 7}, (1,), 4)
+
+
+@pytest.mark.parametrize(
+    ("config", "removed", "message"),
+    [
+        (
+            {"moe_layer_start_index": 0, "moe_layer_end_index": 3, "moe_layer_interval": 2},
+            (0,),
+            "moe_layer_interval = 2",
+        ),
+        ({"attn_layer_period": 2, "attn_layer_offset": 0}, (1,), "No attn_layer_period"),
+        ({"cross_attention_layers": [1]}, (0,), "cross_attention_layers"),
+    ],
+)
+def test_patterns_that_no_value_can_say_are_refused(config, removed, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        cut_config(config, removed, 4)
 
 
 def test_an_unknown_list_with_an_entry_per_block_is_refused():

@@ -54,11 +54,12 @@ def find_stack(model: nn.Module) -> Stack:
     name = type(model).__name__
     decoder = model.get_decoder()  # type: ignore[operator]
     inside = {id(module) for module in decoder.modules()}
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     stacks, lengths = [], []
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or id(module) not in inside or not len(module):
-            continue
+    for path, module in [item for item in lists if id(item[1]) in inside] or lists:
         config = _nearest_config(model, path)
+        if not hasattr(config, "vocab_size"):
+            continue  # an encoder of images or sound
         counts = [count for count in (getattr(config, key, None) for key in COUNT_NAMES) if isinstance(count, int)]
         lengths.append((len(module), counts[:1]))
         if len(module) in counts[:1]:

@@ -390,7 +390,8 @@ def _shell(config: Any) -> torch.nn.Module:
 def _check_structure(session: Session, removed: tuple[int, ...]) -> dict[str, Any]:
     """Compare fingerprints of all kept blocks on shells without weights; returns sizes."""
     dense = session.shell
-    cut = make_shell(type(dense), cut_model_config(dense.config, session.stack, removed))
+    build = type(dense)._from_config  # type: ignore[attr-defined]
+    cut = make_shell(build, cut_model_config(dense.config, session.stack, removed))
     check_fingerprints(dense, cut, removed)
     return {
         "blocks_before": session.num_blocks,

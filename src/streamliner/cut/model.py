@@ -27,7 +27,11 @@ def cut_model_config(config: Any, stack: Stack, removed: tuple[int, ...]) -> Any
     """The config object of the cut model: a copy of `config`, with the part that describes the stack cut."""
     cut = cut_config(stack.config.to_dict(), removed, len(stack))
     cut.pop("quantization_config", None)  # the weights in memory are dense; a checkpoint keeps its own
-    part = type(stack.config).from_dict(cut)
+    try:
+        part = type(stack.config).from_dict(cut)
+    except Exception as error:  # validators of configs raise types of their own
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UnsupportedModelError(f"The config of the cut model would not be valid: {reason}") from error
     part._attn_implementation = stack.config._attn_implementation
     path = config_path(config, stack.config)
     if not path:
@@ -75,8 +79,9 @@ def cut_model(model: nn.Module, removed: tuple[int, ...] | list[int]) -> nn.Modu
     stack = find_stack(model)
     path, removed = stack.path, check_indices(removed, len(stack))
     config = cut_model_config(model.config, stack, removed)
-    shell = make_shell(type(model), config)
-    check_fingerprints(make_shell(type(model), model.config), shell, removed)
+    build = type(model)._from_config  # type: ignore[attr-defined]
+    shell = make_shell(build, config)
+    check_fingerprints(make_shell(build, model.config), shell, removed)
     renamed = rename_blocks(model.state_dict(), path, removed, len(stack))
     result = shell.load_state_dict(renamed, strict=False, assign=True)
     shell.tie_weights()  # type: ignore[operator]
