@@ -18,9 +18,9 @@ from streamliner.blocks import Blocks
 from streamliner.calibration import make_calibration_set
 from streamliner.cli.console import Terminal
 from streamliner.measure import Loss, Probe
-from streamliner.pipeline import silenced_transformers
 from streamliner.run import environment
 from streamliner.search import make_method, search
+from streamliner.session import silenced_transformers
 
 
 def main() -> None:

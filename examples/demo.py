@@ -24,7 +24,8 @@ from streamliner.blocks import Blocks
 from streamliner.calibration import make_calibration_set
 from streamliner.cli.console import Terminal, human_bytes
 from streamliner.measure import Probe
-from streamliner.pipeline import ModelSettings, SearchSettings
+from streamliner.pipeline import SearchSettings
+from streamliner.session import ModelSettings, open_session, silenced_transformers
 
 PROMPT = "The Python programming language is"
 NAME = "gemma-3-270m"
@@ -37,9 +38,9 @@ def main() -> None:
     arguments = parser.parse_args()
     start = time.monotonic()
     reporter = Terminal(quiet=False)
-    with pipeline.silenced_transformers():
+    with silenced_transformers():
         dense_folder = get_model(arguments.folder, reporter)
-        session = pipeline.open_session(ModelSettings(str(dense_folder)))
+        session = open_session(ModelSettings(str(dense_folder)))
         settings = SearchSettings(
             remove=arguments.remove, calibration="python-docs", num_samples=4, sequence_length=128
         )
@@ -61,7 +62,7 @@ def get_model(folder: Path, reporter: Any) -> Path:
 
         gguf = assemble(folder / f"{NAME}.gguf")
         reporter.say(f"Converting {gguf} to {dense}: about a minute, once ...")
-        pipeline.save_as_folder(pipeline.open_session(ModelSettings(str(gguf))), dense, reporter=reporter)
+        pipeline.save_as_folder(open_session(ModelSettings(str(gguf))), dense, reporter=reporter)
     return dense
 
 

@@ -21,7 +21,7 @@ TINY = Path(__file__).parent / "fixtures" / "tiny-llama"
 
 @pytest.fixture(autouse=True, scope="session")
 def _quiet_transformers():
-    from streamliner.pipeline import silenced_transformers
+    from streamliner.session import silenced_transformers
 
     with silenced_transformers():
         yield

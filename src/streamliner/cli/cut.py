@@ -30,14 +30,15 @@ def cut(
     """Write the checkpoint without the blocks of a plan, and verify it against bypass on the dense model."""
     from streamliner import pipeline
     from streamliner.search import read_plan
+    from streamliner.session import open_session, silenced_transformers
 
     if (plan is None) == (blocks is None):
         raise RemovalError("Which blocks shall go?", "Give --plan FILE or --blocks 3,7,9 (one of them).")
     settings = options.model_settings(model, revision, trust_remote_code, dtype, device)
     named = None if blocks is None else parse_blocks(blocks)
-    with pipeline.silenced_transformers():
+    with silenced_transformers():
         chosen = None if plan is None else read_plan(plan)
-        session = pipeline.open_session(settings)
+        session = open_session(settings)
         if named is not None:
             chosen = pipeline.manual_plan(session, named)
         assert chosen is not None

@@ -16,10 +16,11 @@ def inspect(
 ) -> None:
     """Show what a model is, which blocks can be removed and what that saves. Reads no weights."""
     from streamliner import pipeline
+    from streamliner.session import open_session, silenced_transformers
 
     settings = options.model_settings(model, revision, trust_remote_code, "auto", None)
-    with pipeline.silenced_transformers():
-        result = pipeline.inspect_model(pipeline.open_session(settings))
+    with silenced_transformers():
+        result = pipeline.inspect_model(open_session(settings))
     if json:
         print_json(result)
     else:

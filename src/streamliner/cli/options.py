@@ -9,7 +9,8 @@ import typer
 from streamliner.errors import MethodError, UserError
 
 if TYPE_CHECKING:
-    from streamliner.pipeline import ModelSettings, SearchSettings
+    from streamliner.pipeline import SearchSettings
+    from streamliner.session import ModelSettings
 
 MODEL, SEARCH, OUTPUT = "Model", "Search", "Output"
 
@@ -85,7 +86,7 @@ def model_settings(
 ) -> ModelSettings:
     """Build and check."""
     from streamliner.models import DTYPES
-    from streamliner.pipeline import ModelSettings
+    from streamliner.session import ModelSettings
 
     if dtype not in DTYPES:
         raise UserError(f"There is no dtype {dtype}.", f"Choose one of {', '.join(DTYPES)}.")

@@ -40,6 +40,7 @@ def prune(
 ) -> None:
     """Search, cut and verify in one. OUT appears whole at the end; a killed run continues with the same command."""
     from streamliner import pipeline
+    from streamliner.session import open_session, silenced_transformers
 
     settings = options.model_settings(model, revision, trust_remote_code, dtype, device)
     wanted = options.search_settings(
@@ -55,9 +56,9 @@ def prune(
         batch_size=batch_size,
         seed=seed,
     )
-    with pipeline.silenced_transformers():
+    with silenced_transformers():
         found, result = pipeline.prune_model(
-            pipeline.open_session(settings),
+            open_session(settings),
             wanted,
             output,
             run or f"{output.rstrip('/')}.run",

@@ -40,6 +40,7 @@ def search(
 ) -> None:
     """Search for the blocks to remove. Writes a plan; a killed search continues with the same command."""
     from streamliner import pipeline
+    from streamliner.session import open_session, silenced_transformers
 
     settings = options.model_settings(model, revision, trust_remote_code, dtype, device)
     wanted = options.search_settings(
@@ -55,9 +56,9 @@ def search(
         batch_size=batch_size,
         seed=seed,
     )
-    with pipeline.silenced_transformers():
+    with silenced_transformers():
         result = pipeline.search_model(
-            pipeline.open_session(settings), wanted, output, overwrite=overwrite, reporter=Terminal(quiet)
+            open_session(settings), wanted, output, overwrite=overwrite, reporter=Terminal(quiet)
         )
     if json:
         print_json(search_json(result))

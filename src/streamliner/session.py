@@ -1,0 +1,135 @@
+"""A model at work: where it is, its structure without weights, its blocks once loaded; and who is told what goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+
+from streamliner import models
+from streamliner.blocks import Blocks, Stack, find_stack
+from streamliner.cut.model import make_shell
+from streamliner.errors import UnsupportedModelError
+from streamliner.search import model_identity
+
+
+class Reporter(Protocol):
+    """Where messages and progress go."""
+
+    def say(self, message: str) -> None:
+        """Tell the user something."""
+
+    def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """A context that gives a function to call with (done, total)."""
+
+
+class Silent:
+    """A reporter for use as a library: says nothing."""
+
+    def say(self, message: str) -> None:
+        """Nothing."""
+
+    def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
+        """Nothing."""
+        return nullcontext(lambda done, total: None)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and how to load it (`models.locate`, `models.load_model`)."""
+
+    model: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+
+
+@dataclass
+class Session:
+    """A model at work: its source, its config, and once loaded its blocks."""
+
+    settings: ModelSettings
+    source: models.ModelSource
+    config: Any
+    blocks: Blocks | None = None
+
+    @cached_property
+    def shell(self) -> torch.nn.Module:
+        """The model's structure without its weights."""
+        return _shell(self.config)
+
+    @cached_property
+    def stack(self) -> Stack:
+        """The stack of `shell`."""
+        return find_stack(self.shell)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the dense model."""
+        return len(self.stack)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a plan must agree with."""
+        return model_identity(self.source.name, self.stack.config)
+
+    def load(self, reporter: Reporter) -> Blocks:
+        """The blocks of the loaded model; loads it the first time."""
+        if self.blocks is None:
+            reporter.say(f"Loading {self.source.name} ...")
+            model = models.load_model(self.source, dtype=self.settings.dtype, device=self.settings.device)
+            self.blocks = Blocks(model)
+            reporter.say(
+                f"{len(self.blocks)} blocks in {self.blocks.path}, {self.blocks.dtype} on {self.blocks.device}."
+            )
+        return self.blocks
+
+
+def open_session(settings: ModelSettings) -> Session:
+    """Find the model and read its config; no weights yet."""
+    source = models.locate(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+    return Session(settings, source, models.load_config(source))
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and up to 256 evenly spread values of every tensor: tells fine-tunes apart."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(flat[:: max(1, len(flat) // 256)][:256].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def silenced_transformers() -> Iterator[None]:
+    """Keep transformers' own bars and advice off the terminal: the reporter speaks."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+def _shell(config: Any) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    clean = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
+    try:
+        return make_shell(AutoModelForCausalLM.from_config, clean)
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{config.model_type} is not a causal language model that transformers knows.",
+            "streamliner cuts what AutoModelForCausalLM loads.",
+        ) from error
