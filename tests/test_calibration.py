@@ -75,6 +75,21 @@ def test_unusable_text_is_refused(tokenizer, tmp_path, name, content, message):
         make_calibration_set(str(tmp_path / name), tokenizer, sequence_length=64)
 
 
+def test_the_default_text_is_said_where_the_hub_gives_none(monkeypatch):
+    """A hub model without the `hub` extra, or with no network, is calibrated on python-docs, and a line says so."""
+    import sys
+    from types import SimpleNamespace
+
+    from streamliner.pipeline import _calibration_text
+
+    said = []
+    session, reporter = SimpleNamespace(source=SimpleNamespace(kind="hub")), SimpleNamespace(say=said.append)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert _calibration_text(session, None, reporter).name == "python-docs"
+    assert "streamliner[hub]" in said[0]
+    assert "python-docs instead" in said[0]
+
+
 def test_wikitext_rows_become_one_text(monkeypatch):
     """The set's rows are lines; perplexities in the literature join them by blank lines."""
     import sys

@@ -79,12 +79,14 @@ def test_inspect_json_counts_what_the_checkpoint_holds(capsys):
     assert found["not_removable"] == {}
 
 
-def test_a_gguf_style_refusal_shows_in_inspect(capsys, tmp_path):
+def test_a_model_that_cannot_be_cut_is_refused_before_the_search(capsys, tmp_path):
     make_model("gpt2", scale_attn_by_inverse_layer_idx=True).save_pretrained(tmp_path / "m")
     found = json.loads(run(capsys, "inspect", tmp_path / "m", "--json")[0])
     assert "scale_attn_by_inverse_layer_idx" in found["not_removable"]["0"]
     run(capsys, "cut", tmp_path / "m", "--blocks", "1", "-o", tmp_path / "o", status=2)
-    assert not (tmp_path / "o").exists()
+    _, err = run(capsys, "prune", tmp_path / "m", "--remove", "1", "-o", tmp_path / "o", status=2)
+    assert "scale_attn_by_inverse_layer_idx" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_perplexity_bound(capsys, tmp_path):

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from streamliner import models
-from streamliner.blocks import check_indices
+from streamliner.blocks import Stack, check_indices
 from streamliner.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet, make_calibration_set
 from streamliner.cut import cut_checkpoint, cut_config, cut_model, expect, output_folder, verify
 from streamliner.cut.checkpoint import read_sizes
 from streamliner.cut.config import with_legacy_rope
 from streamliner.cut.model import check_fingerprints, cut_model_config, make_shell
 from streamliner.cut.output import MARK, check_output
-from streamliner.errors import RemovalError, TextError, UnsupportedModelError
+from streamliner.errors import MissingExtraError, RemovalError, TextError, UnsupportedModelError
 from streamliner.measure import Counters, Probe
 from streamliner.run import Journal, check_run_folder, environment, write_json
 from streamliner.search import (
@@ -176,6 +176,9 @@ def prune_model(
 ) -> tuple[SearchResult, dict[str, Any]]:
     """`search_model`, then `cut_to_folder` with the plan that it found."""
     check_output(out, overwrite=overwrite, model_folder=session.source.path or None)
+    refusals = config_refusals(session.stack)
+    if len(refusals) == session.num_blocks:  # hours before the cut would say so
+        raise UnsupportedModelError(refusals[0])
     found = search_model(session, settings, run_folder, overwrite=overwrite, reporter=reporter)
     return found, cut_to_folder(session, found.plan, out, overwrite=overwrite, verified=verified, reporter=reporter)
 
@@ -196,13 +199,6 @@ def inspect_model(session: Session) -> dict[str, Any]:
     shell, stack = session.shell, session.stack
     text, modules = stack.config, stack.modules
     kinds = getattr(text, "layer_types", None) or [type(module).__name__ for module in modules]
-    complete = text.to_dict()
-    refusals: dict[str, str] = {}
-    for index in range(len(modules)):
-        try:
-            cut_config(complete, (index,), len(modules))
-        except UnsupportedModelError as error:
-            refusals[str(index)] = str(error.args[0])
     total = _parameters(shell)
     per_block = [_parameters(module) for module in modules]
     return {
@@ -221,8 +217,19 @@ def inspect_model(session: Session) -> dict[str, Any]:
             {"index": i, "kind": kind, "parameters": count}
             for i, (kind, count) in enumerate(zip(kinds, per_block, strict=True))
         ],
-        "not_removable": refusals,
+        "not_removable": {str(index): reason for index, reason in config_refusals(stack).items()},
     }
+
+
+def config_refusals(stack: Stack) -> dict[int, str]:
+    """Blocks that cannot be removed on their own, as no config says what would be left, with the reason."""
+    complete, refusals = stack.config.to_dict(), {}
+    for index in range(len(stack)):
+        try:
+            cut_config(complete, (index,), len(stack))
+        except UnsupportedModelError as error:
+            refusals[index] = str(error.args[0])
+    return refusals
 
 
 def sample_tokens(config: Any) -> torch.Tensor:
@@ -276,8 +283,8 @@ def _calibration_text(session: Session, source: str | None, reporter: Reporter) 
         return read_text("python-docs")
     try:
         return read_text("wikitext2")
-    except (TextError, ImportError) as error:
-        reporter.say(f"{error.args[0]} Calibrating on python-docs instead.")
+    except (TextError, MissingExtraError) as error:
+        reporter.say(f"{error} Calibrating on python-docs instead.")
         return read_text("python-docs")
 
 
