@@ -77,9 +77,6 @@ def test_cut_and_verified(folder):
     assert config.num_hidden_layers == 15
     assert [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"] == [5, 9, 14]
     subprocess.run([sys.executable, Path(__file__).parent / "outsider.py", folder / "cut"], check=True, timeout=600)
-
-
-def test_cut_from_gguf_is_the_cut_of_the_converted_model(folder):
     from_gguf, from_folder = (load_file(folder / name / "model.safetensors") for name in ("cut-from-gguf", "cut"))
     assert from_gguf.keys() == from_folder.keys()
     assert all(torch.equal(from_gguf[name], from_folder[name]) for name in from_gguf)
