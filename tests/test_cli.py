@@ -224,10 +224,18 @@ ERRORS = {
     "a pickle": (CUT, "a pickle", pickle_only),
     "a tensor missing": (CUT, "lacks 1 tensors", drop_tensor),
     "no tokenizer": (PRUNE, "tokenizer", no_tokenizer),
-    "broken config": (CUT, "", lambda folder: (folder / "config.json").write_text("{")),
-    "config of no language model": (CUT, "", edit_config(model_type="vit", architectures=["ViTModel"])),
-    "config without blocks": (CUT, "", edit_config(num_hidden_layers=0)),
-    "config of an unknown type": (CUT, "", edit_config(model_type="wizard", architectures=["Wizard"])),
+    "broken config": (CUT, "not a valid JSON file", lambda folder: (folder / "config.json").write_text("{")),
+    "config of no language model": (
+        CUT,
+        "not a causal language model",
+        edit_config(model_type="vit", architectures=["ViTModel"]),
+    ),
+    "config without blocks": (CUT, "No stack of blocks was found", edit_config(num_hidden_layers=0)),
+    "config of an unknown type": (
+        CUT,
+        "does not recognize this architecture",
+        edit_config(model_type="wizard", architectures=["Wizard"]),
+    ),
 }
 
 

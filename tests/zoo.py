@@ -71,7 +71,6 @@ SIZES: dict[str, Any] = {
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,
-    "lm_head_chunk_size": None,
     "word_embed_proj_dim": 64,
     "embedding_size": 64,
     "first_k_dense_replace": 2,
@@ -80,7 +79,6 @@ SIZES: dict[str, Any] = {
     "index_head_dim": 32,
     "vocab_size_per_layer_input": 128,
     "hidden_size_per_layer_input": 16,
-    "pad_token_id_": None,
 }
 SPECIAL: dict[str, dict[str, Any]] = {}
 """Further fields by model type."""

@@ -58,8 +58,8 @@ def find_stack(model: nn.Module) -> Stack:
     stacks, lengths = [], []
     for path, module in [item for item in lists if id(item[1]) in inside] or lists:
         config = _nearest_config(model, path)
-        if not hasattr(config, "vocab_size"):
-            continue  # an encoder of images or sound
+        if not len(module) or not hasattr(config, "vocab_size"):  # without words: an encoder of images or sound
+            continue
         counts = [count for count in (getattr(config, key, None) for key in COUNT_NAMES) if isinstance(count, int)]
         lengths.append((len(module), counts[:1]))
         if len(module) in counts[:1]:
