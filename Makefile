@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # The release of torch that the checks ran with; users of the package may have another.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check architectures setup clean
 
 setup: $(VENV)/ready
 
@@ -25,6 +25,10 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Every decoder type of the installed transformers; makes the table in docs/architectures.md anew.
+architectures: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/architectures.py
 
 clean:
 	rm -rf $(VENV) .demo

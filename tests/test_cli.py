@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import zoo
 from conftest import TINY
-from families import make_model
 from streamliner.cli import main
 
 QUICK = ["--num-samples", "2", "--sequence-length", "64"]
@@ -80,13 +80,26 @@ def test_inspect_json_counts_what_the_checkpoint_holds(capsys):
 
 
 def test_a_model_that_cannot_be_cut_is_refused_before_the_search(capsys, tmp_path):
-    make_model("gpt2", scale_attn_by_inverse_layer_idx=True).save_pretrained(tmp_path / "m")
+    zoo.tiny_model("inkling2_text").save_pretrained(tmp_path / "m")
     found = json.loads(run(capsys, "inspect", tmp_path / "m", "--json")[0])
-    assert "scale_attn_by_inverse_layer_idx" in found["not_removable"]["0"]
+    assert "n_layers_per_attn_res_block" in found["not_removable"]["0"]
     run(capsys, "cut", tmp_path / "m", "--blocks", "1", "-o", tmp_path / "o", status=2)
     _, err = run(capsys, "prune", tmp_path / "m", "--remove", "1", "-o", tmp_path / "o", status=2)
-    assert "scale_attn_by_inverse_layer_idx" in err
+    assert "n_layers_per_attn_res_block" in err
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_the_architecture_keeps_is_told_before_the_search(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(zoo.SPECIAL, "modernbert-decoder", {"vocab_size": 2048})
+    zoo.tiny_model("modernbert-decoder").save_pretrained(tmp_path / "m")
+    out, _ = run(capsys, "inspect", tmp_path / "m")
+    assert "Block 0 cannot go alone: Block 1 would not be the same block in the cut model: attn_norm" in out
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path / "m")
+    arguments = ("prune", tmp_path / "m", "--remove", "2", "-o", tmp_path / "o", "--protect-first", "0")
+    out, err = run(capsys, *arguments, "--num-samples", "1", "--sequence-length", "16", "--json")
+    assert "Block 0 cannot go alone: Block 1 would not be the same block" in err
+    assert 0 not in json.loads(out)["plan"]["removed"]
 
 
 def test_perplexity_bound(capsys, tmp_path):
@@ -227,7 +240,7 @@ ERRORS = {
     "broken config": (CUT, "not a valid JSON file", lambda folder: (folder / "config.json").write_text("{")),
     "config of no language model": (
         CUT,
-        "not a causal language model",
+        "not a decoder of text",
         edit_config(model_type="vit", architectures=["ViTModel"]),
     ),
     "config without blocks": (CUT, "No stack of blocks was found", edit_config(num_hidden_layers=0)),

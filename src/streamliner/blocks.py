@@ -21,9 +21,12 @@ from streamliner.errors import RemovalError, UnsupportedModelError
 ForwardFunction = Callable[..., Any]
 
 
-COUNT_NAMES = ("decoder_layers", "num_decoder_layers", "num_hidden_layers")
-"""Where a config says how many blocks its decoder has; an encoder-decoder's own name goes first. Aliases of other
-architectures (n_layer, ...) are read through `num_hidden_layers`."""
+DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
+"""Names under which configs keep the number of blocks; beside one of the decoder's own the others count the encoder."""
+
+
+RESCALED = "Set rescale_every to 0 in its config.json: the model is the same but for rounding, and has plain blocks."
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class Stack:
         modules: the blocks in order.
         config: the config that describes them: that of the nearest `PreTrainedModel` around them, so the text config
             of a model with several parts.
+        count_name: the config's own name for the number of blocks where it is none that is known, else "".
     """
 
     path: str
     modules: nn.ModuleList
     config: Any
+    count_name: str = ""
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -48,30 +53,48 @@ class Stack:
 def find_stack(model: nn.Module) -> Stack:
     """The decoder's blocks: the module list as long as its config says, the largest if there are several.
 
+    Where the config has no name for the number of blocks that is known, the one number in it that equals the length of
+    a module list will do.
+
     Raises:
         UnsupportedModelError: there is no such list.
     """
-    name = type(model).__name__
     decoder = model.get_decoder()  # type: ignore[operator]
     inside = {id(module) for module in decoder.modules()}
     lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    stacks, lengths = [], []
-    for path, module in [item for item in lists if id(item[1]) in inside] or lists:
+    lists = [item for item in lists if id(item[1]) in inside] or lists
+    lists = [item for item in lists if not any(item[0].startswith(f"{path}.") for path, _ in lists)]
+    stacks, found, wanted = [], set(), set()
+    for path, module in lists:
         config = _nearest_config(model, path)
         if not len(module) or not hasattr(config, "vocab_size"):  # without words: an encoder of images or sound
             continue
-        counts = [count for count in (getattr(config, key, None) for key in COUNT_NAMES) if isinstance(count, int)]
-        lengths.append((len(module), counts[:1]))
-        if len(module) in counts[:1]:
+        counts = _counts(config, DECODER_COUNTS) or _counts(config, COUNTS)
+        others = [key for key, value in vars(config).items() if type(value) is int and value == len(module) > 1]
+        found.add(len(module))
+        wanted.update(counts)
+        if len(module) in counts:
             stacks.append(Stack(path, module, config))
+        elif not counts and len(others) == 1:
+            stacks.append(Stack(path, module, config, others[0]))
     if not stacks:
-        found = sorted({length for length, _ in lengths})
-        wanted = sorted({count for _, counts in lengths for count in counts})
         raise UnsupportedModelError(
-            f"No stack of blocks was found in {name}: its config counts {wanted or 'no'} blocks, "
-            f"and its module lists have lengths {found}."
+            f"No stack of blocks was found in {type(model).__name__}: its config counts {sorted(wanted) or 'no'} "
+            f"blocks, and its module lists have lengths {sorted(found)}."
         )
-    return max(stacks, key=lambda stack: sum(p.numel() for p in stack.modules.parameters()))
+    sizes = [sum(p.numel() for p in stack.modules.parameters()) for stack in stacks]
+    parts = [stack.path for stack, size in zip(stacks, sizes, strict=True) if size > max(sizes) / 4]
+    if len({path.rpartition(".")[0] for path in parts}) < len(parts):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} keeps the parts of its blocks in parallel lists ({', '.join(parts)}), "
+            "not in one list of blocks."
+        )
+    return stacks[sizes.index(max(sizes))]
+
+
+def _counts(config: Any, names: tuple[str, ...]) -> set[int]:
+    values = (getattr(config, name, None) for name in names)
+    return {value for value in values if type(value) is int}
 
 
 def _nearest_config(model: nn.Module, path: str) -> Any:
@@ -91,17 +114,18 @@ class Blocks:
         path: where the stack is, such as "model.layers".
         modules: the block modules in order.
         config: the config object that describes the stack: the model's, or the text config nested in it.
+        unread: blocks that a forward on text alone leaves out (those that read an image, in Mllama).
     """
 
-    def __init__(self, model: nn.Module, *, check: bool = True) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.stack = find_stack(model)
         self.path, self.modules, self.config = self.stack.path, self.stack.modules, self.stack.config
-        # What each block returns behind the stream: None for a bare tensor, else for each further item the argument
-        # (position or name) in which the next block takes it, or None if no block does.
-        self._further: list[list[int | str | None] | None] = [None] * len(self.modules)
-        if check:
-            self._check_stream()
+        # What each block returns: None for a bare tensor, else how to make the tuple or list of it and, for each item
+        # behind the stream, the argument (position or name) in which the next block takes it, None if no block does.
+        self._returned: list[tuple[Callable[[list[Any]], Any], list[int | str | None]] | None] = [None] * len(self)
+        self.unread: tuple[int, ...] = ()
+        self._check_stream()
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -168,11 +192,14 @@ class Blocks:
         return lambda *args, **kwargs: self._handed_on(index, _stream_in(args, kwargs), args, kwargs)
 
     def _handed_on(self, index: int, stream: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        further = self._further[index]
-        if further is None:
+        returned = self._returned[index]
+        if returned is None:
             return stream
         # State that goes from block to block beside the stream passes a bypassed block unchanged.
-        return (stream, *(args[key] if isinstance(key, int) else kwargs.get(key) if key else None for key in further))
+        make, further = returned
+        return make(
+            [stream, *(args[key] if isinstance(key, int) else kwargs.get(key) if key else None for key in further)]
+        )
 
     @contextmanager
     def _replaced(self, forwards: Mapping[int, ForwardFunction]) -> Iterator[None]:
@@ -209,23 +236,38 @@ class Blocks:
                 after = module.register_forward_hook(lambda module, args, output: outputs.append(output))
                 stack.callback(after.remove)
             with torch.inference_mode():
-                self.forward(torch.arange(4)[None] % self.config.vocab_size)
+                self._try_forward()
         name = type(self.model).__name__
-        if order != list(range(len(self))):
+        if order != sorted(set(order)) or not order:
             raise UnsupportedModelError(f"{name} does not run the blocks of {self.path} once each, in order.")
-        for index, output in enumerate(outputs):
-            _stream_in(*inputs[index])
+        self.unread = tuple(index for index in range(len(self)) if index not in order)
+        for index, output, (args, kwargs), following in zip(order, outputs, inputs, [*inputs[1:], None], strict=True):
+            _stream_in(args, kwargs)
             out = _stream_out(output)
-            following = inputs[index + 1] if index + 1 < len(inputs) else None
             if following is not None:
                 handed_in = _stream_in(*following)
                 if out.shape != handed_in.shape or not torch.equal(out.to(handed_in.device), handed_in):
                     raise UnsupportedModelError(
                         f"In {name} the input of block {index + 1} is not the output of block {index}: "
-                        f"{self.path} is not a plain stack."
+                        f"{self.path} is not a plain stack.",
+                        RESCALED if getattr(self.config, "rescale_every", 0) else "",
                     )
             if isinstance(output, (tuple, list)):
-                self._further[index] = [_taken_as(item, following) for item in output[1:]]
+                further = [_taken_as(item, following) for item in output[1:]]
+                previous = self._returned[index - 1] if index else None
+                if following is None and previous is not None and len(previous[1]) == len(further):
+                    further = previous[1]  # nothing follows the last block: it hands on what those before it do
+                self._returned[index] = (getattr(type(output), "_make", type(output)), further)
+
+    def _try_forward(self) -> None:
+        try:
+            self.forward(torch.arange(4)[None] % self.config.vocab_size)
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # a model that wants more than text raises whatever it likes
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} does not run on text alone: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _taken_as(item: Any, following: tuple[tuple[Any, ...], Mapping[str, Any]] | None) -> int | str | None:

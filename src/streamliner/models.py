@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+"""In this order, unless the checkpoint names another in `architectures`."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -98,6 +100,40 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     return config
 
 
+def auto_class(config: PretrainedConfig) -> Any:
+    """The auto class of transformers that loads this model whole: with its tower of images, if it has one.
+
+    Raises:
+        UnsupportedModelError: it is none that writes text.
+    """
+    import transformers
+
+    known = [getattr(transformers, name) for name in AUTO_CLASSES]
+    remote = [cls for cls in known if cls.__name__ in (getattr(config, "auto_map", None) or {})]
+    mapped = [cls for cls in known if type(config) in cls._model_mapping]
+    named = [cls for cls in mapped if _class_names(cls._model_mapping[type(config)]) & set(config.architectures or ())]
+    if not (remote or mapped):
+        # The text part of some models has a class, but no entry in the mappings.
+        own = [getattr(transformers, name, None) for name in config.architectures or ()]
+        mapped = [cls for cls in own if cls is not None and cls.can_generate()]
+    if not (remote or mapped):
+        raise UnsupportedModelError(
+            f"{config.model_type} is not a decoder of text that transformers knows.",
+            f"streamliner cuts what {', '.join(AUTO_CLASSES[:-1])} or {AUTO_CLASSES[-1]} loads.",
+        )
+    return (remote or named or mapped)[0]
+
+
+def shell_builder(config: PretrainedConfig) -> Any:
+    """The function that builds the model of `config` with random weights."""
+    cls = auto_class(config)
+    return getattr(cls, "from_config", None) or cls._from_config
+
+
+def _class_names(classes: Any) -> set[str]:
+    return {cls.__name__ for cls in (classes if isinstance(classes, tuple) else (classes,))}
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The model's tokenizer."""
     from transformers import AutoTokenizer
@@ -127,6 +163,7 @@ def load_model(source: ModelSource, *, dtype: str = "auto", device: str | None =
     from transformers import AutoModelForCausalLM
 
     _check_gguf(source)
+    cls = AutoModelForCausalLM if source.kind == "gguf" else auto_class(load_config(source))
     arguments = source._arguments() | {
         "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
         "output_loading_info": True,
@@ -140,7 +177,7 @@ def load_model(source: ModelSource, *, dtype: str = "auto", device: str | None =
     else:
         _check_safetensors(source)
         arguments["use_safetensors"] = True
-    model, info = _explained(source, lambda: AutoModelForCausalLM.from_pretrained(**arguments))
+    model, info = _explained(source, lambda: cls.from_pretrained(**arguments))
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         raise ModelError(
@@ -242,7 +279,7 @@ def _explained(source: ModelSource, load: Any) -> Any:
             ) from error
         raise UnsupportedModelError(
             f"transformers cannot load {source.name}: {text}",
-            "It must be a causal language model that AutoModelForCausalLM loads.",
+            "It must be a decoder of text that an auto class of transformers loads.",
         ) from error
 
 

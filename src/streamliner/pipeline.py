@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from streamliner import models
-from streamliner.blocks import Stack, check_indices
+from streamliner.blocks import check_indices
 from streamliner.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet, make_calibration_set
-from streamliner.cut import cut_checkpoint, cut_config, cut_model, expect, output_folder, verify
+from streamliner.cut import cut_checkpoint, cut_model, expect, output_folder, verify
 from streamliner.cut.checkpoint import read_sizes
 from streamliner.cut.config import with_legacy_rope
-from streamliner.cut.model import check_fingerprints, cut_model_config, make_shell
 from streamliner.cut.output import MARK, check_output
 from streamliner.errors import MissingExtraError, RemovalError, TextError, UnsupportedModelError
+from streamliner.inspection import by_reason, checkpoint_bytes, count_parameters, fixed_blocks
 from streamliner.measure import Counters, Probe
 from streamliner.run import Journal, check_run_folder, environment, write_json
 from streamliner.search import (
@@ -91,7 +91,7 @@ def search_model(
     reporter = reporter or Silent()
     method = make_method(settings.method, settings.method_settings)
     folder = check_run_folder(run_folder)
-    limit, increase = _limits(settings, method, session.num_blocks)
+    limit, increase = _limits(settings, method, session, reporter)
     calibration = _calibrate(session, settings, reporter)
     blocks = session.load(reporter)
     identity = {
@@ -116,7 +116,14 @@ def search_model(
         | environment(),
     )
     with reporter.progress(f"Searching ({settings.method})") as progress:
-        probe = Probe(blocks, calibration, batch_size=settings.batch_size, memory=journal, on_progress=progress)
+        probe = Probe(
+            blocks,
+            calibration,
+            batch_size=settings.batch_size,
+            memory=journal,
+            on_progress=progress,
+            refusal=session.structure.refusal,
+        )
         frontier = search(probe, method, settings.method, limit, increase)
     plan = make_plan(frontier, session.identity, session.num_blocks, calibration.provenance)
     write_json(folder / "frontier.json", {"schema_version": 1} | dataclasses.asdict(frontier))
@@ -147,7 +154,7 @@ def cut_to_folder(
     sizes = _check_structure(session, removed)
     expected = None
     if verified:
-        expected = expect(session.load(reporter), removed, sample_tokens(session.stack.config))
+        expected = expect(session.load(reporter), removed, sample_tokens(session.config))
     verification = None
     with output_folder(out, overwrite=overwrite) as partial:
         reporter.say(f"Writing {out} ...")
@@ -176,9 +183,6 @@ def prune_model(
 ) -> tuple[SearchResult, dict[str, Any]]:
     """`search_model`, then `cut_to_folder` with the plan that it found."""
     check_output(out, overwrite=overwrite, model_folder=session.source.path or None)
-    refusals = config_refusals(session.stack)
-    if len(refusals) == session.num_blocks:  # hours before the cut would say so
-        raise UnsupportedModelError(refusals[0])
     found = search_model(session, settings, run_folder, overwrite=overwrite, reporter=reporter)
     return found, cut_to_folder(session, found.plan, out, overwrite=overwrite, verified=verified, reporter=reporter)
 
@@ -194,58 +198,33 @@ def manual_plan(session: Session, blocks: tuple[int, ...]) -> Plan:
     return Plan(check_indices(blocks, session.num_blocks), session.num_blocks, session.identity)
 
 
-def inspect_model(session: Session) -> dict[str, Any]:
-    """What the model is, what can be removed and what that saves; from the config alone, no weights are read."""
-    shell, stack = session.shell, session.stack
-    text, modules = stack.config, stack.modules
-    kinds = getattr(text, "layer_types", None) or [type(module).__name__ for module in modules]
-    total = _parameters(shell)
-    per_block = [_parameters(module) for module in modules]
-    return {
-        "model": session.source.name,
-        "kind": session.source.kind,
-        "architecture": type(shell).__name__,
-        "model_type": text.model_type,
-        "stack": stack.path,
-        "num_blocks": len(modules),
-        "hidden_size": text.hidden_size,
-        "vocab_size": text.vocab_size,
-        "parameters": total,
-        "bytes": _checkpoint_bytes(session),
-        "parameters_in_blocks": sum(per_block),
-        "blocks": [
-            {"index": i, "kind": kind, "parameters": count}
-            for i, (kind, count) in enumerate(zip(kinds, per_block, strict=True))
-        ],
-        "not_removable": {str(index): reason for index, reason in config_refusals(stack).items()},
-    }
-
-
-def config_refusals(stack: Stack) -> dict[int, str]:
-    """Blocks that cannot be removed on their own, as no config says what would be left, with the reason."""
-    complete, refusals = stack.config.to_dict(), {}
-    for index in range(len(stack)):
-        try:
-            cut_config(complete, (index,), len(stack))
-        except UnsupportedModelError as error:
-            refusals[index] = str(error.args[0])
-    return refusals
-
-
 def sample_tokens(config: Any) -> torch.Tensor:
-    """Token ids to verify on, (1, tokens): seeded, of ordinary words. `config` is the stack's."""
-    length = min(SAMPLE_TOKENS, (getattr(config, "max_position_embeddings", None) or SAMPLE_TOKENS) // 2)
+    """Token ids to verify on, (1, tokens): seeded, of ordinary words. `config` is the whole model's."""
+    text = config.get_text_config(decoder=True)
+    length = min(SAMPLE_TOKENS, (getattr(text, "max_position_embeddings", None) or SAMPLE_TOKENS) // 2)
+    # A token that stands for an image, or ends a text, would ask for what is not there.
+    parts = [vars(part) for part in (config, text)]
+    special = {value for part in parts for key, value in part.items() if key.endswith(("token_id", "token_index"))}
+    low = min(8, text.vocab_size // 2)
+    ordinary = torch.tensor([token for token in range(low, text.vocab_size) if token not in special])
     generator = torch.Generator().manual_seed(0)
-    low = min(8, config.vocab_size // 2)
-    return torch.randint(low, config.vocab_size, (1, length), generator=generator)
+    return ordinary[torch.randint(len(ordinary), (1, length), generator=generator)]
 
 
-def _limits(settings: SearchSettings, method: Any, num_blocks: int) -> tuple[int | None, float | None]:
+def _limits(
+    settings: SearchSettings, method: Any, session: Session, reporter: Reporter
+) -> tuple[int | None, float | None]:
+    """How far to search. What the architecture does not let go is found here, before any text or weight is read."""
     if settings.remove is None and settings.max_perplexity_increase is None:
         raise RemovalError("How many blocks shall go?", "Add --remove 20%, or --max-perplexity-increase 10%.")
-    limit = None if settings.remove is None else parse_remove(settings.remove, num_blocks)
+    limit = None if settings.remove is None else parse_remove(settings.remove, session.num_blocks)
     increase = None if settings.max_perplexity_increase is None else parse_increase(settings.max_perplexity_increase)
-    check_limit(method, num_blocks, 1 if limit is None else limit)
+    check_limit(method, session.num_blocks, 1 if limit is None else limit)
+    fixed = fixed_blocks(session.structure)
+    if limit == 1 and len(fixed) == session.num_blocks:
+        raise UnsupportedModelError(fixed[0])
+    for reason, blocks in by_reason(fixed).items():
+        reporter.say(f"{blocks} cannot go alone: {reason}")
     return limit, increase
 
 
@@ -289,35 +268,22 @@ def _calibration_text(session: Session, source: str | None, reporter: Reporter) 
 
 
 def _check_structure(session: Session, removed: tuple[int, ...]) -> dict[str, Any]:
-    """Compare fingerprints of all kept blocks on shells without weights; returns sizes."""
-    dense = session.shell
-    build = type(dense)._from_config  # type: ignore[attr-defined]
-    cut = make_shell(build, cut_model_config(dense.config, session.stack, removed))
-    check_fingerprints(dense, cut, removed)
+    """Compare all kept blocks on shells without weights; returns sizes."""
+    session.structure.changes(removed)
+    cut = session.structure.cut_shell(removed)
     return {
         "blocks_before": session.num_blocks,
         "blocks_after": session.num_blocks - len(removed),
-        "parameters_before": _parameters(dense),
-        "parameters_after": _parameters(cut),
-        "bytes_before": _checkpoint_bytes(session),
+        "parameters_before": count_parameters(session.structure.shell),
+        "parameters_after": count_parameters(cut),
+        "bytes_before": checkpoint_bytes(session),
     }
-
-
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _checkpoint_bytes(session: Session) -> int | None:
-    """Size of the weight files; None for a hub model that is not here yet."""
-    if session.source.kind == "gguf":
-        return (Path(session.source.path) / session.source.gguf_file).stat().st_size
-    return read_sizes(Path(session.source.path)) if session.source.kind == "folder" else None
 
 
 def _write_checkpoint(session: Session, removed: tuple[int, ...], partial: Path, reporter: Reporter) -> None:
     if session.source.kind != "gguf":
         folder = models.checkpoint_folder(session.source)
-        cut_checkpoint(folder, partial, session.shell.config, session.stack, removed)
+        cut_checkpoint(folder, partial, session.structure, removed)
     else:
         _write_rebuilt(session, removed, partial, reporter)
 

@@ -12,9 +12,8 @@ from typing import Any, Protocol
 import torch
 
 from streamliner import models
-from streamliner.blocks import Blocks, Stack, find_stack
-from streamliner.cut.model import make_shell
-from streamliner.errors import UnsupportedModelError
+from streamliner.blocks import Blocks, Stack
+from streamliner.cut.structure import Structure, make_shell
 from streamliner.search import model_identity
 
 
@@ -60,14 +59,16 @@ class Session:
     blocks: Blocks | None = None
 
     @cached_property
-    def shell(self) -> torch.nn.Module:
+    def structure(self) -> Structure:
         """The model's structure without its weights."""
-        return _shell(self.config)
+        kept = {key: value for key, value in self.config.to_dict().items() if key != "quantization_config"}
+        clean = type(self.config).from_dict(kept)
+        return Structure(make_shell(models.shell_builder(self.config), clean))
 
-    @cached_property
+    @property
     def stack(self) -> Stack:
-        """The stack of `shell`."""
-        return find_stack(self.shell)
+        """The stack of the structure."""
+        return self.structure.stack
 
     @property
     def num_blocks(self) -> int:
@@ -120,16 +121,3 @@ def silenced_transformers() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-
-
-def _shell(config: Any) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    clean = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
-    try:
-        return make_shell(AutoModelForCausalLM.from_config, clean)
-    except ValueError as error:
-        raise UnsupportedModelError(
-            f"{config.model_type} is not a causal language model that transformers knows.",
-            "streamliner cuts what AutoModelForCausalLM loads.",
-        ) from error

@@ -15,12 +15,12 @@ def inspect(
     json: options.Json = False,
 ) -> None:
     """Show what a model is, which blocks can be removed and what that saves. Reads no weights."""
-    from streamliner import pipeline
+    from streamliner.inspection import inspect_model
     from streamliner.session import open_session, silenced_transformers
 
     settings = options.model_settings(model, revision, trust_remote_code, "auto", None)
     with silenced_transformers():
-        result = pipeline.inspect_model(open_session(settings))
+        result = inspect_model(open_session(settings))
     if json:
         print_json(result)
     else:
@@ -29,6 +29,8 @@ def inspect(
 
 def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
+
+    from streamliner.inspection import by_reason
 
     share = result["parameters_in_blocks"] / result["parameters"]
     console.print(f"[bold]{result['model']}[/]: {result['architecture']} ({result['model_type']})")
@@ -42,12 +44,13 @@ def _print(result: dict[str, Any]) -> None:
     )
     table = Table("block", "kind", "parameters", "of the model", "removable")
     for block in result["blocks"]:
-        reason = result["not_removable"].get(str(block["index"]))
         table.add_row(
             str(block["index"]),
             block["kind"],
             f"{block['parameters']:,}",
             f"{block['parameters'] / result['parameters']:.2%}",
-            "yes" if reason is None else f"no: {reason}",
+            "no" if str(block["index"]) in result["not_removable"] else "yes",
         )
     console.print(table)
+    for reason, blocks in by_reason(result["not_removable"]).items():
+        console.print(f"{blocks} cannot go alone: {reason}", soft_wrap=True, markup=False)

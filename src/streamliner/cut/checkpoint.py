@@ -1,30 +1,61 @@
 """Cut a checkpoint on disk: rewrite safetensors files by names and bytes.
 
-No model is built and no more than a few megabytes are held. A tensor's bytes are copied as they are, so any dtype and
-any quantised format comes along.
+No model is built and no more than one tensor is held. A tensor's bytes are copied as they are, so any dtype and any
+quantised format comes along; only tensors that a fold changes or that have an axis of blocks are read (`tensors.py`).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from streamliner.blocks import Stack
-from streamliner.cut.config import cut_config, renumbered_names, with_legacy_rope
-from streamliner.cut.model import config_path, new_numbers
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from streamliner.blocks import COUNTS, DECODER_COUNTS, Stack, check_indices
+from streamliner.cut.config import cut_around, cut_config, renumbered_names, with_legacy_rope
+from streamliner.cut.fields import Removal
+from streamliner.cut.model import new_numbers
 from streamliner.cut.output import MARK
+from streamliner.cut.structure import Structure, config_path
+from streamliner.cut.tensors import Change, block_axis, keep_slices
 from streamliner.errors import ModelError, UnsupportedModelError
 from streamliner.models import check_safetensors_file
 
 INDEX_FILE = "model.safetensors.index.json"
 COPY_BYTES = 16 << 20
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Of tensors that can be changed; all others are only copied."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
-def cut_checkpoint(folder: Path, out: Path, config: Any, stack: Stack, removed: tuple[int, ...]) -> None:
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the cut checkpoint.
+
+    Attributes:
+        name: its new name.
+        source: the file that it comes from, or whose neighbour it is.
+        old_name: its name there; empty for a tensor that is not there.
+        header: dtype and shape as safetensors writes them.
+        tensor: makes the tensor where bytes are not just copied.
+    """
+
+    name: str
+    source: str
+    old_name: str
+    header: dict[str, Any]
+    tensor: Callable[[], Tensor] | None = None
+
+
+def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple[int, ...]) -> None:
     """Write into the existing empty folder `out` the checkpoint in `folder` without the blocks `removed`.
 
     Everything that is neither weights nor config is copied verbatim.
@@ -32,30 +63,28 @@ def cut_checkpoint(folder: Path, out: Path, config: Any, stack: Stack, removed: 
     Args:
         folder: config.json, one or several safetensors files with their index, tokenizer files.
         out: where to write.
-        config: the whole model's loaded `PretrainedConfig`, in which defaults are filled in.
-        stack: the stack of a model of that config; names on disk may differ in front of the last part of its path.
-        removed: ascending block indices.
+        structure: of the model; names on disk may differ in front of the last part of its stack's path.
+        removed: block indices.
 
     Raises:
         ModelError: a file is broken or missing.
-        UnsupportedModelError: the config or the names on disk cannot follow.
+        UnsupportedModelError: the config or the tensors cannot follow.
     """
-    files = _weight_files(folder)
-    headers = {file: _read_header(folder / file) for file in files}
-    num_blocks = len(stack)
-    names = [name for tensors in headers.values() for name in tensors if name != "__metadata__"]
-    prefix = stack_prefix(names, stack.path, num_blocks)
-    config_dict = cut_config_file(folder / "config.json", config, stack, removed)
+    removed = check_indices(removed, len(structure))
+    changes = structure.changes(removed)
+    headers = {file: _read_header(folder / file) for file in _weight_files(folder)}
+    config_dict = cut_config_file(folder / "config.json", structure.shell.config, structure.stack, removed)
+    entries = _entries(folder, headers, structure, removed, changes)
 
-    wanted = {file: _wanted(tensors, prefix, removed, num_blocks) for file, tensors in headers.items()}
-    wanted = {file: tensors for file, tensors in wanted.items() if tensors}
+    files = [file for file in headers if any(entry.source == file for entry in entries)]
     weight_map: dict[str, str] = {}
     total = 0
-    for number, (file, tensors) in enumerate(wanted.items(), 1):
-        name = "model.safetensors" if len(wanted) == 1 else f"model-{number:05}-of-{len(wanted):05}.safetensors"
-        total += _copy_tensors(folder / file, out / name, headers[file], tensors)
-        weight_map |= dict.fromkeys(tensors.values(), name)
-    if len(wanted) > 1:
+    for number, file in enumerate(files, 1):
+        name = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+        here = [entry for entry in entries if entry.source == file]
+        total += _write_tensors(folder / file, out / name, headers[file], here)
+        weight_map |= {entry.name: name for entry in here}
+    if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(out / INDEX_FILE, index)
     _write_json(out / "config.json", config_dict)
@@ -75,16 +104,25 @@ def cut_config_file(file: Path, config: Any, stack: Stack, removed: tuple[int, .
     """The content of config.json for the cut model: the user's own file, with only those keys changed that must be."""
     result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     complete = stack.config.to_dict()
-    cut = cut_config(complete, removed, len(stack))
+    num_blocks, numbers = len(stack), new_numbers(removed, len(stack))
+    cut = cut_config(complete, removed, num_blocks, stack.count_name)
     part = result
-    for name in config_path(config, stack.config):
-        part = part.setdefault(name, {})
+    path = config_path(config, stack.config)
+    if path:
+        result |= cut_around(config.to_dict(), removed, num_blocks)
+    for name in path:
+        if not isinstance(part.get(name), dict):
+            if not any(key in part for key in (*COUNTS, *DECODER_COUNTS, stack.count_name)):
+                # The file leaves the whole part to the class's defaults, so all of it must be said now.
+                part[name] = cut
+            break  # else an older file, in which the part lies flat in the whole
+        part = part[name]
     # Keys that the file has but the class does not echo (an alias of a count, another engine's list) follow as well.
-    part |= cut_config({key: part[key] for key in part if key not in complete}, removed, len(stack))
+    others = {key: part[key] for key in part if key not in complete and key != "quantization_config"}
+    part |= cut_config(others, removed, num_blocks, stack.count_name)
     part |= {key: value for key, value in cut.items() if value != complete.get(key)}
     part |= with_legacy_rope(part)
     if "quantization_config" in result:
-        numbers = new_numbers(removed, len(stack))
         names = renumbered_names(result["quantization_config"], stack.path.split(".")[-1], numbers)
         result["quantization_config"] = names
     return result
@@ -120,20 +158,85 @@ def stack_prefix(names: list[str], stack_path: str, num_blocks: int) -> str:
     return best[0]
 
 
-def _wanted(tensors: dict[str, Any], prefix: str, removed: tuple[int, ...], num_blocks: int) -> dict[str, str]:
-    """Old name -> new name of the tensors to keep. Blocks past the last (multi-token prediction) go."""
+def _entries(
+    folder: Path,
+    headers: dict[str, dict[str, Any]],
+    structure: Structure,
+    removed: tuple[int, ...],
+    changes: list[Change],
+) -> list[Entry]:
+    """The tensors of the cut checkpoint. Blocks past the last (multi-token prediction) go."""
+    num_blocks = len(structure)
     numbers = new_numbers(removed, num_blocks)
+    removal = Removal(tuple(numbers), num_blocks)
+    where = {name: file for file, tensors in headers.items() for name in tensors if name != "__metadata__"}
+    prefix = stack_prefix(list(where), structure.stack.path, num_blocks)
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    result = {}
-    for name in tensors:
-        match = pattern.match(name)
-        if name == "__metadata__":
-            continue
-        if match is None:
-            result[name] = name
-        elif int(match[1]) in numbers:
-            result[name] = f"{prefix}.{numbers[int(match[1])]}.{name[match.end() :]}"
-    return result
+    shared = structure.shared_with_kept(removed)
+    result: dict[str, Entry] = {}
+    inside: dict[int, dict[str, str]] = {old: {} for old in numbers}
+    for name, file in where.items():
+        match, header = pattern.match(name), headers[file][name]
+        axis = block_axis(name)
+        if match is not None:
+            old, tail = int(match[1]), name[match.end() :]
+            if old not in numbers and (old, tail) in shared:
+                # A tensor that several blocks share is stored with one of them; it moves to one that stays.
+                old, tail = shared[old, tail]
+                if f"{prefix}.{old}.{tail}" in where:
+                    continue
+            if old in numbers:
+                new_name = f"{prefix}.{numbers[old]}.{tail}"
+                result[new_name] = Entry(new_name, file, name, header)
+                inside[old][tail] = name
+        elif axis is not None:
+            shape = list(header["shape"])
+            if shape[axis] % num_blocks:
+                raise UnsupportedModelError(f"The tensor {name} of shape {shape} has no axis of {num_blocks} blocks.")
+            shape[axis] = shape[axis] // num_blocks * len(numbers)
+
+            def sliced(path: Path = folder / file, name: str = name, axis: int = axis) -> Tensor:
+                return keep_slices(_read_tensor(path, name), axis, removal)
+
+            result[name] = Entry(name, file, name, header | {"shape": shape}, sliced)
+        else:
+            result[name] = Entry(name, file, name, header)
+    for change in changes:
+        tails = inside[change.place.old]
+        files = {tail: (folder / where[name], name) for tail, name in tails.items() if tail in change.names()}
+
+        def changed(change: Change = change, files: dict[str, tuple[Path, str]] = files) -> dict[str, Tensor | None]:
+            return change.apply({tail: _read_tensor(*place) for tail, place in files.items()})
+
+        for tail, tensor in changed().items():  # done once for the shapes and again on writing: none is held
+            new_name = f"{prefix}.{change.place.new}.{tail}"
+            if tensor is None:
+                result.pop(new_name, None)
+                continue
+            neighbour = tails[tail] if tail in tails else files[next(iter(files))][1]
+            header = {"dtype": headers[where[neighbour]][neighbour]["dtype"], "shape": list(tensor.shape)}
+            made = _Made(changed, tail)
+            result[new_name] = Entry(new_name, where[neighbour], tails.get(tail, ""), header, made)
+    return list(result.values())
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Makes one of the tensors that a fold gives."""
+
+    changed: Callable[[], dict[str, Tensor | None]]
+    tail: str
+
+    def __call__(self) -> Tensor:
+        tensor = self.changed()[self.tail]
+        assert tensor is not None
+        return tensor
+
+
+def _read_tensor(file: Path, name: str) -> Tensor:
+    with safe_open(file, framework="pt") as opened:
+        tensor: Tensor = opened.get_tensor(name)
+    return tensor
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -159,24 +262,33 @@ def _read_header(file: Path) -> dict[str, Any]:
     return header
 
 
-def _copy_tensors(source: Path, target: Path, header: dict[str, Any], wanted: dict[str, str]) -> int:
-    """Copy the tensors in `wanted` (old name -> new) in the order of the file. Returns their bytes."""
+def _write_tensors(source: Path, target: Path, header: dict[str, Any], entries: list[Entry]) -> int:
+    """Write a file with `entries`, those of `source` in its order. Returns the bytes of the tensors."""
     new_header: dict[str, Any] = {"__metadata__": header.get("__metadata__", {"format": "pt"})}
-    order = sorted(wanted, key=lambda name: header[name]["data_offsets"])
+    ends = {name: tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__"}
+    in_order = sorted(entries, key=lambda entry: ends.get(entry.old_name, [math.inf]))
     position = 0
-    for name in order:
-        begin, end = header[name]["data_offsets"]
-        new_header[wanted[name]] = header[name] | {"data_offsets": [position, position + end - begin]}
-        position += end - begin
+    for entry in in_order:
+        if entry.tensor is None:
+            begin, end = header[entry.old_name]["data_offsets"]
+            size = end - begin
+        else:
+            size = math.prod(entry.header["shape"]) * DTYPES[entry.header["dtype"]].itemsize
+        new_header[entry.name] = entry.header | {"data_offsets": [position, position + size]}
+        position += size
     encoded = json.dumps(new_header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the format wants the data aligned to 8 bytes
     with source.open("rb") as reader, target.open("wb") as writer:
         data_start = 8 + int.from_bytes(reader.read(8), "little")
         writer.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name in order:
-            begin, end = header[name]["data_offsets"]
-            reader.seek(data_start + begin)
-            _copy_bytes(reader, writer, end - begin)
+        for entry in in_order:
+            if entry.tensor is None:
+                begin, end = header[entry.old_name]["data_offsets"]
+                reader.seek(data_start + begin)
+                _copy_bytes(reader, writer, end - begin)
+            else:
+                made = entry.tensor().to(DTYPES[entry.header["dtype"]]).contiguous()
+                writer.write(made.flatten().view(torch.uint8).numpy().tobytes())
     return position
 
 

@@ -8,87 +8,41 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
 from typing import Any
 
-import torch
-from accelerate import init_empty_weights
 from torch import nn
 
-from streamliner.blocks import Stack, check_indices, find_stack
-from streamliner.cut.config import cut_config
+from streamliner.blocks import check_indices
+from streamliner.cut.fields import Removal
+from streamliner.cut.structure import Structure
+from streamliner.cut.tensors import Change, block_axis, keep_slices
 from streamliner.errors import UnsupportedModelError
-
-INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx", "index")
-"""Attributes in which a block keeps its own position."""
-
-
-def cut_model_config(config: Any, stack: Stack, removed: tuple[int, ...]) -> Any:
-    """The config object of the cut model: a copy of `config`, with the part that describes the stack cut."""
-    cut = cut_config(stack.config.to_dict(), removed, len(stack))
-    cut.pop("quantization_config", None)  # the weights in memory are dense; a checkpoint keeps its own
-    try:
-        part = type(stack.config).from_dict(cut)
-    except Exception as error:  # validators of configs raise types of their own
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UnsupportedModelError(f"The config of the cut model would not be valid: {reason}") from error
-    part._attn_implementation = stack.config._attn_implementation
-    path = config_path(config, stack.config)
-    if not path:
-        return part
-    result = copy.deepcopy(config)
-    parent = result
-    for name in path[:-1]:
-        parent = getattr(parent, name)
-    setattr(parent, path[-1], part)
-    return result
-
-
-def config_path(config: Any, part: Any) -> tuple[str, ...]:
-    """Names that lead from a config to the nested config `part`; none if it is the same object.
-
-    Raises:
-        UnsupportedModelError: it is not in there.
-    """
-    if config is part:
-        return ()
-    for name, value in vars(config).items():
-        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
-            try:
-                return (name, *config_path(value, part))
-            except UnsupportedModelError:
-                continue
-    raise UnsupportedModelError(f"{type(config).__name__} does not hold the config that describes the blocks.")
-
-
-def make_shell(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
-    """`build(config)` with parameters on the meta device and real buffers: the structure without the weights."""
-    with init_empty_weights(include_buffers=False):
-        shell = build(copy.deepcopy(config))
-    shell.tie_weights()  # type: ignore[operator]
-    return shell
 
 
 def cut_model(model: nn.Module, removed: tuple[int, ...] | list[int]) -> nn.Module:
     """A new model without the blocks `removed`. It shares the kept tensors with `model`, which stays as it is.
 
     Raises:
-        RemovalError: a block that is not there, or all of them.
-        UnsupportedModelError: the cut model cannot be expressed by its class; the message names what.
+        RemovalError: the blocks cannot be removed.
+        UnsupportedModelError: the cut model would not be the dense model with the blocks bypassed.
     """
-    stack = find_stack(model)
-    path, removed = stack.path, check_indices(removed, len(stack))
-    config = cut_model_config(model.config, stack, removed)
-    build = type(model)._from_config  # type: ignore[attr-defined]
-    shell = make_shell(build, config)
-    check_fingerprints(make_shell(build, model.config), shell, removed)
-    renamed = rename_blocks(model.state_dict(), path, removed, len(stack))
+    structure = Structure.of(model)
+    removed = check_indices(removed, len(structure))
+    changes = structure.changes(removed)
+    if any(getattr(module, "layers_are_rescaled", False) for module in model.modules()):
+        raise UnsupportedModelError(
+            "This model scaled its weights by block in its first forward (rescale_every).",
+            "Cut the checkpoint on disk, or a model that has not run yet.",
+        )
+    shell = structure.cut_shell(removed)
+    path = structure.stack.path
+    renamed = cut_tensors(model.state_dict(), path, removed, len(structure), changes)
     result = shell.load_state_dict(renamed, strict=False, assign=True)
     shell.tie_weights()  # type: ignore[operator]
-    tied = [name for name, parameter in shell.named_parameters() if parameter.is_meta]
-    if result.unexpected_keys or tied:
+    lacking = [name for name, parameter in shell.named_parameters() if parameter.is_meta]
+    if result.unexpected_keys or lacking:
         raise UnsupportedModelError(
-            f"The cut {type(model).__name__} has other tensors than expected: {(result.unexpected_keys + tied)[0]}."
+            f"The cut {type(model).__name__} has other tensors than expected: {(result.unexpected_keys + lacking)[0]}."
         )
     buffers = dict(model.named_buffers())
     device = next(iter(renamed.values())).device
@@ -104,60 +58,35 @@ def cut_model(model: nn.Module, removed: tuple[int, ...] | list[int]) -> nn.Modu
     return shell.eval()
 
 
-def rename_blocks(tensors: dict[str, Any], path: str, removed: tuple[int, ...], num_blocks: int) -> dict[str, Any]:
-    """`tensors` without those of removed blocks, with `path.{i}.` renumbered."""
+def cut_tensors(
+    tensors: dict[str, Any], path: str, removed: tuple[int, ...], num_blocks: int, changes: list[Change]
+) -> dict[str, Any]:
+    """`tensors` without those of removed blocks, with `path.{i}.` renumbered and the folds of `changes` done."""
     numbers = new_numbers(removed, num_blocks)
+    removal = Removal(tuple(numbers), num_blocks)
     pattern = re.compile(re.escape(path) + r"\.(\d+)\.")
-    renamed = {}
+    result: dict[str, Any] = {}
+    blocks: dict[int, dict[str, Any]] = {new: {} for new in numbers.values()}
     for name, tensor in tensors.items():
         match = pattern.match(name)
-        if match is None:
-            renamed[name] = tensor
-        elif int(match[1]) in numbers:
-            renamed[f"{path}.{numbers[int(match[1])]}.{name[match.end() :]}"] = tensor
-    return renamed
+        axis = block_axis(name)
+        if match is not None:
+            if int(match[1]) in numbers:
+                blocks[numbers[int(match[1])]][name[match.end() :]] = tensor
+        else:
+            result[name] = tensor if axis is None else keep_slices(tensor, axis, removal)
+    for change in changes:
+        block = blocks[change.place.new]
+        for name, tensor in change.apply(block).items():
+            if tensor is None:
+                del block[name]
+            else:
+                block[name] = tensor
+    for new, block in blocks.items():
+        result |= {f"{path}.{new}.{name}": tensor for name, tensor in block.items()}
+    return result
 
 
 def new_numbers(removed: tuple[int, ...], num_blocks: int) -> dict[int, int]:
     """Old index -> new index of the kept blocks."""
     return {old: new for new, old in enumerate(i for i in range(num_blocks) if i not in removed)}
-
-
-def check_fingerprints(dense: nn.Module, cut: nn.Module, removed: tuple[int, ...]) -> None:
-    """Compare each kept block as its class builds it in the dense and in the cut model, before any weight moves.
-
-    Raises:
-        UnsupportedModelError: a block would not be the same; the message names block and attribute.
-    """
-    old_blocks, new_blocks = find_stack(dense).modules, find_stack(cut).modules
-    for old, new in new_numbers(removed, len(old_blocks)).items():
-        before, after = fingerprint(old_blocks[old], old), fingerprint(new_blocks[new], new)
-        for key in sorted(set(before) | set(after)):
-            if before.get(key) != after.get(key):
-                raise UnsupportedModelError(
-                    f"Block {old} would not be the same block in the cut model: {key} "
-                    f"is {before.get(key)!r} and would be {after.get(key)!r}.",
-                    "This architecture ties something to a block's position that streamliner does not know yet.",
-                )
-
-
-def fingerprint(block: nn.Module, index: int) -> dict[str, Any]:
-    """What makes a block, apart from its weights and its index: classes, plain attributes, shapes, fixed buffers."""
-    result: dict[str, Any] = {}
-    for path, module in block.named_modules():
-        prefix = f"{path}." if path else ""
-        result[f"{prefix}class"] = type(module).__qualname__
-        for name, value in vars(module).items():
-            if name.startswith("_") or not isinstance(value, (bool, int, float, str, tuple, type(None))):
-                continue
-            own_index = name in INDEX_NAMES and value == index and not isinstance(value, bool)
-            result[f"{prefix}{name}"] = "the block's index" if own_index else value
-        for name, parameter in module.named_parameters(recurse=False):
-            result[f"{prefix}{name}.shape"] = tuple(parameter.shape)
-        for name, buffer in module.named_buffers(recurse=False):
-            result[f"{prefix}{name}.buffer"] = (tuple(buffer.shape), str(buffer.dtype), _values(buffer))
-    return result
-
-
-def _values(buffer: torch.Tensor) -> Any:
-    return None if buffer.is_meta else buffer.flatten().tolist()

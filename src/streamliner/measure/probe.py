@@ -41,6 +41,14 @@ class LossMemory(Protocol):
 class Probe:
     """Measurements of one model on one calibration set, memoised by removal set.
 
+    Args:
+        blocks: of the model.
+        calibration: the windows.
+        batch_size: windows in one forward.
+        memory: where losses are kept between runs.
+        on_progress: see below.
+        refusal: why the architecture does not let a set of blocks go, "" where it does (`cut.Structure.refusal`).
+
     Attributes:
         num_blocks: blocks of the dense model.
         counters: what it cost.
@@ -55,6 +63,7 @@ class Probe:
         batch_size: int = 1,
         memory: LossMemory | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        refusal: Callable[[tuple[int, ...]], str] = lambda removed: "",
     ) -> None:
         self.num_blocks = len(blocks)
         self.counters = Counters()
@@ -63,6 +72,7 @@ class Probe:
         self._windows = calibration.windows
         self._batch_size = batch_size
         self._memory = memory
+        self._refusal = refusal
         self._losses: dict[tuple[int, ...], Loss] = dict(memory.losses()) if memory else {}
         self._similarity: Similarity | None = None
         self._done = self._expected = 0
@@ -73,6 +83,14 @@ class Probe:
     def expect(self, measurements: int) -> None:
         """Announce how many more losses a search will ask for, so that progress can tell the time left."""
         self._expected += measurements * len(self._windows)
+
+    def refusal(self, removed: Iterable[int]) -> str:
+        """Why these blocks cannot be removed together, or "" if they can. No method may remove them then."""
+        key = check_indices(removed, self.num_blocks)
+        unread = [str(index) for index in key if index in self._blocks.unread]
+        if unread:
+            return f"Block {', '.join(unread)} does not run on text alone, so text cannot tell what it does."
+        return self._refusal(key)
 
     def loss(self, removed: Iterable[int] = ()) -> Loss:
         """Loss of the model without `removed`."""
@@ -96,9 +114,11 @@ class Probe:
             self.expect(1)
             total = SimilaritySum(self.num_blocks + 1)
             for batch in self._batches():
-                streams: list[Tensor] = []
-                with self._blocks.watch(lambda depth, stream, out=streams: out.append(stream)):  # type: ignore[misc]
-                    self._forward(batch, (), **self._without_logits)
+                streams = self._streams(batch)
+                if any(stream.shape != streams[0].shape for stream in streams):
+                    # Gemma 4 then runs only the positions to keep through its last blocks.
+                    self._without_logits = {}
+                    streams = self._streams(batch)
                 total.add(streams)
                 self._advance(len(batch))
             self._similarity = total.result()
@@ -125,6 +145,15 @@ class Probe:
         self._done += windows
         if self.on_progress:
             self.on_progress(self._done, max(self._done, self._expected))
+
+    def _streams(self, batch: Tensor) -> list[Tensor]:
+        """The residual stream at each depth; across a block that text leaves out, twice the same."""
+        streams: dict[int, Tensor] = {}
+        with self._blocks.watch(streams.__setitem__):
+            self._forward(batch, (), **self._without_logits)
+        for depth in sorted(self._blocks.unread, reverse=True):
+            streams[depth] = streams[depth + 1]
+        return [streams[depth] for depth in sorted(streams)]
 
     @torch.inference_mode()
     def _forward(self, batch: Tensor, removed: tuple[int, ...], **inputs: Any) -> Tensor:

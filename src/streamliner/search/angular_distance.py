@@ -32,5 +32,7 @@ class AngularDistance:
         probe.expect(limit)
         for count in range(1, limit + 1):
             damage = {run[0]: angle[run[0], run[0] + count].item() for run in intervals(probe, self, count)}
+            if not damage:
+                continue
             start = min(damage, key=lambda block: (damage[block], block))
             yield measured(probe, tuple(range(start, start + count)), damage[start], damage)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from streamliner.measure import Probe
 from streamliner.search.frontier import Point
-from streamliner.search.registry import measured, removable
+from streamliner.search.registry import growing, measured, removable
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,5 @@ class BlockInfluence:
         damage = {block: 1 - cosine[block, block + 1].item() for block in removable(probe, self)}
         order = sorted(damage, key=lambda block: (damage[block], block))
         probe.expect(limit)
-        for count in range(1, limit + 1):
-            yield measured(probe, tuple(order[:count]), damage[order[count - 1]], damage)
+        for removed in growing(probe, self, order, limit):
+            yield measured(probe, removed, max(damage[block] for block in removed), damage)

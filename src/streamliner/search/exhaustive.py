@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from streamliner.errors import MethodError
 from streamliner.measure import Probe
 from streamliner.search.frontier import Point
-from streamliner.search.registry import removable
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Exhaustive:
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
         """The best set of each size 1 to `limit`."""
-        candidates = removable(probe, self)
+        candidates = list(range(self.protect_first, probe.num_blocks - self.protect_last))
         sets = sum(math.comb(len(candidates), count) for count in range(1, limit + 1))
         if sets > self.most_sets:
             raise MethodError(
@@ -37,6 +36,9 @@ class Exhaustive:
             )
         probe.expect(sets)
         for count in range(1, limit + 1):
-            losses = {chosen: probe.loss(chosen) for chosen in itertools.combinations(candidates, count)}
+            chosen_sets = itertools.combinations(candidates, count)
+            losses = {chosen: probe.loss(chosen) for chosen in chosen_sets if not probe.refusal(chosen)}
+            if not losses:
+                continue
             best = min(losses, key=lambda chosen: (losses[chosen].mean, chosen))
             yield Point(best, losses[best].mean, losses[best].mean, losses[best].standard_error)

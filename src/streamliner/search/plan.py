@@ -53,7 +53,7 @@ def model_identity(name: str, config: Any) -> dict[str, Any]:
     return {
         "name": name,
         "model_type": config.model_type,
-        "hidden_size": config.hidden_size,
+        "hidden_size": getattr(config, "hidden_size", None),
         "vocab_size": config.vocab_size,
     }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from streamliner.measure import Probe
 from streamliner.search.frontier import Point
-from streamliner.search.registry import measured, removable
+from streamliner.search.registry import growing, measured, removable
 
 
 @dataclass(frozen=True)
@@ -25,5 +25,5 @@ class Random:
         order = removable(probe, self)
         random.Random(self.seed).shuffle(order)
         probe.expect(limit)
-        for count in range(1, limit + 1):
-            yield measured(probe, tuple(order[:count]))
+        for removed in growing(probe, self, order, limit):
+            yield measured(probe, removed)

@@ -80,15 +80,28 @@ def make_method(name: str, settings: dict[str, Any]) -> Method:
     return method
 
 
-def removable(probe: Probe, method: Any) -> list[int]:
-    """The blocks that `method` may remove: all but the protected ones at both ends."""
-    return list(range(method.protect_first, probe.num_blocks - method.protect_last))
+def removable(probe: Probe, method: Any, removed: tuple[int, ...] = ()) -> list[int]:
+    """The blocks that `method` may remove beside `removed`: not protected, and the architecture lets them go."""
+    unprotected = range(method.protect_first, probe.num_blocks - method.protect_last)
+    others = [block for block in unprotected if block not in removed]
+    return [block for block in others if not probe.refusal((*removed, block))]
 
 
 def intervals(probe: Probe, method: Any, count: int) -> list[range]:
-    """All runs of `count` consecutive removable blocks."""
-    blocks = removable(probe, method)
-    return [range(blocks[i], blocks[i] + count) for i in range(len(blocks) - count + 1)]
+    """All runs of `count` consecutive blocks that `method` may remove."""
+    starts = range(method.protect_first, probe.num_blocks - method.protect_last - count + 1)
+    return [run for run in (range(start, start + count) for start in starts) if not probe.refusal(run)]
+
+
+def growing(probe: Probe, method: Any, order: list[int], limit: int) -> Iterator[tuple[int, ...]]:
+    """Sets of 1 to `limit` blocks, each with the next block in `order` that may join the set before."""
+    removed: tuple[int, ...] = ()
+    while len(removed) < limit:
+        possible = [block for block in removable(probe, method, removed) if block in order]
+        if not possible:
+            return
+        removed = (*removed, min(possible, key=order.index))
+        yield removed
 
 
 def measured(

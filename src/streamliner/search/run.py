@@ -9,7 +9,7 @@ from typing import Any
 
 from streamliner.errors import RemovalError
 from streamliner.measure import Probe
-from streamliner.search.frontier import Frontier
+from streamliner.search.frontier import Frontier, Point
 from streamliner.search.plan import Plan
 from streamliner.search.registry import Method, check_limit
 
@@ -63,23 +63,41 @@ def search(
     Raises:
         RemovalError: `limit` is more than can be removed, or the first block already crosses the bound.
     """
-    if limit is None:
-        limit = probe.num_blocks - max(1, method.protect_first + method.protect_last)  # type: ignore[attr-defined]
-    check_limit(method, probe.num_blocks, limit)
+    most = probe.num_blocks - max(1, method.protect_first + method.protect_last)  # type: ignore[attr-defined]
+    check_limit(method, probe.num_blocks, most if limit is None else limit)
     probe.expect(1)
     dense = probe.loss().mean
     bound = math.inf if max_perplexity_increase is None else dense + math.log1p(max_perplexity_increase)
-    points = []
-    for point in method.search(probe, limit):
+    points: list[Point] = []
+    for point in method.search(probe, most if limit is None else limit):
         if point.loss is not None and point.loss > bound:
             break
         points.append(point)
+    else:
+        if not points or (limit is not None and len(points[-1].removed) < limit):
+            raise _stuck(probe, points[-1].removed if points else (), method)
     if not points:
         raise RemovalError(
             f"Removing any block raises perplexity by more than {max_perplexity_increase:.1%}.",
             "Allow a larger --max-perplexity-increase.",
         )
     return Frontier(name, dataclasses.asdict(method), dense, tuple(points))  # type: ignore[call-overload]
+
+
+def _stuck(probe: Probe, removed: tuple[int, ...], method: Method) -> RemovalError:
+    """The architecture keeps the method from going on behind `removed`."""
+    candidates = range(method.protect_first, probe.num_blocks - method.protect_last)  # type: ignore[attr-defined]
+    reasons = (probe.refusal((*removed, block)) for block in candidates if block not in removed)
+    reason = next((reason for reason in reasons if reason), "")
+    if removed:
+        return RemovalError(
+            f"This method finds no more than {len(removed)} blocks that can go. {reason}",
+            f"Remove {len(removed)}; what was measured is kept, so the same command with another --remove is quick.",
+        )
+    return RemovalError(
+        f"No block can go alone. {reason}",
+        "Perhaps several together can: --method streamline tries runs of blocks, --method exhaustive all sets.",
+    )
 
 
 def make_plan(

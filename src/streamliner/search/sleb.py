@@ -8,7 +8,7 @@ from typing import Literal
 
 from streamliner.measure import Probe
 from streamliner.search.frontier import Point
-from streamliner.search.registry import measured, removable
+from streamliner.search.registry import growing, measured, removable
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,16 @@ class Sleb:
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
         """Points of 1, 2, ... `limit` removed blocks; each contains the one before."""
-        candidates = removable(probe, self)
         if self.metric == "iterative":
-            yield from self._iterative(probe, candidates, limit)
+            yield from self._iterative(probe, limit)
         else:
-            yield from self._ranked(probe, candidates, limit)
+            yield from self._ranked(probe, limit)
 
-    def _iterative(self, probe: Probe, candidates: list[int], limit: int) -> Iterator[Point]:
-        probe.expect(sum(len(candidates) - removed for removed in range(limit)))
+    def _iterative(self, probe: Probe, limit: int) -> Iterator[Point]:
+        probe.expect(sum(len(removable(probe, self)) - removed for removed in range(limit)))
         removed: tuple[int, ...] = ()
-        for _ in range(limit):
-            losses = probe.losses_without_each(removed, [c for c in candidates if c not in removed])
+        while len(removed) < limit and (candidates := removable(probe, self, removed)):
+            losses = probe.losses_without_each(removed, candidates)
             best = min(losses, key=lambda block: (losses[block].mean, block))
             removed = (*removed, best)
             yield Point(
@@ -55,7 +54,8 @@ class Sleb:
                 {block: loss.mean for block, loss in losses.items()},
             )
 
-    def _ranked(self, probe: Probe, candidates: list[int], limit: int) -> Iterator[Point]:
+    def _ranked(self, probe: Probe, limit: int) -> Iterator[Point]:
+        candidates = removable(probe, self)
         if self.metric == "one-shot":
             probe.expect(len(candidates))
             losses = probe.losses_without_each((), candidates)
@@ -65,5 +65,5 @@ class Sleb:
             damage = {block: 1 - cosine[block, block + 1].item() for block in candidates}
         order = sorted(candidates, key=lambda block: (damage[block], block))
         probe.expect(limit)
-        for count in range(1, limit + 1):
-            yield measured(probe, tuple(order[:count]), damage[order[count - 1]], damage)
+        for removed in growing(probe, self, order, limit):
+            yield measured(probe, removed, max(damage[block] for block in removed), damage)
