@@ -8,6 +8,7 @@ then checked on a forward pass of a few tokens, so a model that works otherwise 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,24 @@ def find_stack(model: nn.Module) -> Stack:
     return stacks[sizes.index(max(sizes))]
 
 
+def has_encoder(model: nn.Module) -> bool:
+    """Whether the model writes text behind an encoder that reads (T5, Whisper)."""
+    whole = getattr(model.config, "is_encoder_decoder", False)
+    return bool(whole) and "decoder_input_ids" in inspect.signature(model.forward).parameters
+
+
+def text_inputs(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
+    """What the model's forward takes to run over text: behind an encoder, the same text or silence for it too."""
+    if not has_encoder(model):
+        return {"input_ids": input_ids}
+    config: Any = model.config
+    if getattr(model, "main_input_name", "input_ids") == "input_ids":
+        return {"input_ids": input_ids, "decoder_input_ids": input_ids}
+    weight = next(model.parameters())
+    silence = weight.new_zeros(len(input_ids), config.num_mel_bins, 2 * config.max_source_positions)
+    return {"input_features": silence, "decoder_input_ids": input_ids}
+
+
 def _counts(config: Any, names: tuple[str, ...]) -> set[int]:
     values = (getattr(config, name, None) for name in names)
     return {value for value in values if type(value) is int}
@@ -102,8 +121,14 @@ def _nearest_config(model: nn.Module, path: str) -> Any:
     for length in range(len(parts), 0, -1):
         module = model.get_submodule(".".join(parts[:length]))
         if hasattr(module, "get_input_embeddings") and hasattr(module, "config"):
-            return module.config
+            # T5's stacks have configs of their own that no checkpoint keeps.
+            return module.config if _holds(model.config, module.config) else model.config
     return model.config
+
+
+def _holds(config: Any, part: Any) -> bool:
+    nested = [value for value in vars(config).values() if hasattr(value, "model_type") and hasattr(value, "to_dict")]
+    return config is part or any(_holds(value, part) for value in nested)
 
 
 class Blocks:
@@ -142,7 +167,7 @@ class Blocks:
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
         """The model's own forward without a cache; `input_ids` is (batch, tokens)."""
-        return self.model(input_ids=input_ids.to(self.device), use_cache=False, **inputs)
+        return self.model(**text_inputs(self.model, input_ids.to(self.device)), use_cache=False, **inputs)
 
     @contextmanager
     def bypass(self, removed: Iterable[int]) -> Iterator[None]:

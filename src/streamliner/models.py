@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+AUTO_CLASSES = (
+    *("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
+    *("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq"),
+)
 """In this order, unless the checkpoint names another in `architectures`."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from streamliner import models
-from streamliner.blocks import check_indices
+from streamliner.blocks import check_indices, has_encoder
 from streamliner.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet, make_calibration_set
 from streamliner.cut import cut_checkpoint, cut_model, expect, output_folder, verify
 from streamliner.cut.checkpoint import read_sizes
@@ -220,6 +220,11 @@ def _limits(
     limit = None if settings.remove is None else parse_remove(settings.remove, session.num_blocks)
     increase = None if settings.max_perplexity_increase is None else parse_increase(settings.max_perplexity_increase)
     check_limit(method, session.num_blocks, 1 if limit is None else limit)
+    if has_encoder(session.structure.shell):
+        raise UnsupportedModelError(
+            f"{session.source.name} writes behind an encoder, so text alone does not measure its blocks.",
+            f"Name the blocks that shall go: streamliner cut {session.source.name} --blocks 3,7 -o OUT",
+        )
     fixed = fixed_blocks(session.structure)
     if limit == 1 and len(fixed) == session.num_blocks:
         raise UnsupportedModelError(fixed[0])

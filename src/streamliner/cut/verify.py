@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamliner.blocks import Blocks
+from streamliner.blocks import Blocks, text_inputs
 from streamliner.errors import VerificationError
 from streamliner.models import auto_class
 
@@ -111,7 +111,7 @@ def verify(folder: Path, expected: Expectation, *, trust_remote_code: bool = Fal
     model = model.eval().to(expected.device)
     sample = expected.sample.to(model.device)
     with torch.inference_mode():
-        logits = model(input_ids=sample, use_cache=False).logits.cpu()
+        logits = model(**text_inputs(model, sample), use_cache=False).logits.cpu()
     difference = (logits.float() - expected.logits.float()).abs().max().item()
     if not difference <= LOGIT_TOLERANCE[expected.dtype] * max(expected.logits.float().abs().max().item(), 1.0):
         raise VerificationError(
@@ -181,7 +181,7 @@ def _compare_with_cache(model: nn.Module, ids: Tensor, mask: Tensor, pad: int) -
     with_cache, without = outputs
     exact = model.dtype == torch.float32  # in half precision rounding hides a small fault in the scores
     for step, (a, b) in enumerate(zip(with_cache.scores, without.scores, strict=True)):
-        new_a, new_b = (o.sequences[:, ids.shape[1] + step] for o in outputs)
+        new_a, new_b = (o.sequences[:, step - NEW_TOKENS] for o in outputs)
         finite = a.isfinite() & b.isfinite()
         if exact and (a - b)[finite].abs().max() > SCORE_TOLERANCE * b[finite].abs().max():
             return False
