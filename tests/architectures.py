@@ -192,7 +192,7 @@ def row(report: Report) -> str:
     rounding = f", {len(report.close)} of them but for rounding" if report.close else ""
     found = "; ".join(f"{method}: {blocks}" for method, blocks in report.searches.items() if blocks[0].isdigit())
     return (
-        f"| `{report.model_type}` | {', '.join(report.kinds)} | {done} of {all_}{rounding} | "
+        f"| `{report.model_type}` | {'; '.join(report.kinds)} | {done} of {all_}{rounding} | "
         f"{report.generation or 'no'} | {found} | {' '.join(reason[:160] for reason in report.reasons)} |"
     )
 

@@ -85,9 +85,11 @@ def find_stack(model: nn.Module) -> Stack:
         )
     sizes = [sum(p.numel() for p in stack.modules.parameters()) for stack in stacks]
     parts = [stack.path for stack, size in zip(stacks, sizes, strict=True) if size > max(sizes) / 4]
-    if len({path.rpartition(".")[0] for path in parts}) < len(parts):
+    parents = [path.rpartition(".")[0] for path in parts]
+    parallel = [path for path, parent in zip(parts, parents, strict=True) if parents.count(parent) > 1]
+    if parallel:
         raise UnsupportedModelError(
-            f"{type(model).__name__} keeps the parts of its blocks in parallel lists ({', '.join(parts)}), "
+            f"{type(model).__name__} keeps the parts of its blocks in parallel lists ({', '.join(parallel)}), "
             "not in one list of blocks."
         )
     return stacks[sizes.index(max(sizes))]

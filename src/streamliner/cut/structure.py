@@ -15,8 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from streamliner.blocks import Stack, check_indices, find_stack
 from streamliner.cut.config import cut_around, cut_config
@@ -26,6 +28,9 @@ from streamliner.errors import UnsupportedModelError
 
 INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx", "index")
 """Attributes in which a module keeps its block's index, or that of one of its caches (two a block in LongCat)."""
+
+LARGE = 1 << 22
+"""Elements of a tensor that no class would keep as a buffer."""
 
 REPORT = "If this model should work, please report it with its config.json: its architecture is new to streamliner."
 
@@ -203,10 +208,25 @@ def config_path(config: Any, part: Any) -> tuple[str, ...]:
 
 def make_shell(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     """`build(config)` with parameters on the meta device and real buffers: the structure without the weights."""
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), _LargeOnMeta():
         shell = build(copy.deepcopy(config))
     shell.tie_weights()  # type: ignore[operator]
     return shell
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Large empty tensors are made on the meta device at once: accelerate would first allocate each parameter.
+
+    Small ones are not, as a class may fill one and keep it as a buffer.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            made = func(*args, **kwargs | {"device": "meta"})
+            if made.numel() > LARGE:
+                return made
+        return func(*args, **kwargs)
 
 
 def fingerprint(model: nn.Module, stack: Stack) -> Fingerprint:
