@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from families import FAMILIES, make_model
 from streamliner.blocks import Blocks
 from streamliner.cut import Structure, cut_checkpoint, cut_model, expect, output_folder, verify
+from streamliner.cut import config_file as config_file_module
 from streamliner.cut.checkpoint import stack_prefix
 from streamliner.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
 
@@ -106,10 +108,14 @@ def test_bytes_of_any_dtype_come_along_and_other_files_are_copied(tmp_path):
         (["decoder.layers.{}.a"], "decoder.layers"),
         (["language_model.model.layers.{}.a", "vision.encoder.layers.{}.a"], "language_model.model.layers"),
         (["model.layers.{}.mlp.experts.layers.0.w"], "model.layers"),
+        (["language_model.model.layers.{}.a", "vision_tower.vision_model.encoder.layers.{}.a"], "LANGUAGE"),
     ],
 )
 def test_the_stack_is_found_on_disk(names, expected):
-    assert stack_prefix([n.format(i) for n in names for i in range(3)], "model.layers", 3) == expected
+    path = "model.layers"
+    if expected == "LANGUAGE":  # in memory the names have another order
+        path, expected = "model.language_model.layers", "language_model.model.layers"
+    assert stack_prefix([n.format(i) for n in names for i in range(3)], path, 3) == expected
 
 
 def test_a_checkpoint_with_other_names_is_refused():
@@ -135,6 +141,48 @@ def test_verification_sees_missing_tensors(tmp_path):
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(VerificationError, match="missing keys"):
         verify(tmp_path, expected)
+
+
+def test_only_what_transformers_would_load_is_cut(tmp_path):
+    """A single file goes before an index, an index before what a shard holds besides."""
+    model = make_model("llama")
+    model.save_pretrained(tmp_path / "dense", max_shard_size="40KB")
+    shard = sorted((tmp_path / "dense").glob("*.safetensors"))[0]
+    stale = {"model.layers.3.mlp.up_proj.weight": torch.full((48, 32), 7.0)}
+    save_file(load_file(shard) | stale, shard, metadata={"format": "pt"})
+    for number, single in enumerate((False, True)):
+        if single:
+            other = make_model("llama", rms_norm_eps=1e-3)
+            for parameter in other.parameters():
+                parameter.data.mul_(2)
+            other.save_pretrained(tmp_path / "other")
+            (tmp_path / "other" / "model.safetensors").rename(tmp_path / "dense" / "model.safetensors")
+        out = tmp_path / f"cut{number}"
+        out.mkdir()
+        cut_checkpoint(tmp_path / "dense", out, Structure.of(model), (1,))
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
+        assert verify(out, expect(Blocks(loaded), (1,), SAMPLE)).exact
+
+
+def test_a_config_file_that_would_be_read_otherwise_is_refused(tmp_path, monkeypatch):
+    """The structure is checked on a config object; what is written must be read as the same."""
+    model = make_model("gemma3")
+    model.save_pretrained(tmp_path / "dense")
+    (tmp_path / "cut").mkdir()
+    monkeypatch.setattr(config_file_module, "with_legacy_rope", lambda config: {"layer_types": ["full_attention"] * 5})
+    with pytest.raises(UnsupportedModelError, match="would be read with layer_types"):
+        cut_checkpoint(tmp_path / "dense", tmp_path / "cut", Structure.of(model), (1,))
+    assert list((tmp_path / "cut").iterdir()) == []
+
+
+def test_tensors_for_several_tokens_under_a_name_of_their_own_go(tmp_path):
+    model = make_model("qwen3")
+    model.save_pretrained(tmp_path / "dense")
+    file = tmp_path / "dense" / "model.safetensors"
+    save_file(load_file(file) | {"mtp.fc.weight": torch.ones(2, 2)}, file, metadata={"format": "pt"})
+    (tmp_path / "cut").mkdir()
+    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", Structure.of(model), (1,))
+    assert not any("mtp" in name for name in load_file(tmp_path / "cut" / "model.safetensors"))
 
 
 def test_an_index_cannot_name_files_outside_its_folder(tmp_path):

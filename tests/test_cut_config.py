@@ -155,14 +155,21 @@ def test_module_names_in_a_quantization_config_follow():
         "bits": 4,
     }
     numbers = {0: 0, 2: 1, 3: 2, 10: 3}
-    assert renumbered_names(config, "layers", numbers) == {
+    paths = ("model.language_model.layers", "language_model.model.layers")
+    assert renumbered_names(config, paths, numbers) == {
         "modules_to_not_convert": ["lm_head", "model.layers.2.self_attn", "model.layers.3"],
         "dynamic": {"layers.2.mlp": {"bits": 8}},
         "bits": 4,
     }
-    assert renumbered_names(["re:.*gate"], "layers", numbers) == ["re:.*gate"]
-    with pytest.raises(UnsupportedModelError, match="by the expression"):
-        renumbered_names(["re:.*layers\\.3\\.mlp"], "layers", numbers)
+    tower = ["vision_tower.encoder.layers.1.fc", "encoder.layers.3"]
+    assert renumbered_names([*tower, "language_model.layers.3.q", "layers.1"], paths, numbers) == [
+        *tower,
+        "language_model.layers.2.q",
+    ]
+    assert renumbered_names(["re:.*gate", "-:lm_head"], paths, numbers) == ["re:.*gate", "-:lm_head"]
+    for expression in ("re:.*layers\\.3\\.mlp", r"-:model\.layers\.20\..*", r"+:.*\.18\..*gate.*", "model.layers.6*"):
+        with pytest.raises(UnsupportedModelError, match="by the expression"):
+            renumbered_names([expression], paths, numbers)
 
 
 def test_legacy_rope():

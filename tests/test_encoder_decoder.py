@@ -73,6 +73,19 @@ def test_the_decoder_is_cut_and_the_encoder_stays(name, tmp_path):
         assert config.get("encoder_layers", config.get("num_layers")) == 2
 
 
+def test_a_second_name_of_the_encoders_count_stays(tmp_path):
+    """Files of BART and Marian hold `num_hidden_layers` beside `encoder_layers`; transformers takes it for the same."""
+    model = make("BartForConditionalGeneration")
+    model.save_pretrained(tmp_path / "dense")
+    file = tmp_path / "dense" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"encoder_layers": 6, "num_hidden_layers": 2}))
+    (tmp_path / "cut").mkdir()
+    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", Structure.of(model), (1,))
+    config = json.loads((tmp_path / "cut" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["decoder_layers"]) == (2, 5)
+    assert verify(tmp_path / "cut", expect(Blocks(model), (1,), SAMPLE)).exact
+
+
 def test_t5_keeps_the_block_with_the_biases_of_position():
     assert "relative_attention_bias" in Structure.of(make("T5ForConditionalGeneration")).refusal((0,))
 

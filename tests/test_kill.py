@@ -14,7 +14,7 @@ from conftest import TINY
 def command(folder):
     return [
         *(sys.executable, "-m", "streamliner", "prune", str(TINY), "--remove", "3", "-o", str(folder / "out")),
-        *("--num-samples", "4", "--sequence-length", "128", "--quiet"),
+        *("--num-samples", "40", "--sequence-length", "128", "--quiet"),
     ]
 
 
@@ -45,7 +45,7 @@ def journal_lines(folder):
 MOMENTS = [
     (lambda folder: True, 0.4),
     (lambda folder: journal_lines(folder) >= 4, 0.0),
-    (lambda folder: journal_lines(folder) >= 15, 0.05),
+    (lambda folder: journal_lines(folder) >= 60, 0.05),
     (lambda folder: any(folder.glob(".out.partial-*")), 0.0),
     (lambda folder: any(folder.glob(".out.partial-*/model.safetensors")), 0.0),
     (lambda folder: any(folder.glob(".out.partial-*/tokenizer.json")), 0.3),

@@ -34,7 +34,7 @@ def test_loss_in_chunks_of_positions_is_the_same(blocks, calibration, monkeypatc
 
 
 def test_each_removal_is_measured_once(blocks, calibration):
-    probe = Probe(blocks, calibration)
+    probe = Probe(blocks, calibration, fork=False)
     first = probe.losses_without_each((2,), [3, 4])
     forwards = probe.counters.forwards
     assert probe.loss((4, 2)) == first[4]

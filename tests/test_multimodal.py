@@ -84,6 +84,21 @@ def test_through_a_processor(name):
         assert torch.equal(cut(**inputs, use_cache=False).logits, expected)
 
 
+def test_a_part_that_the_file_leaves_to_the_class_is_written_out(tmp_path):
+    model = make_wrapper("llava")
+    model.save_pretrained(tmp_path / "dense")
+    file = tmp_path / "dense" / "config.json"
+    config = json.loads(file.read_text())
+    del config["text_config"]
+    file.write_text(json.dumps(config))
+    (tmp_path / "cut").mkdir()
+    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", Structure.of(model), (1,))
+    written = json.loads((tmp_path / "cut" / "config.json").read_text())
+    assert written["text_config"]["num_hidden_layers"] == 5
+    assert "num_hidden_layers" not in written
+    assert verify(tmp_path / "cut", expect(Blocks(model), (1,), text_inputs("llava")["input_ids"])).exact
+
+
 def test_a_flat_config_of_an_older_release_follows(tmp_path):
     """Qwen2-VL checkpoints from before nested text configs keep the text's fields at the top of config.json."""
     model = make_wrapper("qwen2_vl")

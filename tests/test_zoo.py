@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -200,6 +201,22 @@ def test_slices_of_blocks_left_or_mixed_up_are_caught(monkeypatch, tmp_path):
     (tmp_path / "again").mkdir()
     with pytest.raises(UnsupportedModelError, match="embed_tokens_per_layer"):
         cut_and_verify(zoo.tiny_model("gemma3n_text"), (0,), tmp_path / "again")
+
+
+def test_the_words_of_an_older_config_stay(tmp_path):
+    """Other engines read `mamba` and `attention`, which transformers 5 calls otherwise."""
+    model = zoo.tiny_model("granitemoehybrid")
+    model.save_pretrained(tmp_path / "dense")
+    file = tmp_path / "dense" / "config.json"
+    config = json.loads(file.read_text())
+    older = {"linear_attention": "mamba", "full_attention": "attention"}
+    config["layer_types"] = [older[kind] for kind in config["layer_types"]]
+    file.write_text(json.dumps(config))
+    (tmp_path / "cut").mkdir()
+    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", Structure.of(model), (0, 2))
+    written = json.loads((tmp_path / "cut" / "config.json").read_text())
+    assert written["layer_types"] == ["mamba", "mamba", "mamba", "attention"]
+    assert verify(tmp_path / "cut", expect(Blocks(model), (0, 2), SAMPLE)).exact
 
 
 def test_rwkv_that_rescales_is_refused_with_the_way_out(monkeypatch):

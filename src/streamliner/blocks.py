@@ -8,129 +8,20 @@ then checked on a forward pass of a few tokens, so a model that works otherwise 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from streamliner.errors import RemovalError, UnsupportedModelError
+from streamliner.stack import find_stack, text_inputs
 
 ForwardFunction = Callable[..., Any]
 
 
-DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
-COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
-"""Names under which configs keep the number of blocks; beside one of the decoder's own the others count the encoder."""
-
-
 RESCALED = "Set rescale_every to 0 in its config.json: the model is the same but for rounding, and has plain blocks."
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Where a model keeps its blocks.
-
-    Attributes:
-        path: such as "model.layers".
-        modules: the blocks in order.
-        config: the config that describes them: that of the nearest `PreTrainedModel` around them, so the text config
-            of a model with several parts.
-        count_name: the config's own name for the number of blocks where it is none that is known, else "".
-    """
-
-    path: str
-    modules: nn.ModuleList
-    config: Any
-    count_name: str = ""
-
-    def __len__(self) -> int:
-        return len(self.modules)
-
-
-def find_stack(model: nn.Module) -> Stack:
-    """The decoder's blocks: the module list as long as its config says, the largest if there are several.
-
-    Where the config has no name for the number of blocks that is known, the one number in it that equals the length of
-    a module list will do.
-
-    Raises:
-        UnsupportedModelError: there is no such list.
-    """
-    decoder = model.get_decoder()  # type: ignore[operator]
-    inside = {id(module) for module in decoder.modules()}
-    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    lists = [item for item in lists if id(item[1]) in inside] or lists
-    lists = [item for item in lists if not any(item[0].startswith(f"{path}.") for path, _ in lists)]
-    stacks, found, wanted = [], set(), set()
-    for path, module in lists:
-        config = _nearest_config(model, path)
-        if not len(module) or not hasattr(config, "vocab_size"):  # without words: an encoder of images or sound
-            continue
-        counts = _counts(config, DECODER_COUNTS) or _counts(config, COUNTS)
-        others = [key for key, value in vars(config).items() if type(value) is int and value == len(module) > 1]
-        found.add(len(module))
-        wanted.update(counts)
-        if len(module) in counts:
-            stacks.append(Stack(path, module, config))
-        elif not counts and len(others) == 1:
-            stacks.append(Stack(path, module, config, others[0]))
-    if not stacks:
-        raise UnsupportedModelError(
-            f"No stack of blocks was found in {type(model).__name__}: its config counts {sorted(wanted) or 'no'} "
-            f"blocks, and its module lists have lengths {sorted(found)}."
-        )
-    sizes = [sum(p.numel() for p in stack.modules.parameters()) for stack in stacks]
-    parts = [stack.path for stack, size in zip(stacks, sizes, strict=True) if size > max(sizes) / 4]
-    parents = [path.rpartition(".")[0] for path in parts]
-    parallel = [path for path, parent in zip(parts, parents, strict=True) if parents.count(parent) > 1]
-    if parallel:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} keeps the parts of its blocks in parallel lists ({', '.join(parallel)}), "
-            "not in one list of blocks."
-        )
-    return stacks[sizes.index(max(sizes))]
-
-
-def has_encoder(model: nn.Module) -> bool:
-    """Whether the model writes text behind an encoder that reads (T5, Whisper)."""
-    whole = getattr(model.config, "is_encoder_decoder", False)
-    return bool(whole) and "decoder_input_ids" in inspect.signature(model.forward).parameters
-
-
-def text_inputs(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
-    """What the model's forward takes to run over text: behind an encoder, the same text or silence for it too."""
-    if not has_encoder(model):
-        return {"input_ids": input_ids}
-    config: Any = model.config
-    if getattr(model, "main_input_name", "input_ids") == "input_ids":
-        return {"input_ids": input_ids, "decoder_input_ids": input_ids}
-    weight = next(model.parameters())
-    silence = weight.new_zeros(len(input_ids), config.num_mel_bins, 2 * config.max_source_positions)
-    return {"input_features": silence, "decoder_input_ids": input_ids}
-
-
-def _counts(config: Any, names: tuple[str, ...]) -> set[int]:
-    values = (getattr(config, name, None) for name in names)
-    return {value for value in values if type(value) is int}
-
-
-def _nearest_config(model: nn.Module, path: str) -> Any:
-    parts = path.split(".")
-    for length in range(len(parts), 0, -1):
-        module = model.get_submodule(".".join(parts[:length]))
-        if hasattr(module, "get_input_embeddings") and hasattr(module, "config"):
-            # T5's stacks have configs of their own that no checkpoint keeps.
-            return module.config if _holds(model.config, module.config) else model.config
-    return model.config
-
-
-def _holds(config: Any, part: Any) -> bool:
-    nested = [value for value in vars(config).values() if hasattr(value, "model_type") and hasattr(value, "to_dict")]
-    return config is part or any(_holds(value, part) for value in nested)
 
 
 class Blocks:
@@ -164,8 +55,9 @@ class Blocks:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.modules.parameters()).dtype
+        """Of the weights that are not quantised."""
+        plain = (p.dtype for p in self.modules.parameters() if p.is_floating_point() and p.element_size() > 1)
+        return next(plain, self.model.dtype)  # type: ignore[arg-type, return-value]
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
         """The model's own forward without a cache; `input_ids` is (batch, tokens)."""
@@ -193,6 +85,65 @@ class Blocks:
         replacements[depth - 1] = lambda *args, **kwargs: self._handed_on(depth - 1, state, args, kwargs)
         with self._replaced(replacements):
             return self.forward(input_ids, **inputs)
+
+    @property
+    def forkable(self) -> bool:
+        """Whether nothing goes from block to block beside the stream, so that rows of a batch may skip blocks."""
+        handed_on = (item for returned in self._returned if returned for item in returned[1])
+        return not self.unread and all(item is None for item in handed_on)
+
+    def fork(
+        self,
+        removed: Iterable[int],
+        candidates: Iterable[int],
+        input_ids: Tensor,
+        *,
+        rows_at_once: int = 1 << 30,
+        **inputs: Any,
+    ) -> tuple[Tensor, int]:
+        """Depth N of the model without `removed` and without each candidate in turn, from one forward of one window.
+
+        At every candidate the batch grows by a row that skips it; the rows before it go through. So each block's
+        weights are touched once, and what candidates have in common before them is computed once.
+
+        Args:
+            removed: blocks that all rows skip.
+            candidates: blocks that one row each skips.
+            input_ids: (1, tokens).
+            rows_at_once: most rows that a block is run on in one call.
+            inputs: further arguments of the model's forward.
+
+        Returns:
+            The streams, (candidates in ascending order, tokens, hidden...), and how many rows went through blocks.
+        """
+        skipped, growing = set(removed), sorted(candidates)
+        last, passes = growing[-1], 0
+        final: list[Tensor] = []
+
+        def run(index: int, original: ForwardFunction) -> ForwardFunction:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                nonlocal passes
+                rows = out = _stream_in(args, kwargs)
+                if index not in skipped:
+                    # Row 0 skips nothing; behind the last candidate nobody needs it.
+                    through = rows[1:] if index == last else rows
+                    passes += len(through)
+                    parts = torch.split(through, rows_at_once) if len(through) else ()
+                    done = [_stream_out(original(part, *args[1:], **kwargs)) for part in parts]
+                    out = torch.cat(done) if done else through
+                    if index in growing:
+                        out = torch.cat([out, rows[:1]])
+                if index == len(self) - 1:
+                    final.append(out)
+                    out = out[:1]  # the head need not see them all
+                returned = self._returned[index]
+                return out if returned is None else returned[0]([out, *(None for _ in returned[1])])
+
+            return forward
+
+        with self._replaced({index: run(index, module.forward) for index, module in enumerate(self.modules)}):
+            self.forward(input_ids, **inputs)
+        return final[0], passes
 
     @contextmanager
     def watch(self, on_stream: Callable[[int, Tensor], None]) -> Iterator[None]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from streamliner.blocks import Stack
 from streamliner.cut.checkpoint import read_sizes
 from streamliner.cut.structure import Structure
 from streamliner.session import Session
+from streamliner.stack import Stack
 
 KIND_LISTS = ("layer_types", "layers_block_type", "attention_layers", "attn_layers")
 """Config fields that name the kind of each block."""

@@ -6,6 +6,7 @@ GGUF, never from pickles, and code from a checkpoint runs only with `trust_remot
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from dataclasses import dataclass
@@ -127,10 +128,16 @@ def auto_class(config: PretrainedConfig) -> Any:
     return (remote or named or mapped)[0]
 
 
-def shell_builder(config: PretrainedConfig) -> Any:
-    """The function that builds the model of `config` with random weights."""
+def build_shell(source: ModelSource, config: PretrainedConfig) -> PreTrainedModel:
+    """The model of `config` without its weights."""
+    from streamliner.cut.structure import make_shell
+
     cls = auto_class(config)
-    return getattr(cls, "from_config", None) or cls._from_config
+    build = getattr(cls, "from_config", None)
+    if build is None:
+        return _explained(source, lambda: make_shell(cls._from_config, config))  # type: ignore[no-any-return]
+    trusted = functools.partial(build, trust_remote_code=source.trust_remote_code)
+    return _explained(source, lambda: make_shell(trusted, config))  # type: ignore[no-any-return]
 
 
 def _class_names(classes: Any) -> set[str]:
@@ -209,7 +216,18 @@ def checkpoint_folder(source: ModelSource) -> Path:
         raise ModelError(f"{source.name} is a GGUF file, not a folder of safetensors files.")
     from huggingface_hub import snapshot_download
 
-    ignored = ["*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.gguf", "*.onnx", "*.tflite", "original/*"]
+    ignored = [
+        "*.bin",
+        "*.pt",
+        "*.pth",
+        "*.msgpack",
+        "*.h5",
+        "*.gguf",
+        "*.onnx",
+        "*.tflite",
+        "original/*",
+        "consolidated*",
+    ]
     return Path(
         _explained(source, lambda: snapshot_download(source.name, revision=source.revision, ignore_patterns=ignored))
     )

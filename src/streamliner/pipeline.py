@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from streamliner import models
-from streamliner.blocks import check_indices, has_encoder
+from streamliner.blocks import check_indices
 from streamliner.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet, make_calibration_set
 from streamliner.cut import cut_checkpoint, cut_model, expect, output_folder, verify
 from streamliner.cut.checkpoint import read_sizes
@@ -34,6 +34,7 @@ from streamliner.search import (
 from streamliner.search.registry import check_limit
 from streamliner.session import Reporter, Session, Silent, weights_hash
 from streamliner.sources import Text, read_text
+from streamliner.stack import has_encoder
 
 SAMPLE_TOKENS = 256
 
@@ -102,8 +103,8 @@ def search_model(
         "method_settings": dataclasses.asdict(method),  # type: ignore[call-overload]
     }
     journal = Journal(folder, identity, overwrite=overwrite)
-    if journal.losses():
-        reporter.say(f"Continuing the run in {folder}: {len(journal.losses())} losses are known already.")
+    if journal.measurements:
+        reporter.say(f"Continuing the run in {folder}: {journal.measurements} measurements are known already.")
     write_json(
         folder / "run.json",
         {
@@ -123,6 +124,7 @@ def search_model(
             memory=journal,
             on_progress=progress,
             refusal=session.structure.refusal,
+            say=reporter.say,
         )
         frontier = search(probe, method, settings.method, limit, increase)
     plan = make_plan(frontier, session.identity, session.num_blocks, calibration.provenance)

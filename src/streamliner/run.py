@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import sys
@@ -22,8 +23,17 @@ LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "
 def write_json(path: Path, value: Any) -> None:
     """Write `value` so that `path` is always whole: the old content or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def finite(value: Any) -> Any:
+    """`value` with null for what JSON has no word for: the standard error of one window."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Journal:
@@ -35,6 +45,7 @@ class Journal:
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self._path = folder / "journal.jsonl"
         self._losses: dict[tuple[int, ...], Loss] = {}
+        self._windows: dict[tuple[tuple[int, ...], ...], dict[int, list[float]]] = {}
         header = {"schema_version": SCHEMA_VERSION, "identity": json.loads(json.dumps(identity))}
         if self._path.exists() and not overwrite:
             self._read(header)
@@ -44,6 +55,11 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             self._path.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
+    @property
+    def measurements(self) -> int:
+        """How many losses, or windows of a round, are known."""
+        return len(self._losses) + sum(map(len, self._windows.values()))
+
     def losses(self) -> Mapping[tuple[int, ...], Loss]:
         """What was measured before."""
         return self._losses
@@ -52,6 +68,17 @@ class Journal:
         """Append one loss; it survives a kill from here on."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"removed": list(removed), "per_window": list(loss.per_window)}) + "\n")
+
+    def windows(self, keys: list[tuple[int, ...]]) -> Mapping[int, list[float]]:
+        """Windows of which the losses of exactly these removals were measured together."""
+        found = self._windows.get(tuple(keys), {})
+        return {window: list(losses) for window, losses in found.items()}
+
+    def remember_window(self, window: int, losses: Mapping[tuple[int, ...], float]) -> None:
+        """Append one window's losses of several removals."""
+        line = {"window": window, "each": [list(key) for key in losses], "losses": list(losses.values())}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _read(self, header: dict[str, Any]) -> None:
         content = self._path.read_bytes()
@@ -67,7 +94,11 @@ class Journal:
                 "Choose another folder with -o, or add --overwrite to start it anew.",
             )
         for line in lines[1:]:
-            self._losses[tuple(line["removed"])] = Loss(tuple(line["per_window"]))
+            if "window" in line:
+                keys = tuple(tuple(key) for key in line["each"])
+                self._windows.setdefault(keys, {})[line["window"]] = line["losses"]
+            else:
+                self._losses[tuple(line["removed"])] = Loss(tuple(line["per_window"]))
         if whole != content:
             with self._path.open("r+b") as file:
                 file.truncate(len(whole))

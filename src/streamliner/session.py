@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import torch
 
 from streamliner import models
-from streamliner.blocks import Blocks, Stack
-from streamliner.cut.structure import Structure, make_shell
+from streamliner.blocks import Blocks
+from streamliner.cut.structure import Structure
 from streamliner.search import model_identity
+from streamliner.stack import Stack
 
 
 class Reporter(Protocol):
@@ -63,7 +64,7 @@ class Session:
         """The model's structure without its weights."""
         kept = {key: value for key, value in self.config.to_dict().items() if key != "quantization_config"}
         clean = type(self.config).from_dict(kept)
-        return Structure(make_shell(models.shell_builder(self.config), clean))
+        return Structure(models.build_shell(self.source, clean))
 
     @property
     def stack(self) -> Stack:

@@ -57,7 +57,9 @@ class Terminal:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    from streamliner.run import finite
+
+    print(json.dumps(finite(value), indent=2, ensure_ascii=False))
 
 
 def human_bytes(count: int | None) -> str:

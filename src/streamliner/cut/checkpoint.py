@@ -6,6 +6,7 @@ quantised format comes along; only tensors that a fold changes or that have an a
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -19,17 +20,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from streamliner.blocks import COUNTS, DECODER_COUNTS, Stack, check_indices
-from streamliner.cut.config import cut_around, cut_config, renumbered_names, with_legacy_rope
+from streamliner.blocks import check_indices
+from streamliner.cut.config_file import cut_config_files
 from streamliner.cut.fields import Removal
-from streamliner.cut.model import new_numbers
 from streamliner.cut.output import MARK
-from streamliner.cut.structure import Structure, config_path
-from streamliner.cut.tensors import Change, block_axis, keep_slices
+from streamliner.cut.structure import Structure
+from streamliner.cut.tensors import BLOCK_AXIS, Change, block_axis, keep_slices
 from streamliner.errors import ModelError, UnsupportedModelError
 from streamliner.models import check_safetensors_file
 
 INDEX_FILE = "model.safetensors.index.json"
+MTP = re.compile(r"(^|\.)mtp\.")
+"""Tensors of blocks for predicting several tokens that do not lie behind the last block."""
 COPY_BYTES = 16 << 20
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Of tensors that can be changed; all others are only copied."""
@@ -72,9 +74,12 @@ def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple
     """
     removed = check_indices(removed, len(structure))
     changes = structure.changes(removed)
-    headers = {file: _read_header(folder / file) for file in _weight_files(folder)}
-    config_dict = cut_config_file(folder / "config.json", structure.shell.config, structure.stack, removed)
-    entries = _entries(folder, headers, structure, removed, changes)
+    headers = _read_headers(folder)
+    prefix = stack_prefix(
+        [name for tensors in headers.values() for name in tensors], structure.stack.path, len(structure)
+    )
+    configs = cut_config_files(folder, structure, removed, prefix)
+    entries = _entries(folder, headers, structure, removed, changes, prefix)
 
     files = [file for file in headers if any(entry.source == file for entry in entries)]
     weight_map: dict[str, str] = {}
@@ -87,7 +92,8 @@ def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(out / INDEX_FILE, index)
-    _write_json(out / "config.json", config_dict)
+    for name, value in configs.items():
+        _write_json(out / name, value)
     for other in sorted(folder.iterdir()):
         is_weights = other.name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
         is_ours = other.name.startswith(".") or other.name == MARK or (out / other.name).exists()
@@ -96,36 +102,12 @@ def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple
 
 
 def read_sizes(folder: Path) -> int:
-    """Bytes of the safetensors files in `folder`."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-def cut_config_file(file: Path, config: Any, stack: Stack, removed: tuple[int, ...]) -> dict[str, Any]:
-    """The content of config.json for the cut model: the user's own file, with only those keys changed that must be."""
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    complete = stack.config.to_dict()
-    num_blocks, numbers = len(stack), new_numbers(removed, len(stack))
-    cut = cut_config(complete, removed, num_blocks, stack.count_name)
-    part = result
-    path = config_path(config, stack.config)
-    if path:
-        result |= cut_around(config.to_dict(), removed, num_blocks)
-    for name in path:
-        if not isinstance(part.get(name), dict):
-            if not any(key in part for key in (*COUNTS, *DECODER_COUNTS, stack.count_name)):
-                # The file leaves the whole part to the class's defaults, so all of it must be said now.
-                part[name] = cut
-            break  # else an older file, in which the part lies flat in the whole
-        part = part[name]
-    # Keys that the file has but the class does not echo (an alias of a count, another engine's list) follow as well.
-    others = {key: part[key] for key in part if key not in complete and key != "quantization_config"}
-    part |= cut_config(others, removed, num_blocks, stack.count_name)
-    part |= {key: value for key, value in cut.items() if value != complete.get(key)}
-    part |= with_legacy_rope(part)
-    if "quantization_config" in result:
-        names = renumbered_names(result["quantization_config"], stack.path.split(".")[-1], numbers)
-        result["quantization_config"] = names
-    return result
+    """Bytes of the safetensors files in `folder` that make up its model; 0 if there is none."""
+    index = folder / INDEX_FILE
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return sum(file.stat().st_size for file in folder.glob("model.safetensors"))
+    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return sum((folder / file).stat().st_size for file in files if (folder / file).is_file())
 
 
 def stack_prefix(names: list[str], stack_path: str, num_blocks: int) -> str:
@@ -143,13 +125,13 @@ def stack_prefix(names: list[str], stack_path: str, num_blocks: int) -> str:
             found.setdefault(match[1], set()).add(int(match[2]))
     fitting = [prefix for prefix, indices in found.items() if indices >= set(range(num_blocks))]
 
-    def common_tail(prefix: str) -> int:
-        ours, theirs = stack_path.split(".")[::-1], prefix.split(".")[::-1]
-        return next(
-            (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-        )
+    def likeness(prefix: str) -> tuple[int, int]:
+        """Equal parts at the end, then equal parts anywhere: releases order the names before a stack otherwise."""
+        ours, theirs = stack_path.split("."), prefix.split(".")
+        tail = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ours[::-1], theirs[::-1], strict=False))
+        return len(list(tail)), len(set(ours) & set(theirs))
 
-    best = [p for p in fitting if common_tail(p) == max(map(common_tail, fitting))]
+    best = [prefix for prefix in fitting if likeness(prefix) == max(map(likeness, fitting))]
     if len(best) != 1:
         raise UnsupportedModelError(
             f"The {num_blocks} blocks of {stack_path} are not found in the checkpoint: "
@@ -164,13 +146,12 @@ def _entries(
     structure: Structure,
     removed: tuple[int, ...],
     changes: list[Change],
+    prefix: str,
 ) -> list[Entry]:
     """The tensors of the cut checkpoint. Blocks past the last (multi-token prediction) go."""
-    num_blocks = len(structure)
-    numbers = new_numbers(removed, num_blocks)
-    removal = Removal(tuple(numbers), num_blocks)
+    num_blocks, removal = len(structure), Removal.of(removed, len(structure))
+    numbers = removal.numbers
     where = {name: file for file, tensors in headers.items() for name in tensors if name != "__metadata__"}
-    prefix = stack_prefix(list(where), structure.stack.path, num_blocks)
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     shared = structure.shared_with_kept(removed)
     result: dict[str, Entry] = {}
@@ -191,6 +172,8 @@ def _entries(
                 inside[old][tail] = name
         elif axis is not None:
             shape = list(header["shape"])
+            if header["dtype"] not in DTYPES:
+                raise UnsupportedModelError(f"The tensor {name} has an axis of blocks, and is quantised.")
             if shape[axis] % num_blocks:
                 raise UnsupportedModelError(f"The tensor {name} of shape {shape} has no axis of {num_blocks} blocks.")
             shape[axis] = shape[axis] // num_blocks * len(numbers)
@@ -199,7 +182,9 @@ def _entries(
                 return keep_slices(_read_tensor(path, name), axis, removal)
 
             result[name] = Entry(name, file, name, header | {"shape": shape}, sliced)
-        else:
+        elif any(f"{end.removesuffix('.weight')}." in name for end in BLOCK_AXIS):
+            raise UnsupportedModelError(f"The tensor {name} belongs to one with an axis of blocks, and is quantised.")
+        elif not MTP.search(name):
             result[name] = Entry(name, file, name, header)
     for change in changes:
         tails = inside[change.place.old]
@@ -239,19 +224,26 @@ def _read_tensor(file: Path, name: str) -> Tensor:
     return tensor
 
 
-def _weight_files(folder: Path) -> list[str]:
-    index = folder / INDEX_FILE
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        for file in files:
-            if Path(file).name != file:
-                raise ModelError(f"{index} names a file outside its folder: {file}.")
-            if not (folder / file).is_file():
-                raise ModelError(f"{index} names {file}, which is not there.", "Download the model again.")
-        return files
+def _read_headers(folder: Path) -> dict[str, dict[str, Any]]:
+    """File -> its header, of the files and tensors that transformers would load."""
     if (folder / "model.safetensors").is_file():
-        return ["model.safetensors"]
-    raise ModelError(f"{folder} holds neither model.safetensors nor {INDEX_FILE}.")
+        return {"model.safetensors": _read_header(folder / "model.safetensors")}
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        raise ModelError(f"{folder} holds neither model.safetensors nor {INDEX_FILE}.")
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    headers = {}
+    for file in sorted(set(weight_map.values())):
+        if Path(file).name != file:
+            raise ModelError(f"{index} names a file outside its folder: {file}.")
+        if not (folder / file).is_file():
+            raise ModelError(f"{index} names {file}, which is not there.", "Download the model again.")
+        header = _read_header(folder / file)
+        # A shard may hold tensors that the index takes from another, or not at all.
+        headers[file] = {
+            name: header[name] for name in header if weight_map.get(name) == file or name == "__metadata__"
+        }
+    return headers
 
 
 def _read_header(file: Path) -> dict[str, Any]:

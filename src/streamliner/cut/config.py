@@ -10,9 +10,9 @@ import copy
 import re
 from typing import Any
 
-from streamliner.blocks import COUNTS, DECODER_COUNTS
 from streamliner.cut.fields import AROUND, FIELDS, JOINT, NESTED, NOT_PER_BLOCK, Removal
 from streamliner.errors import UnsupportedModelError
+from streamliner.stack import COUNTS, DECODER_COUNTS
 
 
 def cut_config(
@@ -30,10 +30,21 @@ def cut_config(
     Raises:
         UnsupportedModelError: a key cannot follow the removal; the message names it.
     """
-    removal = Removal(tuple(index for index in range(num_blocks) if index not in removed), num_blocks)
-    result = _cut_fields(config, removal)
+    removal = Removal.of(removed, num_blocks)
+    result = cut_fields(config, removal, count_name)
     for rule in JOINT:
         result |= rule(config, removal)
+    return result
+
+
+def cut_fields(config: dict[str, Any], removal: Removal, count_name: str = "") -> dict[str, Any]:
+    """The part of `cut_config` that looks at one field at a time; for a config that is not complete.
+
+    Raises:
+        UnsupportedModelError: as for `cut_config`.
+    """
+    result = _cut_each(config, removal)
+    num_blocks = removal.num_blocks
     own = [key for key in DECODER_COUNTS if config.get(key) == num_blocks]
     for key in own or (*COUNTS, count_name):
         if config.get(key) == num_blocks and not isinstance(config[key], bool):
@@ -47,20 +58,20 @@ def cut_around(config: dict[str, Any], removed: tuple[int, ...], num_blocks: int
     Raises:
         UnsupportedModelError: as for `cut_config`.
     """
-    removal = Removal(tuple(index for index in range(num_blocks) if index not in removed), num_blocks)
+    removal = Removal.of(removed, num_blocks)
     result: dict[str, Any] = {}
     for rule in AROUND:
         result |= rule(config, removal)
     return result
 
 
-def _cut_fields(config: dict[str, Any], removal: Removal) -> dict[str, Any]:
+def _cut_each(config: dict[str, Any], removal: Removal) -> dict[str, Any]:
     result = copy.deepcopy(config)
     for key, value in config.items():
         if key in FIELDS:
             result[key] = FIELDS[key](key, value, removal)
         elif key in NESTED and isinstance(value, dict):
-            result[key] = _cut_fields(value, removal)
+            result[key] = _cut_each(value, removal)
         elif key not in NOT_PER_BLOCK:
             _check_unknown(key, value, removal)
     return result
@@ -79,37 +90,45 @@ def _check_unknown(key: str, value: Any, removal: Removal) -> None:
         )
 
 
-def renumbered_names(value: Any, stack_name: str, numbers: dict[int, int]) -> Any:
+def renumbered_names(value: Any, paths: tuple[str, ...], numbers: dict[int, int]) -> Any:
     """Module names in a `quantization_config`, in lists and as keys, with the blocks' new numbers.
 
     Args:
         value: the config, or a part of it.
-        stack_name: last part of the stack's path, such as "layers".
+        paths: where the stack is, in memory and on disk; a name may leave out the beginning. Another stack's names (an
+            image tower's) stay.
         numbers: old index -> new index of the kept blocks; names of removed blocks are dropped.
 
     Raises:
-        UnsupportedModelError: a regular expression names a block by number.
+        UnsupportedModelError: an expression names blocks by number.
     """
-    pattern = re.compile(rf"(?<![\w]){re.escape(stack_name)}\.(\d+)(?=\.|$)")
-
-    def renamed(name: str) -> str | None:
-        match = pattern.search(name)
-        if name.startswith("re:") and re.search(rf"{re.escape(stack_name)}\W+\d", name):
-            raise UnsupportedModelError(f"quantization_config names blocks by the expression {name}.")
-        if match is None:
-            return name
-        number = numbers.get(int(match[1]))
-        return None if number is None else f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"
-
     if isinstance(value, dict):
-        pairs = ((renamed(key), renumbered_names(item, stack_name, numbers)) for key, item in value.items())
+        pairs = (
+            (_renumbered(key, paths, numbers), renumbered_names(item, paths, numbers)) for key, item in value.items()
+        )
         return {key: item for key, item in pairs if key is not None}
     if isinstance(value, list):
-        names = [
-            renamed(item) if isinstance(item, str) else renumbered_names(item, stack_name, numbers) for item in value
+        items = [
+            _renumbered(item, paths, numbers) if isinstance(item, str) else renumbered_names(item, paths, numbers)
+            for item in value
         ]
-        return [name for name in names if name is not None]
+        return [item for item in items if item is not None]
     return value
+
+
+def _renumbered(name: str, paths: tuple[str, ...], numbers: dict[int, int]) -> str | None:
+    last = re.escape(paths[0].split(".")[-1])
+    if re.search(r"[\\*?+^$\[(|]", name) and re.search(rf"({last}\W*\.?|\\\.)\d", name):
+        raise UnsupportedModelError(f"quantization_config names blocks by the expression {name}.")
+    match = re.search(rf"(?:^|(?<=\.)|(?<=[-+:])){last}\.(\d+)(?=\.|$)", name)
+    if match is None:
+        return name
+    before = re.sub(r"^[-+:]+", "", name[: match.start()]).rstrip(".")
+    places = [path.rpartition(".")[0] for path in paths]
+    if before and not any(f".{place}".endswith(f".{before}") for place in places):
+        return name
+    number = numbers.get(int(match[1]))
+    return None if number is None else f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"
 
 
 def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:

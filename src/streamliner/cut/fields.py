@@ -21,6 +21,16 @@ class Removal:
     kept: tuple[int, ...]
     num_blocks: int
 
+    @classmethod
+    def of(cls, removed: tuple[int, ...], num_blocks: int) -> Removal:
+        """The removal of these blocks."""
+        return cls(tuple(index for index in range(num_blocks) if index not in removed), num_blocks)
+
+    @property
+    def numbers(self) -> dict[int, int]:
+        """Index in the dense model -> index in the cut model, of the kept blocks."""
+        return {old: new for new, old in enumerate(self.kept)}
+
     def new(self, old: int) -> int:
         """Index in the cut model of a kept block."""
         return self.kept.index(old)
@@ -114,7 +124,9 @@ FIELDS: dict[str, Rule] = {
             ),
             *("no_rope_layers", "layer_rope_theta", "num_attention_heads_per_layer", "activation_sparsity_pattern"),
             *("intermediate_size", "moe_layer_freq", "hybrid_layer_pattern", "hybrid_override_pattern"),
-            "sparse_attention_freq",
+            *("sparse_attention_freq", "attn_type_list", "swiglu_limits", "swiglu_limits_shared", "moe_topk"),
+            *("num_experts", "num_shared_expert", "moe_intermediate_size", "num_query_heads", "num_kv_heads"),
+            *("ffn_multipliers", "block_configs"),
         ),
         per_block,
     ),
@@ -131,7 +143,9 @@ FIELDS: dict[str, Rule] = {
     "num_kv_shared_layers": last_blocks,
     "block_types": repeated,
     "scale_depth": scaled_by_depth,
-    **dict.fromkeys(("num_nextn_predict_layers", "num_mtp_layers"), none_left),
+    **dict.fromkeys(
+        ("num_nextn_predict_layers", "num_mtp_layers", "num_mtp_modules", "mtp_num_hidden_layers"), none_left
+    ),
     **dict.fromkeys(("n_layers_per_attn_res_block", "num_layers_per_stack", "cross_layer_interval"), refused),
 }
 """Field name -> rule."""
@@ -167,6 +181,8 @@ def expert_range(config: dict[str, Any], removal: Removal) -> dict[str, Any]:
     if not {"moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval"} <= set(config):
         return {}
     start, end, step = (config[f"moe_layer_{name}"] for name in ("start_index", "end_index", "interval"))
+    if not (isinstance(start, int) and isinstance(step, int) and isinstance(end, (int, type(None)))):
+        raise UnsupportedModelError(f"moe_layer_start_index = {start!r}: only one range of experts is understood.")
     end = removal.num_blocks - 1 if end in (None, -1) else end
     experts = [new for new, old in enumerate(removal.kept) if start <= old <= end and (old + 1) % step == 0]
     if not experts:

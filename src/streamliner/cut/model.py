@@ -62,8 +62,8 @@ def cut_tensors(
     tensors: dict[str, Any], path: str, removed: tuple[int, ...], num_blocks: int, changes: list[Change]
 ) -> dict[str, Any]:
     """`tensors` without those of removed blocks, with `path.{i}.` renumbered and the folds of `changes` done."""
-    numbers = new_numbers(removed, num_blocks)
-    removal = Removal(tuple(numbers), num_blocks)
+    removal = Removal.of(removed, num_blocks)
+    numbers = removal.numbers
     pattern = re.compile(re.escape(path) + r"\.(\d+)\.")
     result: dict[str, Any] = {}
     blocks: dict[int, dict[str, Any]] = {new: {} for new in numbers.values()}
@@ -85,8 +85,3 @@ def cut_tensors(
     for new, block in blocks.items():
         result |= {f"{path}.{new}.{name}": tensor for name, tensor in block.items()}
     return result
-
-
-def new_numbers(removed: tuple[int, ...], num_blocks: int) -> dict[int, int]:
-    """Old index -> new index of the kept blocks."""
-    return {old: new for new, old in enumerate(i for i in range(num_blocks) if i not in removed)}

@@ -20,11 +20,12 @@ from accelerate import init_empty_weights
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from streamliner.blocks import Stack, check_indices, find_stack
+from streamliner.blocks import check_indices
 from streamliner.cut.config import cut_around, cut_config
 from streamliner.cut.fields import Removal, indices
 from streamliner.cut.tensors import FOLDS, Change, Place, block_axis
 from streamliner.errors import UnsupportedModelError
+from streamliner.stack import Stack, find_stack
 
 INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx", "index")
 """Attributes in which a module keeps its block's index, or that of one of its caches (two a block in LongCat)."""
@@ -89,7 +90,7 @@ class Structure:
             UnsupportedModelError: it cannot be done; the message names the config key or the attribute.
         """
         removed = check_indices(removed, len(self))
-        removal = Removal(tuple(i for i in range(len(self)) if i not in removed), len(self))
+        removal = Removal.of(removed, len(self))
         config = cut_model_config(self.shell.config, self.stack, removed)
         cut = self._fingerprint_of(config)
         if len(cut.blocks) != len(removal.kept):

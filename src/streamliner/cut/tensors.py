@@ -58,6 +58,8 @@ class Fold:
 
 def _inverse_index_scale(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
     """GPT-2 divides attention scores by (index + 1); so the queries, the first third of columns, make up for it."""
+    if tensors["c_attn.weight"].shape[1] != 3 * tensors["c_attn.weight"].shape[0]:
+        raise UnsupportedModelError("Attention to another model's states divides its scores by the block's index too.")
     ratio = (place.new + 1) / (place.old + 1)
     hidden = tensors["c_attn.bias"].shape[0] // 3
     changed: dict[str, Tensor | None] = {}

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamliner.blocks import Blocks, text_inputs
+from streamliner.blocks import Blocks
 from streamliner.errors import VerificationError
 from streamliner.models import auto_class
+from streamliner.stack import text_inputs
 
 NEW_TOKENS = 8
 PAD_NAMES = ("pad_token_id", "eos_token_id")
@@ -95,9 +96,11 @@ def verify(folder: Path, expected: Expectation, *, trust_remote_code: bool = Fal
 
     trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
-        cls = auto_class(AutoConfig.from_pretrained(folder, **trusted))
-        model, info = cls.from_pretrained(
-            folder, dtype=expected.dtype, use_safetensors=True, output_loading_info=True, **trusted
+        config = AutoConfig.from_pretrained(folder, **trusted)
+        # Quantised weights have dtypes of their own.
+        dtype = "auto" if getattr(config, "quantization_config", None) else expected.dtype
+        model, info = auto_class(config).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **trusted
         )
     except Exception as error:  # whatever transformers raises: the checkpoint is not one that it loads
         raise VerificationError(f"transformers does not load the cut checkpoint: {str(error).strip()}") from error
@@ -113,7 +116,9 @@ def verify(folder: Path, expected: Expectation, *, trust_remote_code: bool = Fal
     with torch.inference_mode():
         logits = model(**text_inputs(model, sample), use_cache=False).logits.cpu()
     difference = (logits.float() - expected.logits.float()).abs().max().item()
-    if not difference <= LOGIT_TOLERANCE[expected.dtype] * max(expected.logits.float().abs().max().item(), 1.0):
+    if not difference <= LOGIT_TOLERANCE.get(expected.dtype, 1e-5) * max(
+        expected.logits.float().abs().max().item(), 1.0
+    ):
         raise VerificationError(
             f"The logits of the cut checkpoint differ by {difference:.3g} "
             "from those of the dense model with the blocks bypassed."

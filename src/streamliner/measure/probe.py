@@ -17,6 +17,11 @@ from streamliner.calibration import CalibrationSet
 from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses
 from streamliner.measure.similarity import Similarity, SimilaritySum
 
+FORK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+"""Relative difference allowed between a forked loss and a plain one: sums over a batch are taken in another order."""
+TOKENS_AT_ONCE = 8192
+"""Tokens of all rows together that one call of a block takes: enough to keep a GPU busy, a bound on memory."""
+
 
 @dataclass
 class Counters:
@@ -37,6 +42,12 @@ class LossMemory(Protocol):
     def remember(self, removed: tuple[int, ...], loss: Loss) -> None:
         """Keep one."""
 
+    def windows(self, keys: list[tuple[int, ...]]) -> Mapping[int, list[float]]:
+        """Windows of which the losses of exactly these removals are known, in their order."""
+
+    def remember_window(self, window: int, losses: Mapping[tuple[int, ...], float]) -> None:
+        """Keep one window's losses of several removals."""
+
 
 class Probe:
     """Measurements of one model on one calibration set, memoised by removal set.
@@ -48,10 +59,13 @@ class Probe:
         memory: where losses are kept between runs.
         on_progress: see below.
         refusal: why the architecture does not let a set of blocks go, "" where it does (`cut.Structure.refusal`).
+        fork: measure all candidates of a round in one forward a window; False for a forward each.
+        say: takes a line for the user.
 
     Attributes:
         num_blocks: blocks of the dense model.
         counters: what it cost.
+        fork: see above.
         on_progress: called with (windows done, windows expected) as they are measured.
     """
 
@@ -64,6 +78,8 @@ class Probe:
         memory: LossMemory | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         refusal: Callable[[tuple[int, ...]], str] = lambda removed: "",
+        fork: bool = True,
+        say: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.num_blocks = len(blocks)
         self.counters = Counters()
@@ -73,6 +89,9 @@ class Probe:
         self._batch_size = batch_size
         self._memory = memory
         self._refusal = refusal
+        self.fork = fork
+        self._say = say
+        self._fork_checked: bool | None = None
         self._losses: dict[tuple[int, ...], Loss] = dict(memory.losses()) if memory else {}
         self._similarity: Similarity | None = None
         self._done = self._expected = 0
@@ -104,9 +123,71 @@ class Probe:
         return self._losses[key]
 
     def losses_without_each(self, removed: Iterable[int], candidates: Iterable[int]) -> dict[int, Loss]:
-        """For each candidate the loss of the model without `removed` and without that block too."""
-        removed = tuple(removed)
+        """For each candidate the loss of the model without `removed` and without that block too.
+
+        All are measured in one forward a window where that has been seen to give what plain forwards give.
+        """
+        removed, candidates = check_indices(removed, self.num_blocks), sorted(candidates)
+        new = [block for block in candidates if tuple(sorted((*removed, block))) not in self._losses]
+        if len(new) > 1 and self._fork_is_right(removed, new):
+            self._measure_forked(removed, new)
         return {candidate: self.loss((*removed, candidate)) for candidate in candidates}
+
+    @torch.inference_mode()
+    def _fork_is_right(self, removed: tuple[int, ...], candidates: list[int]) -> bool:
+        """Compare, the first time, a few forked losses of one window with those of plain bypass."""
+        if self._fork_checked is not None:
+            return self._fork_checked
+        why = "state goes from block to block beside the stream"
+        self._fork_checked = self._blocks.forkable and self.fork
+        if self._fork_checked:
+            window, some = self._windows[:1], sorted({candidates[0], candidates[len(candidates) // 2], candidates[-1]})
+            try:
+                forked = self._forked_losses(window, removed, some)
+            except Exception as error:  # a model may not take a batch that grows, in ways of its own
+                self._fork_checked, why = False, f"{type(error).__name__}: {str(error)[:100]}"
+            else:
+                plain = [next_token_losses(self._forward(window, (*removed, c)), window).item() for c in some]
+                off = max(abs(a - b) / abs(b) for a, b in zip(forked, plain, strict=True))
+                self._fork_checked = off <= FORK_TOLERANCE.get(self._blocks.dtype, 1e-5)
+                why = f"its losses differ by {off:.1e}"
+        if not self._fork_checked and self.fork:
+            self._say(f"Every candidate takes a forward of its own here: one forward for all is not right ({why}).")
+        return self._fork_checked
+
+    def _measure_forked(self, removed: tuple[int, ...], candidates: list[int]) -> None:
+        keys = [tuple(sorted((*removed, block))) for block in candidates]
+        known = self._memory.windows(keys) if self._memory else {}
+        losses: list[list[float]] = []
+        for number, window in enumerate(torch.split(self._windows, 1)):
+            if number not in known:
+                found = self._forked_losses(window, removed, candidates)
+                if self._memory:
+                    self._memory.remember_window(number, dict(zip(keys, found, strict=True)))
+            else:
+                found = known[number]
+            losses.append(found)
+            self._advance(len(candidates))
+        for key, per_window in zip(keys, zip(*losses, strict=True), strict=True):
+            self._losses[key] = Loss(per_window)
+
+    @torch.inference_mode()
+    def _forked_losses(self, window: Tensor, removed: tuple[int, ...], candidates: list[int]) -> list[float]:
+        """Loss of one window without each candidate; the head sees one row at a time."""
+        start = time.perf_counter()
+        rows_at_once = max(1, TOKENS_AT_ONCE // window.shape[1])
+        streams, passes = self._blocks.fork(
+            removed, candidates, window, rows_at_once=rows_at_once, **self._without_logits
+        )
+        losses = []
+        for row in torch.split(streams, 1):
+            logits = self._blocks.resume(self.num_blocks, row, window).logits
+            losses.append(next_token_losses(logits, window).item())
+        self.counters.forwards += 1
+        self.counters.block_forwards += passes
+        self.counters.tokens += window.numel() * len(candidates)
+        self.counters.seconds += time.perf_counter() - start
+        return losses
 
     def similarity(self) -> Similarity:
         """Likeness of the dense model's residual streams at all pairs of depths. One pass, one batch in memory."""

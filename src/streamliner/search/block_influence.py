@@ -34,5 +34,5 @@ class BlockInfluence:
         damage = {block: 1 - cosine[block, block + 1].item() for block in removable(probe, self)}
         order = sorted(damage, key=lambda block: (damage[block], block))
         probe.expect(limit)
-        for removed in growing(probe, self, order, limit):
+        for removed in growing(probe, order, limit):
             yield measured(probe, removed, max(damage[block] for block in removed), damage)

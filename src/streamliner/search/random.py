@@ -25,5 +25,5 @@ class Random:
         order = removable(probe, self)
         random.Random(self.seed).shuffle(order)
         probe.expect(limit)
-        for removed in growing(probe, self, order, limit):
+        for removed in growing(probe, order, limit):
             yield measured(probe, removed)

@@ -93,14 +93,15 @@ def intervals(probe: Probe, method: Any, count: int) -> list[range]:
     return [run for run in (range(start, start + count) for start in starts) if not probe.refusal(run)]
 
 
-def growing(probe: Probe, method: Any, order: list[int], limit: int) -> Iterator[tuple[int, ...]]:
+def growing(probe: Probe, order: list[int], limit: int) -> Iterator[tuple[int, ...]]:
     """Sets of 1 to `limit` blocks, each with the next block in `order` that may join the set before."""
     removed: tuple[int, ...] = ()
     while len(removed) < limit:
-        possible = [block for block in removable(probe, method, removed) if block in order]
-        if not possible:
+        others = (block for block in order if block not in removed)
+        following = next((block for block in others if not probe.refusal((*removed, block))), None)
+        if following is None:
             return
-        removed = (*removed, min(possible, key=order.index))
+        removed = (*removed, following)
         yield removed
 
 

@@ -40,7 +40,8 @@ class Sleb:
             yield from self._ranked(probe, limit)
 
     def _iterative(self, probe: Probe, limit: int) -> Iterator[Point]:
-        probe.expect(sum(len(removable(probe, self)) - removed for removed in range(limit)))
+        alone = len(removable(probe, self))
+        probe.expect(sum(max(0, alone - removed) for removed in range(limit)))
         removed: tuple[int, ...] = ()
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
             losses = probe.losses_without_each(removed, candidates)
@@ -65,5 +66,5 @@ class Sleb:
             damage = {block: 1 - cosine[block, block + 1].item() for block in candidates}
         order = sorted(candidates, key=lambda block: (damage[block], block))
         probe.expect(limit)
-        for removed in growing(probe, self, order, limit):
+        for removed in growing(probe, order, limit):
             yield measured(probe, removed, max(damage[block] for block in removed), damage)

@@ -1,0 +1,98 @@
+"""All candidates of a round in one forward: the losses of plain bypass, with about half of the block forwards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import zoo
+from families import FAMILIES, make_model
+from streamliner.blocks import Blocks
+from streamliner.calibration import CalibrationSet
+from streamliner.measure import Probe
+from streamliner.measure import probe as probe_module
+from streamliner.run import Journal
+from streamliner.search import make_method, search
+
+WINDOWS = torch.randint(8, 120, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+def sleb(probe, limit):
+    return search(probe, make_method("sleb", {}), "sleb", limit)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forked_losses_are_those_of_bypass(family):
+    blocks, text = Blocks(make_model(family)), CalibrationSet(WINDOWS, {})
+    said = []
+    fast, plain = Probe(blocks, text, say=said.append), Probe(blocks, text, fork=False)
+    for removed, candidates in [((), range(6)), ((2,), (1, 3, 4)), ((5,), (0, 3)), ((0,), (4, 5))]:
+        found, expected = (probe.losses_without_each(removed, candidates) for probe in (fast, plain))
+        assert list(found) == list(expected)
+        for block in found:
+            assert found[block].per_window == pytest.approx(expected[block].per_window, rel=1e-5)
+    assert said == []
+    assert fast.counters.forwards < plain.counters.forwards
+
+
+def test_block_forwards_of_a_search_are_about_half(blocks, calibration):
+    one = CalibrationSet(calibration.windows[:1], {})
+    fast, plain = Probe(blocks, one), Probe(blocks, one, fork=False)
+    lists = [sleb(probe, 4).points[-1].removed for probe in (fast, plain)]
+    assert lists[0] == lists[1]
+    assert plain.counters.block_forwards == 12 + sum((10 - r) * (11 - r) for r in range(4))
+    # In a stack of n, block p sees a row for each candidate before it, and up to the last candidate one more for all.
+    rounds = sum(1 + (n - 3) * (n - 2) // 2 + (n - 3) + (n - 2) for n in (12, 11, 10, 9))
+    check = 26 + 3 * 11  # candidates 1, 6 and 10, forked and plain
+    assert fast.counters.block_forwards == 12 + check + rounds
+
+
+def test_rows_in_parts_give_the_same(blocks, calibration, monkeypatch):
+    whole = Probe(blocks, calibration).losses_without_each((), range(1, 11))
+    monkeypatch.setattr(probe_module, "TOKENS_AT_ONCE", 2 * calibration.windows.shape[1])
+    parts = Probe(blocks, calibration).losses_without_each((), range(1, 11))
+    for block in whole:
+        assert parts[block].per_window == pytest.approx(whole[block].per_window, rel=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["zaya", "glm_moe_dsa", "gemma3n_text", "bloom"])
+def test_where_it_is_not_right_the_plain_way_is_taken_and_said_once(model_type):
+    blocks, text = Blocks(zoo.tiny_model(model_type)), CalibrationSet(WINDOWS, {})
+    said = []
+    fast, plain = Probe(blocks, text, say=said.append), Probe(blocks, text, fork=False)
+    for removed in ((), (4,)):
+        candidates = [block for block in (0, 1, 5) if block not in removed]
+        assert fast.losses_without_each(removed, candidates) == plain.losses_without_each(removed, candidates)
+    assert len(said) == 1
+    assert "forward of its own" in said[0]
+
+
+def test_a_fork_that_is_wrong_is_noticed(blocks, calibration, monkeypatch):
+    right, said = blocks.fork, []
+    monkeypatch.setattr(blocks, "fork", lambda *args, **kwargs: (right(*args, **kwargs)[0].flip(0), 1))
+    found = Probe(blocks, calibration, say=said.append).losses_without_each((), (3, 4))
+    assert found == Probe(blocks, calibration, fork=False).losses_without_each((), (3, 4))
+    assert "its losses differ" in said[0]
+
+
+def test_a_killed_round_continues_at_its_window(blocks, calibration, tmp_path):
+    undisturbed = sleb(Probe(blocks, calibration, memory=Journal(tmp_path / "a", {})), 2)
+    lines = (tmp_path / "a" / "journal.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 2 + 2 * 4
+    for kept in range(2, len(lines)):
+        folder = tmp_path / f"b{kept}"
+        folder.mkdir()
+        (folder / "journal.jsonl").write_text("".join(lines[:kept]) + lines[kept][:7])
+        probe = Probe(blocks, calibration, memory=Journal(folder, {}))
+        assert sleb(probe, 2) == undisturbed
+        assert (folder / "journal.jsonl").read_text() == "".join(lines)
+        measured = probe.counters.forwards - 4  # the check: one forked forward and three plain ones
+        assert measured == len(lines) - kept
+
+
+def test_losses_are_kept_in_full(blocks, calibration, tmp_path):
+    first = sleb(Probe(blocks, calibration, memory=Journal(tmp_path / "a", {})), 2)
+    again = sleb(Probe(blocks, calibration, memory=Journal(tmp_path / "a", {})), 2)
+    assert dataclasses.asdict(first) == dataclasses.asdict(again)
