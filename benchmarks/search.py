@@ -75,46 +75,42 @@ def main() -> None:
         model = LlamaForCausalLM(config).eval().requires_grad_(False)
         text = CalibrationSet(torch.randint(0, 1024, (asked.windows, asked.tokens)), {})
     blocks = Blocks(model)
-    ratios, lists, times = [], [], {"naive": [], "ours": []}
+    times: dict[str, list[float]] = {"naive": [], "exact": [], "adaptive": []}
+    ratios: dict[str, list[float]] = {"exact": [], "adaptive": []}
+    passes, evaluations, same = {}, {}, {"exact": True, "adaptive": True}
     for _ in range(asked.repeats):
         start = time.perf_counter()
-        plain, plain_forwards = naive(blocks, text.windows, asked.remove)
-        middle = time.perf_counter()
-        probe = Probe(blocks, text)
-        found = search(probe, make_method("sleb", {}), "sleb", asked.remove).points[-1].removed
-        end = time.perf_counter()
-        times["naive"].append(middle - start)
-        times["ours"].append(end - middle)
-        ratios.append((middle - start) / (end - middle))
-        lists.append(plain == list(found))
-        print(
-            f"naive {middle - start:.1f} s, ours {end - middle:.1f} s, {ratios[-1]:.2f}x, same list: {lists[-1]}",
-            flush=True,
-        )
-    windows = len(text.windows)
-    extra = len(blocks) * windows  # the dense loss, which the naive loop does not need
-    print(
-        json.dumps(
-            {
-                "model": asked.model or f"Llama-shaped, {asked.blocks} blocks of {asked.hidden}",
-                "removed": list(found),
-                "windows": windows,
-                "tokens": asked.tokens,
-                "threads": asked.threads,
-                "machine": platform.machine(),
-                "torch": torch.__version__,
-                "seconds": {name: statistics.median(values) for name, values in times.items()},
-                "ratio": statistics.median(ratios),
-                "ratios": ratios,
-                "same_list": all(lists),
-                "block_forwards_per_window": {
-                    "naive": plain_forwards,
-                    "ours": (probe.counters.block_forwards - extra) / windows,
-                },
-                "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-            }
-        )
-    )
+        plain, passes["naive"] = naive(blocks, text.windows, asked.remove)
+        times["naive"].append(time.perf_counter() - start)
+        for effort in ratios:
+            start = time.perf_counter()
+            probe = Probe(blocks, text)
+            frontier = search(probe, make_method("sleb", {"effort": effort}), "sleb", asked.remove)
+            times[effort].append(time.perf_counter() - start)
+            ratios[effort].append(times["naive"][-1] / times[effort][-1])
+            same[effort] &= plain == list(frontier.points[-1].removed)
+            # Without the dense loss, which the naive loop does not measure.
+            passes[effort] = probe.counters.block_forwards / len(text.windows) - len(blocks)
+            evaluations[effort] = sum(len(point.candidates or ()) for point in frontier.points)
+        seconds = ", ".join(f"{name} {values[-1]:.1f} s" for name, values in times.items())
+        print(f"{seconds}; {', '.join(f'{name} {values[-1]:.2f}x' for name, values in ratios.items())}", flush=True)
+    result = {
+        "model": asked.model or f"Llama-shaped, {asked.blocks} blocks of {asked.hidden}",
+        "removed": plain,
+        "same_list": same,
+        "windows": len(text.windows),
+        "tokens": asked.tokens,
+        "threads": asked.threads,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "seconds": {name: statistics.median(values) for name, values in times.items()},
+        "ratio": {name: statistics.median(values) for name, values in ratios.items()},
+        "ratios": ratios,
+        "evaluations": evaluations,
+        "block_forwards_per_window": passes,
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 import zoo
 from families import FAMILIES, make_model
 from streamliner.blocks import Blocks
-from streamliner.calibration import CalibrationSet
+from streamliner.calibration import CalibrationSet, make_calibration_set
 from streamliner.measure import Probe
 from streamliner.measure import probe as probe_module
 from streamliner.run import Journal
@@ -90,6 +90,30 @@ def test_a_killed_round_continues_at_its_window(blocks, calibration, tmp_path):
         assert (folder / "journal.jsonl").read_text() == "".join(lines)
         measured = probe.counters.forwards - 4  # the check: one forked forward and three plain ones
         assert measured == len(lines) - kept
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_adaptive_finds_the_exact_list_with_fewer_losses(blocks, tokenizer, seed):
+    text = make_calibration_set("python-docs", tokenizer, num_samples=4, sequence_length=128, seed=seed)
+    lists, counts = [], []
+    for effort in ("exact", "adaptive"):
+        found = search(Probe(blocks, text), make_method("sleb", {"effort": effort}), "sleb", 6)
+        lists.append(found.points[-1].removed)
+        counts.append(sum(len(point.candidates) for point in found.points))
+    assert lists[0] == lists[1]
+    assert counts[0] == 45
+    assert counts[1] < 35
+
+
+def test_adaptive_without_slack_left_is_exact(blocks, calibration):
+    """With slack 0 every candidate may be the least."""
+    found = [
+        search(Probe(blocks, calibration), make_method("sleb", {"effort": effort, "slack": 0.0}), "sleb", 4)
+        for effort in ("exact", "adaptive")
+    ]
+    assert [sorted(point.candidates) for point in found[0].points] == [
+        sorted(point.candidates) for point in found[1].points
+    ]
 
 
 def test_losses_are_kept_in_full(blocks, calibration, tmp_path):

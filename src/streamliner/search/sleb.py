@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from streamliner.measure import Probe
+from streamliner.measure import Loss, Probe
 from streamliner.search.frontier import Point
 from streamliner.search.registry import growing, measured, removable
 
@@ -23,11 +24,18 @@ class Sleb:
 
     The loss is the mean next-token cross-entropy on the calibration set. The first and the last block stay.
 
+    With `effort="adaptive"`, "iterative" measures a candidate anew only if it may be the least: the neighbours of the
+    block just removed, and others in the order of their last known increase of loss while `slack` times that is below
+    the best fresh increase. The list is that of "exact" unless some increase shrank by more than the slack between two
+    measurements, which nothing rules out.
+
     References:
         arXiv 2402.09025, section 3.2 and algorithm 1.
     """
 
     metric: Literal["iterative", "one-shot", "similarity"] = "iterative"
+    effort: Literal["exact", "adaptive"] = "exact"
+    slack: float = 0.8
     protect_first: int = 1
     protect_last: int = 1
     score = "calibration loss, nats per token"
@@ -43,8 +51,14 @@ class Sleb:
         alone = len(removable(probe, self))
         probe.expect(sum(max(0, alone - removed) for removed in range(limit)))
         removed: tuple[int, ...] = ()
+        increases: dict[int, float] = {}
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
-            losses = probe.losses_without_each(removed, candidates)
+            if self.effort == "exact" or not removed:
+                losses = probe.losses_without_each(removed, candidates)
+            else:
+                losses = self._lazily(probe, removed, candidates, increases)
+            before = probe.loss(removed).mean
+            increases |= {block: loss.mean - before for block, loss in losses.items()}
             best = min(losses, key=lambda block: (losses[block].mean, block))
             removed = (*removed, best)
             yield Point(
@@ -54,6 +68,23 @@ class Sleb:
                 losses[best].standard_error,
                 {block: loss.mean for block, loss in losses.items()},
             )
+
+    def _lazily(
+        self, probe: Probe, removed: tuple[int, ...], candidates: list[int], increases: dict[int, float]
+    ) -> dict[int, Loss]:
+        """Losses of as many candidates as it takes to be sure of the least, if no increase shrank beyond the slack."""
+        before = probe.loss(removed).mean
+        around = [block for block in candidates if block < removed[-1]][-1:]
+        around += [block for block in candidates if block > removed[-1]][:1]
+        never = [block for block in candidates if block not in increases]
+        losses = probe.losses_without_each(removed, {*around, *never})
+        while True:
+            least = min((loss.mean for loss in losses.values()), default=math.inf) - before
+            bounds = {block: self.slack * increases[block] for block in candidates if block not in losses}
+            following = min(bounds, key=lambda block: (bounds[block], block), default=None)
+            if following is None or bounds[following] >= least:
+                return losses
+            losses[following] = probe.loss((*removed, following))
 
     def _ranked(self, probe: Probe, limit: int) -> Iterator[Point]:
         candidates = removable(probe, self)
