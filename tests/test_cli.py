@@ -14,6 +14,7 @@ import pytest
 
 import zoo
 from conftest import TINY
+from odd import OddConfig, OddForText
 from streamliner.cli import main
 
 QUICK = ["--num-samples", "2", "--sequence-length", "64"]
@@ -124,6 +125,24 @@ def test_a_second_run_continues_from_the_journal(capsys, tmp_path):
     _, err = run(capsys, *arguments, "--seed", "5", status=2)
     assert "calibration was" in err
     run(capsys, *arguments, "--seed", "5", "--overwrite")
+
+
+def test_a_checkpoint_with_code_of_its_own(capsys, tmp_path):
+    OddForText(OddConfig(vocab_size=1024)).save_pretrained(tmp_path / "m")
+    shutil.copy(Path(__file__).parent / "odd.py", tmp_path / "m")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path / "m")
+    file = tmp_path / "m" / "config.json"
+    names = {"AutoConfig": "odd.OddConfig", "AutoModelForCausalLM": "odd.OddForText"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": names, "model_type": "odd_code"}))
+    arguments = ["prune", tmp_path / "m", "--remove", "2", "-o", tmp_path / "o", *QUICK, "--json"]
+    assert "--trust-remote-code" in run(capsys, *arguments, status=2)[1]
+    assert not (tmp_path / "o").exists()
+    found = json.loads(run(capsys, *arguments, "--trust-remote-code")[0])
+    assert found["cut"]["verification"]["exact"]
+    assert json.loads((tmp_path / "o" / "config.json").read_text())["depth"] == 3
+    out, _ = run(capsys, "inspect", tmp_path / "o", "--trust-remote-code")
+    assert "3 blocks in tower, 1,024 words" in out
 
 
 def test_methods_lists_all(capsys):

@@ -35,8 +35,9 @@ def _print(result: dict[str, Any]) -> None:
     share = result["parameters_in_blocks"] / result["parameters"]
     console.print(f"[bold]{result['model']}[/]: {result['architecture']} ({result['model_type']})")
     console.print(
-        f"{result['num_blocks']} blocks in {result['stack']}, hidden size {result['hidden_size']}, "
-        f"{result['vocab_size']:,} words"
+        f"{result['num_blocks']} blocks in {result['stack']}, "
+        + (f"hidden size {result['hidden_size']}, " if result["hidden_size"] else "")
+        + f"{result['vocab_size']:,} words"
     )
     console.print(
         f"{result['parameters']:,} parameters, {share:.0%} of them in blocks; "
