@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -114,6 +115,16 @@ def test_adaptive_without_slack_left_is_exact(blocks, calibration):
     assert [sorted(point.candidates) for point in found[0].points] == [
         sorted(point.candidates) for point in found[1].points
     ]
+
+
+@pytest.mark.parametrize("fork", [True, False])
+def test_progress_ends_where_it_was_expected_to(blocks, calibration, fork):
+    steps = []
+    sleb(Probe(blocks, calibration, fork=fork, on_progress=lambda *step: steps.append(step)), 3)
+    expected = (1 + 10 + 9 + 8) * len(calibration.windows)
+    assert steps[-1] == (expected, expected)
+    assert all(total == expected for _, total in steps[len(calibration.windows) :])
+    assert all(before[0] < after[0] for before, after in itertools.pairwise(steps))
 
 
 def test_losses_are_kept_in_full(blocks, calibration, tmp_path):

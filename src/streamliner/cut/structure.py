@@ -250,7 +250,7 @@ def _block_fingerprint(block: nn.Module) -> dict[str, Any]:
         for name, buffer in module.named_buffers(recurse=False):
             # A persistent buffer comes with the weights; only its shape must fit.
             fixed = name in module._non_persistent_buffers_set and not buffer.is_meta
-            content = hashlib.sha256(buffer.contiguous().flatten().view(-1).numpy().tobytes()) if fixed else None
+            content = hashlib.sha256(buffer.contiguous().flatten().view(torch.uint8).numpy()) if fixed else None
             result[f"{prefix}{name}.buffer"] = (tuple(buffer.shape), content and content.hexdigest())
     return result
 

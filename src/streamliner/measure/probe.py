@@ -127,11 +127,14 @@ class Probe:
 
         All are measured in one forward a window where that has been seen to give what plain forwards give.
         """
-        removed, candidates = check_indices(removed, self.num_blocks), sorted(candidates)
-        new = [block for block in candidates if tuple(sorted((*removed, block))) not in self._losses]
-        if len(new) > 1 and self._fork_is_right(removed, new):
-            self._measure_forked(removed, new)
-        return {candidate: self.loss((*removed, candidate)) for candidate in candidates}
+        removed = check_indices(removed, self.num_blocks)
+        keys = {block: tuple(sorted((*removed, block))) for block in sorted(candidates)}
+        forked = [block for block, key in keys.items() if key not in self._losses]
+        if len(forked) > 1 and self._fork_is_right(removed, forked):
+            self._measure_forked(removed, forked)
+        else:
+            forked = []
+        return {block: self._losses[key] if block in forked else self.loss(key) for block, key in keys.items()}
 
     @torch.inference_mode()
     def _fork_is_right(self, removed: tuple[int, ...], candidates: list[int]) -> bool:

@@ -51,16 +51,18 @@ class Sleb:
         alone = len(removable(probe, self))
         probe.expect(sum(max(0, alone - removed) for removed in range(limit)))
         removed: tuple[int, ...] = ()
-        increases: dict[int, float] = {}
+        increases: dict[int, float] = {}  # of loss, where last measured
+        before = 0.0
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
             if self.effort == "exact" or not removed:
                 losses = probe.losses_without_each(removed, candidates)
             else:
-                losses = self._lazily(probe, removed, candidates, increases)
-            before = probe.loss(removed).mean
-            increases |= {block: loss.mean - before for block, loss in losses.items()}
+                losses = self._lazily(probe, removed, candidates, increases, before)
+            if self.effort == "adaptive":
+                before = before if removed else probe.loss().mean
+                increases |= {block: loss.mean - before for block, loss in losses.items()}
             best = min(losses, key=lambda block: (losses[block].mean, block))
-            removed = (*removed, best)
+            removed, before = (*removed, best), losses[best].mean
             yield Point(
                 removed,
                 losses[best].mean,
@@ -70,10 +72,14 @@ class Sleb:
             )
 
     def _lazily(
-        self, probe: Probe, removed: tuple[int, ...], candidates: list[int], increases: dict[int, float]
+        self,
+        probe: Probe,
+        removed: tuple[int, ...],
+        candidates: list[int],
+        increases: dict[int, float],
+        before: float,
     ) -> dict[int, Loss]:
         """Losses of as many candidates as it takes to be sure of the least, if no increase shrank beyond the slack."""
-        before = probe.loss(removed).mean
         around = [block for block in candidates if block < removed[-1]][-1:]
         around += [block for block in candidates if block > removed[-1]][:1]
         never = [block for block in candidates if block not in increases]
