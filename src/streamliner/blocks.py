@@ -9,17 +9,19 @@ instead of half handled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamliner.errors import RemovalError, UnsupportedModelError
 from streamliner.stack import find_stack, text_inputs
 
 ForwardFunction = Callable[..., Any]
+_Classes = dict[tuple[int, ...], tuple[int, ...]]
 
 
 RESCALED = "Set rescale_every to 0 in its config.json: the model is the same but for rounding, and has plain blocks."
@@ -34,6 +36,8 @@ class Blocks:
         modules: the block modules in order.
         config: the config object that describes the stack: the model's, or the text config nested in it.
         unread: blocks that a forward on text alone leaves out (those that read an image, in Mllama).
+        stream_bytes, stream_device: bytes of the stream for one token, and where the last block puts it out.
+        bytes_read: of weights that `fork` loaded, where they are offloaded to disk or to the CPU's memory.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -44,6 +48,8 @@ class Blocks:
         # behind the stream, the argument (position or name) in which the next block takes it, None if no block does.
         self._returned: list[tuple[Callable[[list[Any]], Any], list[int | str | None]] | None] = [None] * len(self)
         self.unread: tuple[int, ...] = ()
+        self.bytes_read = self.stream_bytes = 0
+        self.stream_device = self.device
         self._check_stream()
 
     def __len__(self) -> int:
@@ -95,56 +101,76 @@ class Blocks:
 
     def fork(
         self,
-        removed: Iterable[int],
-        candidates: Iterable[int],
+        removals: Sequence[tuple[int, ...]],
         input_ids: Tensor,
         *,
         rows_at_once: int = 1 << 30,
+        empty: Callable[..., Tensor] = torch.empty,
         **inputs: Any,
     ) -> tuple[Tensor, int]:
-        """Depth N of the model without `removed` and without each candidate in turn, from one forward of one window.
+        """Depth N of the model without each set of `removals`, on each window, from one forward.
 
-        At every candidate the batch grows by a row that skips it; the rows before it go through. So each block's
-        weights are touched once, and what candidates have in common before them is computed once.
+        Where sets agree in what they leave out so far they are one row of the batch; a row splits at the first block
+        that some of its sets leave out and others do not. So each block's weights are touched once, and what sets have
+        in common is computed once.
 
         Args:
-            removed: blocks that all rows skip.
-            candidates: blocks that one row each skips.
-            input_ids: (1, tokens).
+            removals: different sets of blocks to leave out.
+            input_ids: (windows, tokens).
             rows_at_once: most rows that a block is run on in one call.
+            empty: makes the tensor of all rows, `torch.empty` or one that puts it elsewhere.
             inputs: further arguments of the model's forward.
 
         Returns:
-            The streams, (candidates in ascending order, tokens, hidden...), and how many rows went through blocks.
+            The streams, (windows, removals, tokens, hidden...), and how many rows went through blocks.
         """
-        skipped, growing = set(removed), sorted(candidates)
-        last, passes = growing[-1], 0
-        final: list[Tensor] = []
+        passes = 0
+        rows: Tensor
+        # What was left out so far -> the sets that did so; the row of the first of them is the row of all.
+        heads: _Classes = {(): tuple(range(len(removals)))}
 
         def run(index: int, original: ForwardFunction) -> ForwardFunction:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                nonlocal passes
-                rows = out = _stream_in(args, kwargs)
-                if index not in skipped:
-                    # Row 0 skips nothing; behind the last candidate nobody needs it.
-                    through = rows[1:] if index == last else rows
-                    passes += len(through)
-                    parts = torch.split(through, rows_at_once) if len(through) else ()
-                    done = [_stream_out(original(part, *args[1:], **kwargs)) for part in parts]
-                    out = torch.cat(done) if done else through
-                    if index in growing:
-                        out = torch.cat([out, rows[:1]])
-                if index == len(self) - 1:
-                    final.append(out)
-                    out = out[:1]  # the head need not see them all
-                returned = self._returned[index]
+                nonlocal passes, rows, heads
+                stream = _stream_in(args, kwargs)
+                if index == 0:
+                    embedded = stream if depth_zero is None else depth_zero
+                    shape = (len(input_ids), len(removals), *stream.shape[1:])
+                    rows = empty(shape, dtype=stream.dtype, device=stream.device)
+                    rows[:, 0] = embedded
+                heads = _split(heads, removals, index, lambda old, new: rows[:, new].copy_(rows[:, old]))
+                through = sorted(sets[0] for left_out, sets in heads.items() if index not in left_out)
+                places = [(window, row) for window in range(len(rows)) for row in through]
+                passes += len(places)
+                with self._present(index):
+                    for start in range(0, len(places), rows_at_once):
+                        part = tuple(zip(*places[start : start + rows_at_once], strict=True))
+                        some = rows[part[0], part[1]].to(stream.device)
+                        rows[part[0], part[1]] = _stream_out(original(some, *args[1:], **kwargs)).to(rows.device)
+                returned = self._returned[
+                    index
+                ]  # the model itself goes on with one row: the head need not see them all
+                out = rows[0, :1].to(stream.device)
                 return out if returned is None else returned[0]([out, *(None for _ in returned[1])])
 
             return forward
 
+        # Masks and positions of one window serve all; what blocks get for each token by its id would be caught by the
+        # check that the probe makes.
+        depth_zero = self._embedded(input_ids, **inputs) if len(input_ids) > 1 else None
         with self._replaced({index: run(index, module.forward) for index, module in enumerate(self.modules)}):
+            self.forward(input_ids[:1], **inputs)
+        return rows, passes
+
+    def _embedded(self, input_ids: Tensor, **inputs: Any) -> Tensor:
+        """The stream at depth 0, (windows, tokens, hidden...)."""
+        found: list[Tensor] = []
+        with (
+            self._replaced({index: self._pass_on(index) for index in range(len(self))}),
+            self.watch(lambda depth, stream: found.append(stream) if depth == 0 else None),
+        ):
             self.forward(input_ids, **inputs)
-        return final[0], passes
+        return found[0]
 
     @contextmanager
     def watch(self, on_stream: Callable[[int, Tensor], None]) -> Iterator[None]:
@@ -166,6 +192,47 @@ class Blocks:
             )
             stack.callback(handle.remove)
             yield
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether weights of blocks are loaded for each call and dropped after it (hooks of accelerate)."""
+        return any(_offloading(module) for module in self.modules)
+
+    def workspace(self, input_ids: Tensor) -> int:
+        """At most so many bytes does a block take for one row of these tokens: all that it allocates in one call.
+
+        `input_ids` is (1, tokens). Measured in one forward of the model.
+        """
+        most = 0
+
+        def measured(index: int, original: ForwardFunction) -> ForwardFunction:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                nonlocal most
+                with self._present(index), _Allocations() as allocations:
+                    output = original(*args, **kwargs)
+                most = max(most, allocations.bytes)
+                return output
+
+            return forward
+
+        with self._replaced({index: measured(index, module.forward) for index, module in enumerate(self.modules)}):
+            self.forward(input_ids)
+        return most
+
+    @contextmanager
+    def _present(self, index: int) -> Iterator[None]:
+        """While open, the weights of a block are where it runs: offloaded ones are loaded once for all its calls."""
+        loaded = _offloading(self.modules[index])
+        for module, hook in loaded:
+            hook.pre_forward(module)
+            hook.offload = False  # the calls inside find the weights there
+        self.bytes_read += sum(p.nbytes for module, _ in loaded for p in module.parameters(recurse=False))
+        try:
+            yield
+        finally:
+            for module, hook in loaded:
+                hook.offload = True
+                hook.post_forward(module, None)
 
     def _pass_on(self, index: int) -> ForwardFunction:
         return lambda *args, **kwargs: self._handed_on(index, _stream_in(args, kwargs), args, kwargs)
@@ -220,6 +287,8 @@ class Blocks:
         if order != sorted(set(order)) or not order:
             raise UnsupportedModelError(f"{name} does not run the blocks of {self.path} once each, in order.")
         self.unread = tuple(index for index in range(len(self)) if index not in order)
+        last = _stream_out(outputs[-1])
+        self.stream_bytes, self.stream_device = last.nbytes // (last.shape[0] * last.shape[1]), last.device
         for index, output, (args, kwargs), following in zip(order, outputs, inputs, [*inputs[1:], None], strict=True):
             _stream_in(args, kwargs)
             out = _stream_out(output)
@@ -247,6 +316,29 @@ class Blocks:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} does not run on text alone: {type(error).__name__}: {error}"
             ) from error
+
+
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of all that operations put out."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.bytes += sum(
+            item.nbytes
+            for item in (out if isinstance(out, (tuple, list)) else (out,))
+            if isinstance(item, Tensor) and not item._is_view()
+        )
+        return out
+
+
+def _offloading(block: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """The parts of a block whose weights a hook of accelerate loads for each call, with the hook."""
+    hooks = ((module, getattr(module, "_hf_hook", None)) for module in block.modules())
+    return [(module, hook) for module, hook in hooks if getattr(hook, "offload", False)]
 
 
 def _taken_as(item: Any, following: tuple[tuple[Any, ...], Mapping[str, Any]] | None) -> int | str | None:
@@ -278,6 +370,24 @@ def check_indices(removed: Iterable[int], num_blocks: int) -> tuple[int, ...]:
     if len(indices) == num_blocks:
         raise RemovalError(f"All {num_blocks} blocks would go; at least one must stay.")
     return indices
+
+
+def _split(
+    heads: _Classes,
+    removals: Sequence[tuple[int, ...]],
+    index: int,
+    copy: Callable[[int, int], object],
+) -> _Classes:
+    """Split each class of sets at block `index`; `copy(old, new)` where one needs a row of its own."""
+    split: _Classes = {}
+    for left_out, sets in heads.items():
+        without = tuple(number for number in sets if index in removals[number])
+        within = tuple(number for number in sets if index not in removals[number])
+        if without and within:
+            copy(sets[0], within[0] if without[0] == sets[0] else without[0])
+        split |= {(*left_out, index): without} if without else {}
+        split |= {left_out: within} if within else {}
+    return split
 
 
 def _stream_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -19,7 +19,7 @@ from streamliner.cut.config import with_legacy_rope
 from streamliner.cut.output import MARK, check_output
 from streamliner.errors import MissingExtraError, RemovalError, TextError, UnsupportedModelError
 from streamliner.inspection import by_reason, checkpoint_bytes, count_parameters, fixed_blocks
-from streamliner.measure import Counters, Probe
+from streamliner.measure import MEMORY_BUDGET, Counters, Probe
 from streamliner.run import Journal, check_run_folder, environment, write_json
 from streamliner.search import (
     Frontier,
@@ -49,6 +49,7 @@ class SearchSettings:
         method: name, or path/to/file.py:Class.
         method_settings: its hyper-parameters by name.
         calibration: a SOURCE; None for SLEB's WikiText-2 where the hub may be asked, else python-docs.
+        memory_budget: bytes beside the model for streams, a block at work and logits.
         sequence_length: None for 2048, or the model's limit if that is less.
     """
 
@@ -61,6 +62,7 @@ class SearchSettings:
     sequence_length: int | None = None
     batch_size: int = 1
     seed: int = 0
+    memory_budget: int = MEMORY_BUDGET
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def search_model(
     Raises:
         UserError: what was asked for cannot be done; the message says why.
     """
-    reporter = reporter or Silent()
+    ranks = session.ranks
+    reporter = (reporter if ranks.rank == 0 else None) or Silent()
     method = make_method(settings.method, settings.method_settings)
     folder = check_run_folder(run_folder)
     limit, increase = _limits(settings, method, session, reporter)
@@ -102,20 +105,26 @@ def search_model(
         "method": settings.method,
         "method_settings": dataclasses.asdict(method),  # type: ignore[call-overload]
     }
-    journal = Journal(folder, identity, overwrite=overwrite)
+    if ranks.rank:
+        ranks.wait()  # the first process makes the folder, or refuses it
+    journal = Journal(folder, identity, overwrite=overwrite and not ranks.rank, rank=ranks.rank)
+    if not ranks.rank:
+        ranks.wait()
+    ranks.wait()  # all have read what is known before anybody adds to it
     if journal.measurements:
         reporter.say(f"Continuing the run in {folder}: {journal.measurements} measurements are known already.")
-    write_json(
-        folder / "run.json",
-        {
-            "schema_version": 1,
-            "identity": identity,
-            "model": dataclasses.asdict(session.settings),
-            "search": dataclasses.asdict(settings),
-            "calibration": calibration.provenance,
-        }
-        | environment(),
-    )
+    if not ranks.rank:
+        write_json(
+            folder / "run.json",
+            {
+                "schema_version": 1,
+                "identity": identity,
+                "model": dataclasses.asdict(session.settings),
+                "search": dataclasses.asdict(settings),
+                "calibration": calibration.provenance,
+            }
+            | environment(),
+        )
     with reporter.progress(f"Searching ({settings.method})") as progress:
         probe = Probe(
             blocks,
@@ -124,12 +133,15 @@ def search_model(
             memory=journal,
             on_progress=progress,
             refusal=session.structure.refusal,
+            memory_budget=settings.memory_budget,
+            ranks=ranks,
             say=reporter.say,
         )
         frontier = search(probe, method, settings.method, limit, increase)
     plan = make_plan(frontier, session.identity, session.num_blocks, calibration.provenance)
-    write_json(folder / "frontier.json", {"schema_version": 1} | dataclasses.asdict(frontier))
-    write_json(folder / "plan.json", plan.to_json())
+    if not ranks.rank:
+        write_json(folder / "frontier.json", {"schema_version": 1} | dataclasses.asdict(frontier))
+        write_json(folder / "plan.json", plan.to_json())
     return SearchResult(plan, frontier, probe.counters, calibration)
 
 
@@ -186,6 +198,8 @@ def prune_model(
     """`search_model`, then `cut_to_folder` with the plan that it found."""
     check_output(out, overwrite=overwrite, model_folder=session.source.path or None)
     found = search_model(session, settings, run_folder, overwrite=overwrite, reporter=reporter)
+    if session.ranks.rank:  # one process writes
+        return found, {}
     return found, cut_to_folder(session, found.plan, out, overwrite=overwrite, verified=verified, reporter=reporter)
 
 

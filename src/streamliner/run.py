@@ -7,16 +7,15 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from streamliner._version import __version__
 from streamliner.errors import OutputError
-from streamliner.measure import Loss
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "gguf")
 
 
@@ -37,71 +36,73 @@ def finite(value: Any) -> Any:
 
 
 class Journal:
-    """Losses by removed blocks, appended to `journal.jsonl` as they are measured. The same run continues from it.
+    """Losses by removed blocks and window, appended to a file as they are measured. The same run continues from it.
 
-    The first line identifies the run. A last line that a kill cut short is dropped.
+    The first line identifies the run. A last line that a kill cut short is dropped. Each process of a run appends to a
+    file of its own, `journal.jsonl` and `journal.1.jsonl` and so on, and reads them all.
+
+    Attributes:
+        losses: by the sorted tuple of removed blocks and window.
+        fork: why forked losses are not right for this model, "" if they are, None if that was not tried.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self._path = folder / "journal.jsonl"
-        self._losses: dict[tuple[int, ...], Loss] = {}
-        self._windows: dict[tuple[tuple[int, ...], ...], dict[int, list[float]]] = {}
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False, rank: int = 0) -> None:
+        self._path = folder / ("journal.jsonl" if rank == 0 else f"journal.{rank}.jsonl")
+        self.losses: dict[tuple[int, ...], dict[int, float]] = {}
+        self.fork: str | None = None
+        first = folder / "journal.jsonl"
         header = {"schema_version": SCHEMA_VERSION, "identity": json.loads(json.dumps(identity))}
-        if self._path.exists() and not overwrite:
-            self._read(header)
-        elif folder.is_dir() and any(folder.iterdir()) and not self._path.exists():
+        if folder.is_dir() and any(folder.iterdir()) and not first.exists():
             raise OutputError(f"The folder {folder} exists and is no run folder.", "Choose another with -o.")
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite and rank == 0:
+            for old in folder.glob("journal*.jsonl"):
+                old.unlink()
+        for path in sorted(folder.glob("journal*.jsonl")):
+            self._read(path, header)
+        if not self._path.exists():
             self._path.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
     @property
     def measurements(self) -> int:
-        """How many losses, or windows of a round, are known."""
-        return len(self._losses) + sum(map(len, self._windows.values()))
+        """How many losses of one window each are known."""
+        return sum(map(len, self.losses.values()))
 
-    def losses(self) -> Mapping[tuple[int, ...], Loss]:
-        """What was measured before."""
-        return self._losses
+    def remember(self, windows: Sequence[int], losses: Mapping[tuple[int, ...], Sequence[float]]) -> None:
+        """Append losses of some removals on some windows; they survive a kill from here on."""
+        line = {"windows": list(windows), "removed": list(losses), "losses": [list(each) for each in losses.values()]}
+        self._append(line)
 
-    def remember(self, removed: tuple[int, ...], loss: Loss) -> None:
-        """Append one loss; it survives a kill from here on."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"removed": list(removed), "per_window": list(loss.per_window)}) + "\n")
+    def remember_fork(self, why_not: str) -> None:
+        """Append whether forked losses are right."""
+        self.fork = why_not
+        self._append({"fork": why_not})
 
-    def windows(self, keys: list[tuple[int, ...]]) -> Mapping[int, list[float]]:
-        """Windows of which the losses of exactly these removals were measured together."""
-        found = self._windows.get(tuple(keys), {})
-        return {window: list(losses) for window, losses in found.items()}
-
-    def remember_window(self, window: int, losses: Mapping[tuple[int, ...], float]) -> None:
-        """Append one window's losses of several removals."""
-        line = {"window": window, "each": [list(key) for key in losses], "losses": list(losses.values())}
+    def _append(self, line: Any) -> None:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _read(self, header: dict[str, Any]) -> None:
-        content = self._path.read_bytes()
+    def _read(self, path: Path, header: dict[str, Any]) -> None:
+        content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         lines = [json.loads(line) for line in whole.splitlines()]
-        if not lines:
-            self._path.write_text(json.dumps(header) + "\n", encoding="utf-8")
-            return
-        difference = _first_difference(lines[0], header)
+        difference = _first_difference(lines[0], header) if lines else ""
         if difference:
             raise OutputError(
-                f"The run folder {self._path.parent} is of another run: {difference}.",
+                f"The run folder {path.parent} is of another run: {difference}.",
                 "Choose another folder with -o, or add --overwrite to start it anew.",
             )
         for line in lines[1:]:
-            if "window" in line:
-                keys = tuple(tuple(key) for key in line["each"])
-                self._windows.setdefault(keys, {})[line["window"]] = line["losses"]
-            else:
-                self._losses[tuple(line["removed"])] = Loss(tuple(line["per_window"]))
-        if whole != content:
-            with self._path.open("r+b") as file:
+            if "fork" in line:
+                self.fork = line["fork"]
+                continue
+            for removed, losses in zip(line["removed"], line["losses"], strict=True):
+                self.losses.setdefault(tuple(removed), {}).update(zip(line["windows"], losses, strict=True))
+        if path == self._path and whole != content:
+            with path.open("r+b") as file:
                 file.truncate(len(whole))
+        if path == self._path and not lines:
+            path.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
 
 def check_run_folder(folder: str | Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import torch
 from streamliner import models
 from streamliner.blocks import Blocks
 from streamliner.cut.structure import Structure
+from streamliner.measure.ranks import Ranks, find_ranks
 from streamliner.search import model_identity
 from streamliner.stack import Stack
 
@@ -48,15 +49,17 @@ class ModelSettings:
     trust_remote_code: bool = False
     dtype: str = "auto"
     device: str | None = None
+    offload: str | None = None
 
 
 @dataclass
 class Session:
-    """A model at work: its source, its config, and once loaded its blocks."""
+    """A model at work: its source, its config, the processes that share the work, and once loaded its blocks."""
 
     settings: ModelSettings
     source: models.ModelSource
     config: Any
+    ranks: Ranks = field(default_factory=Ranks)
     blocks: Blocks | None = None
 
     @cached_property
@@ -85,7 +88,11 @@ class Session:
         """The blocks of the loaded model; loads it the first time."""
         if self.blocks is None:
             reporter.say(f"Loading {self.source.name} ...")
-            model = models.load_model(self.source, dtype=self.settings.dtype, device=self.settings.device)
+            device, offload = self.settings.device, self.settings.offload
+            if self.ranks.size > 1 and device is None:
+                device = str(self.ranks.device)
+            placed = models.offload_map(self.structure.shell, self.stack.path, offload, device) if offload else None
+            model = models.load_model(self.source, dtype=self.settings.dtype, device=device, device_map=placed)
             self.blocks = Blocks(model)
             reporter.say(
                 f"{len(self.blocks)} blocks in {self.blocks.path}, {self.blocks.dtype} on {self.blocks.device}."
@@ -96,13 +103,17 @@ class Session:
 def open_session(settings: ModelSettings) -> Session:
     """Find the model and read its config; no weights yet."""
     source = models.locate(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
-    return Session(settings, source, models.load_config(source))
+    return Session(settings, source, models.load_config(source), find_ranks(settings.device))
 
 
 def weights_hash(model: torch.nn.Module) -> str:
     """SHA-256 over the names, shapes and up to 256 evenly spread values of every tensor: tells fine-tunes apart."""
     digest = hashlib.sha256()
+    modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
+        if parameter.is_meta:  # offloaded: the hook of its module knows where it is
+            owner, _, own_name = name.rpartition(".")
+            parameter = modules[owner]._hf_hook.weights_map[own_name]
         flat = parameter.detach().flatten()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(flat[:: max(1, len(flat) // 256)][:256].float().cpu().numpy().tobytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,7 +25,8 @@ Dtype = Annotated[
     typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16, for measuring.", rich_help_panel=MODEL),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="Torch device; the best there is if not given.", rich_help_panel=MODEL)
+    str | None,
+    typer.Option(help="Torch device, or auto for all GPUs; the best there is if not given.", rich_help_panel=MODEL),
 ]
 Method = Annotated[
     str, typer.Option(help="Search method; see: streamliner methods.", rich_help_panel=SEARCH, metavar="NAME")
@@ -66,6 +68,28 @@ SequenceLength = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Windows in one forward.", rich_help_panel=SEARCH, min=1)]
 Seed = Annotated[int, typer.Option(help="Chooses the windows.", rich_help_panel=SEARCH)]
+SearchEffort = Annotated[
+    str | None,
+    typer.Option(
+        help="exact (default) measures every candidate; adaptive leaves out those that can hardly be the least.",
+        rich_help_panel=SEARCH,
+        metavar="exact|adaptive",
+    ),
+]
+Offload = Annotated[
+    str | None,
+    typer.Option(
+        help="Where weights of blocks stay between uses, for a model larger than memory: disk, or cpu for a GPU.",
+        rich_help_panel=MODEL,
+        metavar="disk|cpu",
+    ),
+]
+MemoryBudget = Annotated[
+    str,
+    typer.Option(
+        help="Memory that a search may take beside the model: 500MB, 2GB.", rich_help_panel=SEARCH, metavar="BYTES"
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace an output that streamliner wrote.", rich_help_panel=OUTPUT)
 ]
@@ -82,7 +106,12 @@ NoVerify = Annotated[
 
 
 def model_settings(
-    model: str, revision: str | None, trust_remote_code: bool, dtype: str, device: str | None
+    model: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    dtype: str,
+    device: str | None,
+    offload: str | None = None,
 ) -> ModelSettings:
     """Build and check."""
     from streamliner.models import DTYPES
@@ -90,14 +119,16 @@ def model_settings(
 
     if dtype not in DTYPES:
         raise UserError(f"There is no dtype {dtype}.", f"Choose one of {', '.join(DTYPES)}.")
-    if device is not None:
+    if offload not in (None, "disk", "cpu"):
+        raise UserError(f"There is no place {offload} to offload to.", "Choose disk or cpu.")
+    if device not in (None, "auto"):
         import torch
 
         try:
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    return ModelSettings(model, revision, trust_remote_code, dtype, device)
+    return ModelSettings(model, revision, trust_remote_code, dtype, device, offload)
 
 
 def method_settings(pairs: list[str] | None, first: int | None, last: int | None) -> dict[str, Any]:
@@ -111,11 +142,26 @@ def method_settings(pairs: list[str] | None, first: int | None, last: int | None
     return settings | {k: v for k, v in (("protect_first", first), ("protect_last", last)) if v is not None}
 
 
+def parse_bytes(text: str) -> int:
+    """A size in decimal units: "500MB" -> 500_000_000.
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", text.strip(), re.IGNORECASE)
+    size = round(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " ")) if match else 0
+    if size < 1:
+        raise UserError(f"--memory-budget {text} is not a size.", "Write for instance 500MB or 2GB.")
+    return size
+
+
 def search_settings(**values: Any) -> SearchSettings:
     """From the flags of `search` and `prune`."""
     from streamliner.pipeline import SearchSettings
 
+    effort = values.pop("search_effort")
     values["method_settings"] = method_settings(
         values.pop("set_"), values.pop("protect_first"), values.pop("protect_last")
-    )
+    ) | ({"effort": effort} if effort else {})
+    values["memory_budget"] = parse_bytes(values["memory_budget"])
     return SearchSettings(**values)

@@ -21,6 +21,7 @@ def prune(
     method: options.Method = "sleb",
     remove: options.Remove = None,
     max_perplexity_increase: options.MaxPerplexityIncrease = None,
+    search_effort: options.SearchEffort = None,
     set_: options.Set = None,
     protect_first: options.ProtectFirst = None,
     protect_last: options.ProtectLast = None,
@@ -28,12 +29,14 @@ def prune(
     num_samples: options.NumSamples = 128,
     sequence_length: options.SequenceLength = None,
     batch_size: options.BatchSize = 1,
+    memory_budget: options.MemoryBudget = "2GB",
     seed: options.Seed = 0,
     no_verify: options.NoVerify = False,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     dtype: options.Dtype = "auto",
     device: options.Device = None,
+    offload: options.Offload = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -42,11 +45,12 @@ def prune(
     from streamliner import pipeline
     from streamliner.session import open_session, silenced_transformers
 
-    settings = options.model_settings(model, revision, trust_remote_code, dtype, device)
+    settings = options.model_settings(model, revision, trust_remote_code, dtype, device, offload)
     wanted = options.search_settings(
         remove=remove,
         max_perplexity_increase=max_perplexity_increase,
         method=method,
+        search_effort=search_effort,
         set_=set_,
         protect_first=protect_first,
         protect_last=protect_last,
@@ -54,6 +58,7 @@ def prune(
         num_samples=num_samples,
         sequence_length=sequence_length,
         batch_size=batch_size,
+        memory_budget=memory_budget,
         seed=seed,
     )
     with silenced_transformers():
@@ -66,6 +71,8 @@ def prune(
             verified=not no_verify,
             reporter=Terminal(quiet),
         )
+    if not result:  # one process of several prints
+        return
     if json:
         print_json(search_json(found) | {"cut": result})
     else:

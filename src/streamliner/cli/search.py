@@ -12,6 +12,7 @@ from streamliner.cli.console import Terminal, console, indices, print_json
 
 if TYPE_CHECKING:
     from streamliner.pipeline import SearchResult
+    from streamliner.search import Frontier
 
 
 def search(
@@ -22,6 +23,7 @@ def search(
     method: options.Method = "sleb",
     remove: options.Remove = None,
     max_perplexity_increase: options.MaxPerplexityIncrease = None,
+    search_effort: options.SearchEffort = None,
     set_: options.Set = None,
     protect_first: options.ProtectFirst = None,
     protect_last: options.ProtectLast = None,
@@ -29,11 +31,13 @@ def search(
     num_samples: options.NumSamples = 128,
     sequence_length: options.SequenceLength = None,
     batch_size: options.BatchSize = 1,
+    memory_budget: options.MemoryBudget = "2GB",
     seed: options.Seed = 0,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     dtype: options.Dtype = "auto",
     device: options.Device = None,
+    offload: options.Offload = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -42,11 +46,12 @@ def search(
     from streamliner import pipeline
     from streamliner.session import open_session, silenced_transformers
 
-    settings = options.model_settings(model, revision, trust_remote_code, dtype, device)
+    settings = options.model_settings(model, revision, trust_remote_code, dtype, device, offload)
     wanted = options.search_settings(
         remove=remove,
         max_perplexity_increase=max_perplexity_increase,
         method=method,
+        search_effort=search_effort,
         set_=set_,
         protect_first=protect_first,
         protect_last=protect_last,
@@ -54,12 +59,14 @@ def search(
         num_samples=num_samples,
         sequence_length=sequence_length,
         batch_size=batch_size,
+        memory_budget=memory_budget,
         seed=seed,
     )
     with silenced_transformers():
-        result = pipeline.search_model(
-            open_session(settings), wanted, output, overwrite=overwrite, reporter=Terminal(quiet)
-        )
+        session = open_session(settings)
+        result = pipeline.search_model(session, wanted, output, overwrite=overwrite, reporter=Terminal(quiet))
+    if session.ranks.rank:  # one process of several prints
+        return
     if json:
         print_json(search_json(result))
     else:
@@ -103,9 +110,23 @@ def print_search(result: SearchResult) -> None:
         )
     console.print(table)
     cost = result.counters
+    _print_savings(frontier, len(result.calibration.windows))
     console.print(
         f"{cost.forwards} forwards, {cost.block_forwards} block forwards, {cost.tokens:,} tokens, {cost.seconds:.1f} s"
     )
+
+
+def _print_savings(frontier: Frontier, windows: int) -> None:
+    """What an adaptive search measured of an exact one's losses, and how near a decision was."""
+    steps = [point for point in frontier.points if point.window_losses is not None]
+    if not steps:
+        return
+    first = len(steps[0].candidates or ())  # all are measured in the first round, and one fewer can go in each
+    exact = sum(first - number for number in range(len(steps))) * windows
+    measured = sum(point.window_losses or 0 for point in steps)
+    margins = [point.margin for point in steps if point.margin is not None]
+    near = f"; the nearest was left out with {min(margins):.4f} nats to spare" if margins else ""
+    console.print(f"adaptive: {measured} of {exact} losses of a window measured ({measured / exact:.0%}){near}")
 
 
 def _perplexity(loss: float) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,59 +16,71 @@ from torch.nn import functional
 
 from streamliner.blocks import Blocks, check_indices
 from streamliner.calibration import CalibrationSet
-from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses
+from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses, summed_cross_entropy
+from streamliner.measure.ranks import Ranks
 from streamliner.measure.similarity import Similarity, SimilaritySum
 
 FORK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Relative difference allowed between a forked loss and a plain one: sums over a batch are taken in another order."""
-TOKENS_AT_ONCE = 8192
-"""Tokens of all rows together that one call of a block takes: enough to keep a GPU busy, a bound on memory."""
+MEMORY_BUDGET = 2_000_000_000
+"""Bytes that rows of streams, a block at work on them, and logits may take beside the model, if not said otherwise."""
 
 
 @dataclass
 class Counters:
-    """What the measurements cost so far. What the journal remembered costs nothing."""
+    """What the measurements cost so far. What the journal remembered costs nothing.
+
+    Attributes:
+        forwards: of the whole model; one in which many rows fork is one.
+        block_forwards: a block run on one window or row.
+        window_losses: losses of one removal on one window, the check of forked ones not counted.
+        tokens: that these losses are of.
+        bytes_read: of offloaded weights.
+        seconds: all of it.
+    """
 
     forwards: int = 0
     block_forwards: int = 0
+    window_losses: int = 0
     tokens: int = 0
+    bytes_read: int = 0
     seconds: float = 0.0
 
 
 class LossMemory(Protocol):
     """Where measured losses are kept between runs (`run.Journal`)."""
 
-    def losses(self) -> Mapping[tuple[int, ...], Loss]:
-        """All losses measured before, by the sorted tuple of removed blocks."""
+    losses: dict[tuple[int, ...], dict[int, float]]
+    fork: str | None
 
-    def remember(self, removed: tuple[int, ...], loss: Loss) -> None:
-        """Keep one."""
+    def remember(self, windows: Sequence[int], losses: Mapping[tuple[int, ...], Sequence[float]]) -> None:
+        """Keep losses of some removals on some windows."""
 
-    def windows(self, keys: list[tuple[int, ...]]) -> Mapping[int, list[float]]:
-        """Windows of which the losses of exactly these removals are known, in their order."""
-
-    def remember_window(self, window: int, losses: Mapping[tuple[int, ...], float]) -> None:
-        """Keep one window's losses of several removals."""
+    def remember_fork(self, why_not: str) -> None:
+        """Keep whether forked losses are right."""
 
 
 class Probe:
-    """Measurements of one model on one calibration set, memoised by removal set.
+    """Measurements of one model on one calibration set, memoised by removal set and window.
 
     Args:
         blocks: of the model.
         calibration: the windows.
-        batch_size: windows in one forward.
+        batch_size: windows in one forward where losses are not forked.
         memory: where losses are kept between runs.
         on_progress: see below.
         refusal: why the architecture does not let a set of blocks go, "" where it does (`cut.Structure.refusal`).
-        fork: measure all candidates of a round in one forward a window; False for a forward each.
+        fork: measure all removals that are asked for together in one forward a window; False for a forward each.
+        memory_budget: bytes beside the model for streams, a block at work and logits.
+        ranks: the processes that share the windows; all must ask for the same measurements.
         say: takes a line for the user.
 
     Attributes:
         num_blocks: blocks of the dense model.
-        counters: what it cost.
-        fork: see above.
-        on_progress: called with (windows done, windows expected) as they are measured.
+        num_windows: of the calibration set.
+        windows_at_once: windows in one forward that reads every block's weights once.
+        counters: what it cost this process.
+        on_progress: called with (losses done, losses expected) as they are measured.
     """
 
     def __init__(
@@ -79,9 +93,12 @@ class Probe:
         on_progress: Callable[[int, int], None] | None = None,
         refusal: Callable[[tuple[int, ...]], str] = lambda removed: "",
         fork: bool = True,
+        memory_budget: int = MEMORY_BUDGET,
+        ranks: Ranks | None = None,
         say: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.num_blocks = len(blocks)
+        self.num_windows = len(calibration.windows)
         self.counters = Counters()
         self.on_progress = on_progress
         self._blocks = blocks
@@ -89,19 +106,29 @@ class Probe:
         self._batch_size = batch_size
         self._memory = memory
         self._refusal = refusal
-        self.fork = fork
+        self._budget = memory_budget
+        self._ranks = ranks or Ranks()
         self._say = say
-        self._fork_checked: bool | None = None
-        self._losses: dict[tuple[int, ...], Loss] = dict(memory.losses()) if memory else {}
+        self._fork_right = None if fork and (memory is None or memory.fork is None) else fork and not memory.fork  # type: ignore[union-attr]
+        self._workspace: int | None = None
+        self._losses: dict[tuple[int, ...], dict[int, float]] = (
+            {key: dict(losses) for key, losses in memory.losses.items()} if memory else {}
+        )
         self._similarity: Similarity | None = None
         self._done = self._expected = 0
+        # Weights that are read for each forward are read once for all windows; else a window at a time takes less room.
+        self.windows_at_once = self.num_windows if blocks.offloaded else self._ranks.size
         # Where only the stream is wanted, the head need not run on every position.
-        keeps = "logits_to_keep" in inspect.signature(blocks.model.forward).parameters
-        self._without_logits: dict[str, Any] = {"logits_to_keep": 1} if keeps else {}
+        self._keeps = "logits_to_keep" in inspect.signature(blocks.model.forward).parameters
+        self._without_logits: dict[str, Any] = {"logits_to_keep": 1} if self._keeps else {}
 
     def expect(self, measurements: int) -> None:
         """Announce how many more losses a search will ask for, so that progress can tell the time left."""
-        self._expected += measurements * len(self._windows)
+        self._expected += measurements * self.num_windows
+
+    def expect_less(self, losses: int) -> None:
+        """Announce losses of one window each that a search will not need after all."""
+        self._expected -= losses
 
     def refusal(self, removed: Iterable[int]) -> str:
         """Why these blocks cannot be removed together, or "" if they can. No method may remove them then."""
@@ -114,82 +141,161 @@ class Probe:
     def loss(self, removed: Iterable[int] = ()) -> Loss:
         """Loss of the model without `removed`."""
         key = check_indices(removed, self.num_blocks)
-        if key not in self._losses:
-            self._losses[key] = self._measure_loss(key)
-            if self._memory:
-                self._memory.remember(key, self._losses[key])
-        else:
-            self._advance(len(self._windows))
-        return self._losses[key]
+        return self.losses([key])[key]
 
     def losses_without_each(self, removed: Iterable[int], candidates: Iterable[int]) -> dict[int, Loss]:
-        """For each candidate the loss of the model without `removed` and without that block too.
-
-        All are measured in one forward a window where that has been seen to give what plain forwards give.
-        """
-        removed = check_indices(removed, self.num_blocks)
+        """For each candidate the loss of the model without `removed` and without that block too."""
+        removed = tuple(removed)
         keys = {block: tuple(sorted((*removed, block))) for block in sorted(candidates)}
-        forked = [block for block, key in keys.items() if key not in self._losses]
-        if len(forked) > 1 and self._fork_is_right(removed, forked):
-            self._measure_forked(removed, forked)
+        losses = self.losses(keys.values())
+        return {block: losses[key] for block, key in keys.items()}
+
+    def losses(self, removals: Iterable[Iterable[int]], windows: range | None = None) -> dict[tuple[int, ...], Loss]:
+        """Losses of the model without each set of blocks, on some windows or all; keys are sorted.
+
+        They are measured together, in one forward a window that forks where sets differ, where that has been seen to
+        give what plain forwards give.
+        """
+        keys = list(dict.fromkeys(check_indices(removed, self.num_blocks) for removed in removals))
+        numbers = range(self.num_windows) if windows is None else windows
+        for start in range(0, len(numbers), self._windows_a_step()):
+            step = numbers[start : start + self._windows_a_step()]
+            known: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # windows to measure -> removals
+            for key in keys:
+                unknown = tuple(number for number in step if number not in self._losses.get(key, {}))
+                known.setdefault(unknown, []).append(key)
+            for unknown, some in known.items():
+                self._advance(len(some) * (len(step) - len(unknown)))
+                if unknown:
+                    self._measure(some, unknown)
+        return {key: Loss(tuple(self._losses[key][number] for number in numbers)) for key in keys}
+
+    def _windows_a_step(self) -> int:
+        return max(self.windows_at_once, self._batch_size * self._ranks.size)
+
+    @torch.inference_mode()
+    def _measure(self, keys: list[tuple[int, ...]], windows: Sequence[int]) -> None:
+        """Losses of all `keys` on all `windows`, none of them known, this process its share of the windows."""
+        start, read = time.perf_counter(), self._blocks.bytes_read
+        fork = (len(keys) > 1 or self._blocks.offloaded) and self._fork_is_right(keys)
+        mine = [windows[place] for place in self._ranks.share(len(windows))]
+        found = torch.zeros(len(keys), len(windows), dtype=torch.float64)
+        if fork:
+            groups = [mine[i : i + self.windows_at_once] for i in range(0, len(mine), self.windows_at_once)]
+            if not self._blocks.offloaded:
+                groups = [[number] for number in mine]
+            for group in groups:
+                self._enter(found, keys, windows, group, self._forked_losses(self._windows[group], keys))
         else:
-            forked = []
-        return {block: self._losses[key] if block in forked else self.loss(key) for block, key in keys.items()}
-
-    @torch.inference_mode()
-    def _fork_is_right(self, removed: tuple[int, ...], candidates: list[int]) -> bool:
-        """Compare, the first time, a few forked losses of one window with those of plain bypass."""
-        if self._fork_checked is not None:
-            return self._fork_checked
-        why = "state goes from block to block beside the stream"
-        self._fork_checked = self._blocks.forkable and self.fork
-        if self._fork_checked:
-            window, some = self._windows[:1], sorted({candidates[0], candidates[len(candidates) // 2], candidates[-1]})
-            try:
-                forked = self._forked_losses(window, removed, some)
-            except Exception as error:  # a model may not take a batch that grows, in ways of its own
-                self._fork_checked, why = False, f"{type(error).__name__}: {str(error)[:100]}"
-            else:
-                plain = [next_token_losses(self._forward(window, (*removed, c)), window).item() for c in some]
-                off = max(abs(a - b) / abs(b) for a, b in zip(forked, plain, strict=True))
-                self._fork_checked = off <= FORK_TOLERANCE.get(self._blocks.dtype, 1e-5)
-                why = f"its losses differ by {off:.1e}"
-        if not self._fork_checked and self.fork:
-            self._say(f"Every candidate takes a forward of its own here: one forward for all is not right ({why}).")
-        return self._fork_checked
-
-    def _measure_forked(self, removed: tuple[int, ...], candidates: list[int]) -> None:
-        keys = [tuple(sorted((*removed, block))) for block in candidates]
-        known = self._memory.windows(keys) if self._memory else {}
-        losses: list[list[float]] = []
-        for number, window in enumerate(torch.split(self._windows, 1)):
-            if number not in known:
-                found = self._forked_losses(window, removed, candidates)
-                if self._memory:
-                    self._memory.remember_window(number, dict(zip(keys, found, strict=True)))
-            else:
-                found = known[number]
-            losses.append(found)
-            self._advance(len(candidates))
-        for key, per_window in zip(keys, zip(*losses, strict=True), strict=True):
-            self._losses[key] = Loss(per_window)
-
-    @torch.inference_mode()
-    def _forked_losses(self, window: Tensor, removed: tuple[int, ...], candidates: list[int]) -> list[float]:
-        """Loss of one window without each candidate; the head sees one row at a time."""
-        start = time.perf_counter()
-        rows_at_once = max(1, TOKENS_AT_ONCE // window.shape[1])
-        streams, passes = self._blocks.fork(
-            removed, candidates, window, rows_at_once=rows_at_once, **self._without_logits
-        )
-        losses = []
-        for row in torch.split(streams, 1):
-            logits = self._blocks.resume(self.num_blocks, row, window).logits
-            losses.append(next_token_losses(logits, window).item())
-        self.counters.forwards += 1
-        self.counters.block_forwards += passes
-        self.counters.tokens += window.numel() * len(candidates)
+            for i in range(0, len(mine), self._batch_size):
+                for key in keys:
+                    group = mine[i : i + self._batch_size]
+                    losses = next_token_losses(self._forward(self._windows[group], key), self._windows[group])
+                    self._enter(found, [key], windows, group, [losses.tolist()], keys.index(key))
+        for key, losses in zip(keys, self._ranks.total(found).tolist(), strict=True):
+            self._losses.setdefault(key, {}).update(zip(windows, losses, strict=True))
+        self._advance(len(keys) * (len(windows) - len(mine)))
         self.counters.seconds += time.perf_counter() - start
+        self.counters.bytes_read += self._blocks.bytes_read - read
+
+    def _enter(
+        self,
+        table: Tensor,
+        keys: list[tuple[int, ...]],
+        windows: Sequence[int],
+        group: list[int],
+        losses: list[list[float]],
+        first: int = 0,
+    ) -> None:
+        """Put losses, (keys, windows of the group), into the table and the journal."""
+        places = [windows.index(number) for number in group]
+        table[first : first + len(keys), places] = torch.tensor(losses, dtype=torch.float64)
+        if self._memory:
+            self._memory.remember(group, dict(zip(keys, losses, strict=True)))
+        self.counters.window_losses += len(keys) * len(group)
+        self.counters.tokens += len(keys) * len(group) * self._windows.shape[1]
+        self._advance(len(keys) * len(group))
+
+    def _fork_is_right(self, keys: list[tuple[int, ...]]) -> bool:
+        """Compare, the first time, a few forked losses of one window with those of plain bypass."""
+        if self._fork_right is None:
+            why = self._why_not_fork(keys)
+            self._fork_right = self._ranks.total(torch.tensor(float(not why))).item() == self._ranks.size
+            if not self._fork_right:
+                why = why or "another process says so"
+                self._say(f"Every candidate takes a forward of its own here: one forward for all is not right ({why}).")
+            if self._memory:
+                self._memory.remember_fork(why)
+        return self._fork_right
+
+    def _why_not_fork(self, keys: list[tuple[int, ...]]) -> str:
+        if not self._blocks.forkable:
+            return "state goes from block to block beside the stream"
+        some = list(dict.fromkeys((keys[0], keys[len(keys) // 2], keys[-1])))
+        # Where windows go through blocks together, two of them.
+        windows = self._windows[: 2 if self._blocks.offloaded else 1]
+        try:
+            forked = self._forked_losses(windows, some)
+        except Exception as error:  # a model may not take a batch that grows, in ways of its own
+            return f"{type(error).__name__}: {str(error)[:100]}"
+        for key, found in zip(some, forked, strict=True):
+            plain = [next_token_losses(self._forward(window[None], key), window[None]).item() for window in windows]
+            off = max(abs(a - b) / abs(b) for a, b in zip(found, plain, strict=True))
+            if not off <= FORK_TOLERANCE.get(self._blocks.dtype, 1e-5):
+                return f"its losses differ by {off:.1e}"
+        return ""
+
+    def _forked_losses(self, windows: Tensor, keys: list[tuple[int, ...]]) -> list[list[float]]:
+        """Loss of each removal on each window, (keys, windows)."""
+        losses: list[list[float]] = []
+        for some in self._that_fit(windows, keys):
+            rows, passes = self._blocks.fork(
+                some, windows, rows_at_once=self._rows_at_once(), empty=self._room, **self._without_logits
+            )
+            by_window = [self._head_losses(rows[i], window) for i, window in enumerate(windows)]
+            losses += [list(each) for each in zip(*by_window, strict=True)]
+            self.counters.forwards += 1
+            self.counters.block_forwards += passes
+        return losses
+
+    def _that_fit(self, windows: Tensor, keys: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+        """Groups of removals whose streams fit half of the budget. Offloaded weights are read once: streams spill."""
+        if self._blocks.offloaded:
+            return [keys]
+        row = windows.numel() * self._blocks.stream_bytes
+        most = max(1, self._budget // 2 // row)
+        return [keys[start : start + most] for start in range(0, len(keys), most)]
+
+    def _room(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor for streams: a file that is gone when nobody holds it, where it would not fit the budget."""
+        if math.prod(shape) * dtype.itemsize <= self._budget // 2 or not self._blocks.offloaded:
+            return torch.empty(*shape, dtype=dtype, device=device)
+        with tempfile.NamedTemporaryFile(prefix="streamliner-") as file:
+            file.truncate(math.prod(shape) * dtype.itemsize)
+            return torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=dtype).view(*shape)
+
+    def _rows_at_once(self) -> int:
+        if self._workspace is None:
+            self._workspace = self._blocks.workspace(self._windows[:1])
+        return max(1, self._budget // 2 // self._workspace)
+
+    def _head_losses(self, rows: Tensor, window: Tensor) -> list[float]:
+        """Loss of each row of streams at depth N, (rows, tokens, hidden...), of one window."""
+        positions = len(window) - 1
+        # Logits, and cross-entropy's two copies in float32.
+        fit = max(1, self._budget // 2 // (self._blocks.config.vocab_size * 12))
+        losses: list[float] = []
+        for some in torch.split(rows, max(1, fit // len(window))):
+            ids = window.expand(len(some), -1)
+            state = some.to(self._blocks.stream_device)
+            sums = torch.zeros(len(some), dtype=torch.float64)
+            for start in range(0, positions, fit if self._keeps else positions):
+                part = range(start, min(start + fit, positions) if self._keeps else positions)
+                keep = {"logits_to_keep": torch.arange(part.start, part.stop)} if self._keeps else {}
+                logits = self._blocks.resume(self.num_blocks, state, ids, **keep).logits
+                logits = logits if self._keeps else logits[:, :-1]
+                sums += summed_cross_entropy(logits, ids[:, part.start + 1 : part.stop + 1])
+            losses += (sums / positions).tolist()
         return losses
 
     def similarity(self) -> Similarity:
@@ -205,28 +311,36 @@ class Probe:
                     streams = self._streams(batch)
                 total.add(streams)
                 self._advance(len(batch))
-            self._similarity = total.result()
+            self._similarity = total.result(self._ranks.total)
         return self._similarity
 
     def divergence(self, removed: Iterable[int]) -> Loss:
         """KL divergence of the model without `removed` from the dense one, nats per token, by window."""
         key = check_indices(removed, self.num_blocks)
-        values: list[float] = []
-        for batch in self._batches():
+        values = torch.zeros(self.num_windows, dtype=torch.float64)
+        for numbers in self._shares():
+            batch = self._windows[numbers]
             dense, cut = self._forward(batch, ()), self._forward(batch, key)
             sums = torch.zeros(len(batch), dtype=torch.float64)
             for start in range(0, dense.shape[1], POSITIONS_AT_ONCE):
                 chunk = slice(start, start + POSITIONS_AT_ONCE)
                 p, q = (functional.log_softmax(logits[:, chunk].float(), -1) for logits in (dense, cut))
                 sums += (p.exp() * (p - q)).double().sum((1, 2)).cpu()
-            values += (sums / dense.shape[1]).tolist()
-        return Loss(tuple(values))
+            values[numbers] = sums / dense.shape[1]
+        return Loss(tuple(self._ranks.total(values).tolist()))
 
     def _batches(self) -> Iterator[Tensor]:
-        return iter(torch.split(self._windows, self._batch_size))
+        return (self._windows[numbers] for numbers in self._shares())
 
-    def _advance(self, windows: int) -> None:
-        self._done += windows
+    def _shares(self) -> list[list[int]]:
+        """This process's windows, in batches."""
+        mine = list(self._ranks.share(self.num_windows))
+        return [mine[start : start + self._batch_size] for start in range(0, len(mine), self._batch_size)]
+
+    def _advance(self, losses: int) -> None:
+        if not losses:
+            return
+        self._done += losses
         if self.on_progress:
             self.on_progress(self._done, max(self._done, self._expected))
 
@@ -241,18 +355,8 @@ class Probe:
 
     @torch.inference_mode()
     def _forward(self, batch: Tensor, removed: tuple[int, ...], **inputs: Any) -> Tensor:
-        start = time.perf_counter()
         with self._blocks.bypass(removed):
             logits: Tensor = self._blocks.forward(batch, **inputs).logits
         self.counters.forwards += 1
         self.counters.block_forwards += (self.num_blocks - len(removed)) * len(batch)
-        self.counters.tokens += batch.numel()
-        self.counters.seconds += time.perf_counter() - start
         return logits
-
-    def _measure_loss(self, removed: tuple[int, ...]) -> Loss:
-        losses: list[float] = []
-        for batch in self._batches():
-            losses += next_token_losses(self._forward(batch, removed), batch).tolist()
-            self._advance(len(batch))
-        return Loss(tuple(losses))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,7 @@ class SimilaritySum:
         self._tokens += flat[0].shape[0] * flat[0].shape[1]
         self._windows += flat[0].shape[0]
 
-    def result(self) -> Similarity:
-        """The means."""
-        return Similarity(self._cosine / self._tokens, self._angle / self._windows)
+    def result(self, total: Callable[[Tensor], Tensor] = lambda values: values) -> Similarity:
+        """The means; `total` adds up what several processes have."""
+        counts = total(torch.tensor([self._tokens, self._windows], dtype=torch.float64))
+        return Similarity(total(self._cosine) / counts[0], total(self._angle) / counts[1])

@@ -17,7 +17,11 @@ class Point:
         score: estimated damage, in the method's own unit (`Method.score`); lower is better.
         loss: calibration loss without these blocks, nats per token, where it was measured.
         standard_error: of that loss.
-        candidates: score of every alternative of this step, by block (first block of an interval).
+        candidates: score of every alternative of this step, by block (first block of an interval). An adaptive search
+            estimates that of those it dropped, and has none of those it did not measure anew.
+        window_losses: losses of one alternative on one window that an adaptive search measured in this step.
+        margin: by how many nats of the mean loss the nearest alternative that was not measured to the end missed being
+            measured further; None if all were.
     """
 
     removed: tuple[int, ...]
@@ -25,6 +29,8 @@ class Point:
     loss: float | None = None
     standard_error: float | None = None
     candidates: dict[int, float] | None = None
+    window_losses: int | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ if typing.TYPE_CHECKING:
     from streamliner.measure import Probe
     from streamliner.search.frontier import Point
 
-NOT_METHODS = {"frontier", "plan", "registry", "run"}
+NOT_METHODS = {"frontier", "plan", "race", "registry", "run"}
 
 
 class Method(Protocol):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from streamliner.measure import Loss, Probe
+from streamliner.measure import Probe
 from streamliner.search.frontier import Point
+from streamliner.search.race import Race
 from streamliner.search.registry import growing, measured, removable
 
 
@@ -24,10 +26,12 @@ class Sleb:
 
     The loss is the mean next-token cross-entropy on the calibration set. The first and the last block stay.
 
-    With `effort="adaptive"`, "iterative" measures a candidate anew only if it may be the least: the neighbours of the
-    block just removed, and others in the order of their last known increase of loss while `slack` times that is below
-    the best fresh increase. The list is that of "exact" unless some increase shrank by more than the slack between two
-    measurements, which nothing rules out.
+    With `effort="adaptive"`, "iterative" measures less, in two ways. *Lazy*: a candidate is measured anew only if it is
+    next to the block just removed, or if `slack` times its last known increase of loss is below the best fresh one.
+    *Racing*: candidates are measured window by window and dropped when they are behind the best by more than `z`
+    standard errors of the paired difference (`race.py`); 0 drops none. The list is that of "exact" unless some
+    increase shrank by more than the slack between two measurements, or a winner was more than z standard errors behind
+    on its first windows. Neither can be ruled out, so "exact" is the default.
 
     References:
         arXiv 2402.09025, section 3.2 and algorithm 1.
@@ -36,6 +40,7 @@ class Sleb:
     metric: Literal["iterative", "one-shot", "similarity"] = "iterative"
     effort: Literal["exact", "adaptive"] = "exact"
     slack: float = 0.8
+    z: float = 3.0
     protect_first: int = 1
     protect_last: int = 1
     score = "calibration loss, nats per token"
@@ -52,45 +57,47 @@ class Sleb:
         probe.expect(sum(max(0, alone - removed) for removed in range(limit)))
         removed: tuple[int, ...] = ()
         increases: dict[int, float] = {}  # of loss, where last measured
-        before = 0.0
+        before = probe.loss().mean if self.effort == "adaptive" else 0.0
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
-            if self.effort == "exact" or not removed:
-                losses = probe.losses_without_each(removed, candidates)
+            if self.effort == "exact":
+                race, margin = Race(probe, removed, 0), math.inf
+                race.run(candidates)
             else:
-                losses = self._lazily(probe, removed, candidates, increases, before)
-            if self.effort == "adaptive":
-                before = before if removed else probe.loss().mean
-                increases |= {block: loss.mean - before for block, loss in losses.items()}
-            best = min(losses, key=lambda block: (losses[block].mean, block))
-            removed, before = (*removed, best), losses[best].mean
-            yield Point(
-                removed,
-                losses[best].mean,
-                losses[best].mean,
-                losses[best].standard_error,
-                {block: loss.mean for block, loss in losses.items()},
+                race, margin = self._adaptively(probe, removed, candidates, increases, before)
+            found = {block: loss.mean for block, loss in race.losses.items()} | race.estimates
+            increases |= {block: loss - before for block, loss in found.items()}
+            best = race.losses[race.best]
+            removed, before = (*removed, race.best), best.mean
+            damage = {block: found[block] for block in sorted(found)}
+            point = Point(removed, best.mean, best.mean, best.standard_error, damage)
+            yield (
+                point
+                if self.effort == "exact"
+                else dataclasses.replace(
+                    point, window_losses=race.window_losses, margin=margin if math.isfinite(margin) else None
+                )
             )
 
-    def _lazily(
-        self,
-        probe: Probe,
-        removed: tuple[int, ...],
-        candidates: list[int],
-        increases: dict[int, float],
-        before: float,
-    ) -> dict[int, Loss]:
-        """Losses of as many candidates as it takes to be sure of the least, if no increase shrank beyond the slack."""
-        around = [block for block in candidates if block < removed[-1]][-1:]
-        around += [block for block in candidates if block > removed[-1]][:1]
-        never = [block for block in candidates if block not in increases]
-        losses = probe.losses_without_each(removed, {*around, *never})
+    def _adaptively(
+        self, probe: Probe, removed: tuple[int, ...], candidates: list[int], increases: dict[int, float], before: float
+    ) -> tuple[Race, float]:
+        """Race as many candidates as it takes; returns the race and the margin of what was not measured."""
+        race = Race(probe, removed, self.z)
+        around = [block for block in candidates if removed and block < removed[-1]][-1:]
+        around += [block for block in candidates if removed and block > removed[-1]][:1]
+        race.run(sorted({*around, *(block for block in candidates if block not in increases)}))
         while True:
-            least = min((loss.mean for loss in losses.values()), default=math.inf) - before
-            bounds = {block: self.slack * increases[block] for block in candidates if block not in losses}
-            following = min(bounds, key=lambda block: (bounds[block], block), default=None)
-            if following is None or bounds[following] >= least:
-                return losses
-            losses[following] = probe.loss((*removed, following))
+            least = race.losses[race.best].mean - before
+            bounds = {
+                block: self.slack * increases[block]
+                for block in candidates
+                if block not in race.losses and block not in race.estimates
+            }
+            may_be_less = [block for block in bounds if bounds[block] < least]
+            if not may_be_less:
+                probe.expect_less(len(bounds) * probe.num_windows)
+                return race, min([race.margin, *(bound - least for bound in bounds.values())])
+            race.run(may_be_less)
 
     def _ranked(self, probe: Probe, limit: int) -> Iterator[Point]:
         candidates = removable(probe, self)
