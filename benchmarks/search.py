@@ -1,11 +1,12 @@
 """SLEB's search: the naive loop beside ours, on the same model and windows, in one process, taking turns.
 
-    python benchmarks/search.py                              a Llama-shaped random model of 32 blocks, 7 removed
+    python benchmarks/search.py                              a Llama-shaped model of 32 blocks, 7 removed
     python benchmarks/search.py MODEL --remove 4 --source python-docs
 
 *Naive* is what the paper's code does: for every candidate of every round a forward of the whole model, batch 1. *Ours*
-is `Probe.losses_without_each`, which measures all candidates of a round in one forward a window, the check against
-plain forwards included. A search is bound by blocks where the head is small (the random model), and by the head where
+measures all candidates of a round in one forward a window, the check against plain forwards included; *adaptive* also
+leaves out what can hardly be the least. A search is bound by blocks where the head is small (the Llama-shaped
+model), and by the head where
 the vocabulary is large: the ratio of times then falls behind that of block forwards. The last line is JSON.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import resource
 import statistics
@@ -25,6 +27,40 @@ from streamliner import Blocks, Probe, load_model, load_tokenizer, locate, make_
 from streamliner.calibration import CalibrationSet
 from streamliner.measure.loss import next_token_losses
 from streamliner.search import make_method, search
+
+
+def graded_model(
+    num_blocks: int, hidden: int, windows: int, tokens: int, seed: int
+) -> tuple[LlamaForCausalLM, torch.Tensor]:
+    """A Llama-shaped model whose losses mean something without training, and windows of text.
+
+    Its text is sampled from the model itself, so that every removal costs; its blocks write into the stream with gains
+    spread over a factor of e^2, so that some cost 0.03 nats and some several.
+    """
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=num_blocks,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 32,
+        initializer_range=0.96 / hidden**0.5,
+        bos_token_id=0,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    for layer in model.model.layers:
+        gain = math.exp(2 * torch.rand(()).item() - 1.5)
+        layer.self_attn.o_proj.weight *= gain
+        layer.mlp.down_proj.weight *= gain
+    model.lm_head.weight *= 3
+    start = torch.zeros(windows, 1, dtype=torch.long)
+    sampled = model.generate(
+        start, attention_mask=torch.ones_like(start), do_sample=True, min_length=tokens, max_length=tokens
+    )
+    return model, sampled
 
 
 def naive(blocks: Blocks, windows: torch.Tensor, count: int) -> tuple[list[int], int]:
@@ -47,11 +83,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?")
     parser.add_argument("--remove", type=int, default=7)
-    parser.add_argument("--windows", type=int, default=2)
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--source", default="python-docs")
     parser.add_argument("--blocks", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     asked = parser.parse_args()
@@ -60,24 +97,20 @@ def main() -> None:
         source = locate(asked.model)
         model = load_model(source)
         text = make_calibration_set(
-            asked.source, load_tokenizer(source), num_samples=asked.windows, sequence_length=asked.tokens
+            asked.source,
+            load_tokenizer(source),
+            num_samples=asked.windows,
+            sequence_length=asked.tokens,
+            seed=asked.seed,
         )
     else:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=1024,
-            hidden_size=asked.hidden,
-            intermediate_size=asked.hidden * 11 // 4,
-            num_hidden_layers=asked.blocks,
-            num_attention_heads=asked.hidden // 32,
-            num_key_value_heads=asked.hidden // 32,
-        )
-        model = LlamaForCausalLM(config).eval().requires_grad_(False)
-        text = CalibrationSet(torch.randint(0, 1024, (asked.windows, asked.tokens)), {})
+        model, windows = graded_model(asked.blocks, asked.hidden, asked.windows, asked.tokens, asked.seed)
+        text = CalibrationSet(windows, {})
     blocks = Blocks(model)
     times: dict[str, list[float]] = {"naive": [], "exact": [], "adaptive": []}
     ratios: dict[str, list[float]] = {"exact": [], "adaptive": []}
-    passes, evaluations, same = {}, {}, {"exact": True, "adaptive": True}
+    passes, losses, found, same = {}, {}, {}, {"exact": True, "adaptive": True}
+    margins: list[float] = []
     for _ in range(asked.repeats):
         start = time.perf_counter()
         plain, passes["naive"] = naive(blocks, text.windows, asked.remove)
@@ -91,11 +124,14 @@ def main() -> None:
             same[effort] &= plain == list(frontier.points[-1].removed)
             # Without the dense loss, which the naive loop does not measure.
             passes[effort] = probe.counters.block_forwards / len(text.windows) - len(blocks)
-            evaluations[effort] = sum(len(point.candidates or ()) for point in frontier.points)
+            losses[effort] = probe.counters.window_losses - len(text.windows)
+            margins = [point.margin for point in frontier.points if point.margin is not None]
+            found[effort] = list(frontier.points[-1].removed)
         seconds = ", ".join(f"{name} {values[-1]:.1f} s" for name, values in times.items())
         print(f"{seconds}; {', '.join(f'{name} {values[-1]:.2f}x' for name, values in ratios.items())}", flush=True)
     result = {
         "model": asked.model or f"Llama-shaped, {asked.blocks} blocks of {asked.hidden}",
+        "source": asked.source if asked.model else "sampled from the model",
         "removed": plain,
         "same_list": same,
         "windows": len(text.windows),
@@ -106,7 +142,10 @@ def main() -> None:
         "seconds": {name: statistics.median(values) for name, values in times.items()},
         "ratio": {name: statistics.median(values) for name, values in ratios.items()},
         "ratios": ratios,
-        "evaluations": evaluations,
+        "window_losses": losses,
+        "found": found,
+        "smallest_margin": min(margins, default=None),
+        "seed": asked.seed,
         "block_forwards_per_window": passes,
         "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }

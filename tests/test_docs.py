@@ -11,7 +11,7 @@ import pytest
 from typer.main import get_command
 
 from conftest import TINY
-from streamliner.cli import app
+from streamliner.cli import app, options
 from streamliner.cut.fields import FIELDS
 from streamliner.pipeline import SearchSettings
 from streamliner.search import method_names
@@ -41,8 +41,9 @@ def test_flags_and_settings_have_the_same_defaults():
     defaults = {field.name: field.default for field in dataclasses.fields(SearchSettings)}
     for verb in ("search", "prune"):
         flags = {parameter.name: parameter.default for parameter in VERBS[verb].params}
+        flags["memory_budget"] = options.parse_bytes(flags["memory_budget"])
         assert all(flags[name] == default for name, default in defaults.items() if name in flags)
-        assert len(set(flags) & set(defaults)) == 8
+        assert len(set(flags) & set(defaults)) == 9
 
 
 def test_no_documented_flag_is_gone():

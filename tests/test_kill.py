@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+
+import pytest
 
 from conftest import TINY
 
@@ -78,3 +82,39 @@ def test_sigkill(tmp_path):
     assert contents(folder / "out") == expected
     assert (folder / "out.run" / "frontier.json").read_bytes() == frontier
     assert sorted(path.name for path in folder.iterdir()) == ["out", "out.run"]
+
+
+@pytest.mark.parametrize("effort", ["exact", "adaptive"])
+def test_sigkill_at_ten_random_moments_of_a_search(tmp_path, effort):
+    """The result is that of a run that was not killed, and no loss is measured twice."""
+
+    def search(folder):
+        return [
+            *(sys.executable, "-m", "streamliner", "search", str(TINY), "--remove", "6", "-o", str(folder)),
+            *("--num-samples", "40", "--sequence-length", "128", "--quiet", "--search-effort", effort),
+        ]
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(search(tmp_path / "whole.run"), check=True, env=environment, stdout=subprocess.DEVNULL)
+    total = len((tmp_path / "whole.run" / "journal.jsonl").read_text().splitlines())
+    moments = random.Random(effort)
+    kills = 0
+    killed = tmp_path / "out.run"
+    for until in sorted(moments.sample(range(total), 10)):
+        process = subprocess.Popen(search(killed), env=environment, stdout=subprocess.DEVNULL)
+        while process.poll() is None and journal_lines(tmp_path) < until:
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 8
+    subprocess.run(search(killed), check=True, env=environment, stdout=subprocess.DEVNULL)
+    for name in ("frontier.json", "plan.json"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole.run" / name).read_bytes()
+    measured = [
+        (tuple(removed), window)
+        for line in map(json.loads, (killed / "journal.jsonl").read_text().splitlines())
+        for removed in line.get("removed", [])
+        for window in line["windows"]
+    ]
+    assert len(measured) == len(set(measured))

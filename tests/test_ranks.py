@@ -14,10 +14,9 @@ import pytest
 from conftest import TINY
 
 QUICK = ["--remove", "3", "--num-samples", "5", "--sequence-length", "64", "--quiet"]
-LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"],
-    "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"],
-}
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", "1"]
+"""Without GPUs it starts several processes only through MPI."""
 
 
 def search(folder, *arguments, launcher=()):
@@ -61,9 +60,8 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_two_processes_find_what_one_does(alone, tmp_path, launcher):
-    out = finish(search(tmp_path / "two", "--json", launcher=LAUNCHERS[launcher]))
+def test_two_processes_find_what_one_does(alone, tmp_path):
+    out = finish(search(tmp_path / "two", "--json", launcher=TORCHRUN))
     json.loads(out)  # one of them printed
     for (removed, found), (expected_removed, expected) in zip(losses(tmp_path / "two"), losses(alone), strict=True):
         assert removed == expected_removed
@@ -74,8 +72,19 @@ def test_two_processes_find_what_one_does(alone, tmp_path, launcher):
     assert len((tmp_path / "two" / "journal.1.jsonl").read_text().splitlines()) > 5
 
 
+def test_accelerate_launches_it(alone, tmp_path):
+    finish(search(tmp_path / "one", launcher=ACCELERATE))
+    assert losses(tmp_path / "one") == losses(alone)
+
+
+def test_two_processes_adapt_as_one_does(tmp_path):
+    for name, launcher in (("one", ()), ("two", TORCHRUN)):
+        finish(search(tmp_path / name, "--search-effort", "adaptive", launcher=launcher))
+    assert [removed for removed, _ in losses(tmp_path / "two")] == [removed for removed, _ in losses(tmp_path / "one")]
+
+
 def test_killed_two_processes_are_continued_by_one(alone, tmp_path):
-    process = search(tmp_path / "two", launcher=LAUNCHERS["torchrun"])
+    process = search(tmp_path / "two", launcher=TORCHRUN)
     second = tmp_path / "two" / "journal.1.jsonl"
     while not (second.exists() and len(second.read_text().splitlines()) > 5) and process.poll() is None:
         time.sleep(0.005)
@@ -89,7 +98,7 @@ def test_killed_two_processes_are_continued_by_one(alone, tmp_path):
 
 
 def test_what_the_user_got_wrong_is_said(tmp_path):
-    process = search(tmp_path / "two", "--seed", "1", "--method", "slob", launcher=LAUNCHERS["torchrun"])
+    process = search(tmp_path / "two", "--seed", "1", "--method", "slob", launcher=TORCHRUN)
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "Did you mean sleb?" in err

@@ -37,7 +37,7 @@ class Blocks:
         config: the config object that describes the stack: the model's, or the text config nested in it.
         unread: blocks that a forward on text alone leaves out (those that read an image, in Mllama).
         stream_bytes, stream_device: bytes of the stream for one token, and where the last block puts it out.
-        bytes_read: of weights that `fork` loaded, where they are offloaded to disk or to the CPU's memory.
+        bytes_read: of weights that `fork` and `workspace` loaded, where they are offloaded.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -198,6 +198,11 @@ class Blocks:
         """Whether weights of blocks are loaded for each call and dropped after it (hooks of accelerate)."""
         return any(_offloading(module) for module in self.modules)
 
+    def offloaded_bytes(self, index: int) -> int:
+        """Bytes of a block's weights that are loaded for each call."""
+        loaded = _offloading(self.modules[index])
+        return sum(parameter.nbytes for module, _ in loaded for parameter in module.parameters(recurse=False))
+
     def workspace(self, input_ids: Tensor) -> int:
         """At most so many bytes does a block take for one row of these tokens: all that it allocates in one call.
 
@@ -223,10 +228,10 @@ class Blocks:
     def _present(self, index: int) -> Iterator[None]:
         """While open, the weights of a block are where it runs: offloaded ones are loaded once for all its calls."""
         loaded = _offloading(self.modules[index])
+        self.bytes_read += self.offloaded_bytes(index)
         for module, hook in loaded:
             hook.pre_forward(module)
             hook.offload = False  # the calls inside find the weights there
-        self.bytes_read += sum(p.nbytes for module, _ in loaded for p in module.parameters(recurse=False))
         try:
             yield
         finally:

@@ -232,6 +232,8 @@ class Probe:
         if not self._blocks.forkable:
             return "state goes from block to block beside the stream"
         some = list(dict.fromkeys((keys[0], keys[len(keys) // 2], keys[-1])))
+        if len(some) == 1:  # nothing forks
+            some += [(*some[0], block) for block in [self.num_blocks // 2] if block not in some[0]]
         # Where windows go through blocks together, two of them.
         windows = self._windows[: 2 if self._blocks.offloaded else 1]
         try:
@@ -359,4 +361,6 @@ class Probe:
             logits: Tensor = self._blocks.forward(batch, **inputs).logits
         self.counters.forwards += 1
         self.counters.block_forwards += (self.num_blocks - len(removed)) * len(batch)
+        kept = (block for block in range(self.num_blocks) if block not in removed)
+        self.counters.bytes_read += sum(map(self._blocks.offloaded_bytes, kept))
         return logits
