@@ -46,7 +46,8 @@ def test_block_forwards_of_a_search_are_about_half(blocks, calibration):
     # In a stack of n, block p sees a row for each candidate before it, and up to the last candidate one more for all.
     rounds = sum(1 + (n - 3) * (n - 2) // 2 + (n - 3) + (n - 2) for n in (12, 11, 10, 9))
     check = 26 + 3 * 11  # candidates 1, 6 and 10, forked and plain
-    assert fast.counters.block_forwards == 12 + check + rounds
+    kept = 4  # block 0, before the first candidate, runs in the check and then in no round
+    assert fast.counters.block_forwards == 12 + check + rounds - kept
 
 
 @pytest.mark.parametrize("budget", [100_000, 1_000_000, 4_000_000])
@@ -60,6 +61,23 @@ def test_a_small_budget_gives_the_same_losses(blocks, calibration, budget):
     assert probe._rows_at_once() < 20
     for block in whole:
         assert parts[block].per_window == pytest.approx(whole[block].per_window, rel=1e-6)
+
+
+def test_what_did_not_change_is_kept(blocks, calibration):
+    """Blocks before the first candidate run once for two rounds, and the losses are to the bit those without that."""
+    keeps, forgets = Probe(blocks, calibration), Probe(blocks, calibration, memory_budget=3_000_000)
+    forgets._prefixes = type(forgets._prefixes)(0)
+    passes = []
+    for removed, candidates in [((), (6, 8)), ((8,), (6, 9)), ((8, 9), (7, 10)), ((8,), (3, 4))]:
+        before = keeps.counters.block_forwards, forgets.counters.block_forwards
+        found = [probe.losses_without_each(removed, candidates) for probe in (keeps, forgets)]
+        assert found[0] == found[1]
+        passes.append((keeps.counters.block_forwards - before[0], forgets.counters.block_forwards - before[1]))
+    windows = len(calibration.windows)
+    assert passes[0][0] == passes[0][1] - 6  # the check was of the first window and kept its stream at depth 6
+    assert passes[1][0] == passes[1][1] - 6 * windows
+    assert passes[2][0] == passes[2][1] - 6 * windows
+    assert passes[3][0] == passes[3][1]
 
 
 @pytest.mark.parametrize("model_type", ["zaya", "glm_moe_dsa", "gemma3n_text", "bloom"])

@@ -10,7 +10,7 @@ instead of half handled.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -106,6 +106,8 @@ class Blocks:
         *,
         rows_at_once: int = 1 << 30,
         empty: Callable[..., Tensor] = torch.empty,
+        start: tuple[int, Tensor] | None = None,
+        keep: Callable[[int, Tensor], None] = lambda depth, stream: None,
         **inputs: Any,
     ) -> tuple[Tensor, int]:
         """Depth N of the model without each set of `removals`, on each window, from one forward.
@@ -119,6 +121,9 @@ class Blocks:
             input_ids: (windows, tokens).
             rows_at_once: most rows that a block is run on in one call.
             empty: makes the tensor of all rows, `torch.empty` or one that puts it elsewhere.
+            start: a depth up to which all removals agree, and the stream there, (windows, tokens, hidden...), as `keep`
+                got it: blocks below do not run.
+            keep: called with the depth where the first two part, and the stream there.
             inputs: further arguments of the model's forward.
 
         Returns:
@@ -127,24 +132,29 @@ class Blocks:
         passes = 0
         rows: Tensor
         # What was left out so far -> the sets that did so; the row of the first of them is the row of all.
-        heads: _Classes = {(): tuple(range(len(removals)))}
+        depth, stream_there = start or (0, self._embedded(input_ids, **inputs) if len(input_ids) > 1 else None)
+        heads: _Classes = {tuple(block for block in removals[0] if block < depth): tuple(range(len(removals)))}
 
         def run(index: int, original: ForwardFunction) -> ForwardFunction:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 nonlocal passes, rows, heads
                 stream = _stream_in(args, kwargs)
-                if index == 0:
-                    embedded = stream if depth_zero is None else depth_zero
-                    shape = (len(input_ids), len(removals), *stream.shape[1:])
-                    rows = empty(shape, dtype=stream.dtype, device=stream.device)
-                    rows[:, 0] = embedded
+                if index < depth:
+                    return self._handed_on(index, stream, args, kwargs)
+                if index == depth:
+                    common = stream if stream_there is None else stream_there
+                    shape = (len(input_ids), len(removals), *common.shape[1:])
+                    rows = empty(shape, dtype=common.dtype, device=stream.device)
+                    rows[:, 0] = common
+                if len(heads) == 1 and 0 < sum(index in removed for removed in removals) < len(removals):
+                    keep(index, rows[:, 0])
                 heads = _split(heads, removals, index, lambda old, new: rows[:, new].copy_(rows[:, old]))
                 through = sorted(sets[0] for left_out, sets in heads.items() if index not in left_out)
                 places = [(window, row) for window in range(len(rows)) for row in through]
                 passes += len(places)
-                with self._present(index):
-                    for start in range(0, len(places), rows_at_once):
-                        part = tuple(zip(*places[start : start + rows_at_once], strict=True))
+                with self._present(index) if places else nullcontext():
+                    for first in range(0, len(places), rows_at_once):
+                        part = tuple(zip(*places[first : first + rows_at_once], strict=True))
                         some = rows[part[0], part[1]].to(stream.device)
                         rows[part[0], part[1]] = _stream_out(original(some, *args[1:], **kwargs)).to(rows.device)
                 returned = self._returned[
@@ -157,7 +167,6 @@ class Blocks:
 
         # Masks and positions of one window serve all; what blocks get for each token by its id would be caught by the
         # check that the probe makes.
-        depth_zero = self._embedded(input_ids, **inputs) if len(input_ids) > 1 else None
         with self._replaced({index: run(index, module.forward) for index, module in enumerate(self.modules)}):
             self.forward(input_ids[:1], **inputs)
         return rows, passes

@@ -17,6 +17,7 @@ from torch.nn import functional
 from streamliner.blocks import Blocks, check_indices
 from streamliner.calibration import CalibrationSet
 from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses, summed_cross_entropy
+from streamliner.measure.prefixes import Prefixes
 from streamliner.measure.ranks import Ranks
 from streamliner.measure.similarity import Similarity, SimilaritySum
 
@@ -111,6 +112,7 @@ class Probe:
         self._say = say
         self._fork_right = None if fork and (memory is None or memory.fork is None) else fork and not memory.fork  # type: ignore[union-attr]
         self._workspace: int | None = None
+        self._prefixes = Prefixes(memory_budget // 4)
         self._losses: dict[tuple[int, ...], dict[int, float]] = (
             {key: dict(losses) for key, losses in memory.losses.items()} if memory else {}
         )
@@ -185,7 +187,7 @@ class Probe:
             if not self._blocks.offloaded:
                 groups = [[number] for number in mine]
             for group in groups:
-                self._enter(found, keys, windows, group, self._forked_losses(self._windows[group], keys))
+                self._enter(found, keys, windows, group, self._forked_losses(group, keys))
         else:
             for i in range(0, len(mine), self._batch_size):
                 for key in keys:
@@ -235,9 +237,10 @@ class Probe:
         if len(some) == 1:  # nothing forks
             some += [(*some[0], block) for block in [self.num_blocks // 2] if block not in some[0]]
         # Where windows go through blocks together, two of them.
-        windows = self._windows[: 2 if self._blocks.offloaded else 1]
+        numbers = range(min(2 if self._blocks.offloaded else 1, self.num_windows))
+        windows = self._windows[: len(numbers)]
         try:
-            forked = self._forked_losses(windows, some)
+            forked = self._forked_losses(numbers, some)
         except Exception as error:  # a model may not take a batch that grows, in ways of its own
             return f"{type(error).__name__}: {str(error)[:100]}"
         for key, found in zip(some, forked, strict=True):
@@ -247,12 +250,19 @@ class Probe:
                 return f"its losses differ by {off:.1e}"
         return ""
 
-    def _forked_losses(self, windows: Tensor, keys: list[tuple[int, ...]]) -> list[list[float]]:
+    def _forked_losses(self, numbers: Sequence[int], keys: list[tuple[int, ...]]) -> list[list[float]]:
         """Loss of each removal on each window, (keys, windows)."""
+        windows = self._windows[list(numbers)]
         losses: list[list[float]] = []
         for some in self._that_fit(windows, keys):
             rows, passes = self._blocks.fork(
-                some, windows, rows_at_once=self._rows_at_once(), empty=self._room, **self._without_logits
+                some,
+                windows,
+                rows_at_once=self._rows_at_once(),
+                empty=self._room,
+                start=self._prefixes.find(numbers, some),
+                keep=self._prefixes.keeper(numbers, some),
+                **self._without_logits,
             )
             by_window = [self._head_losses(rows[i], window) for i, window in enumerate(windows)]
             losses += [list(each) for each in zip(*by_window, strict=True)]
@@ -261,16 +271,16 @@ class Probe:
         return losses
 
     def _that_fit(self, windows: Tensor, keys: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-        """Groups of removals whose streams fit half of the budget. Offloaded weights are read once: streams spill."""
+        """Groups of removals whose streams fit a quarter of the budget; of offloaded weights all, and they spill."""
         if self._blocks.offloaded:
             return [keys]
         row = windows.numel() * self._blocks.stream_bytes
-        most = max(1, self._budget // 2 // row)
+        most = max(1, self._budget // 4 // row)
         return [keys[start : start + most] for start in range(0, len(keys), most)]
 
     def _room(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A tensor for streams: a file that is gone when nobody holds it, where it would not fit the budget."""
-        if math.prod(shape) * dtype.itemsize <= self._budget // 2 or not self._blocks.offloaded:
+        if math.prod(shape) * dtype.itemsize <= self._budget // 4 or not self._blocks.offloaded:
             return torch.empty(*shape, dtype=dtype, device=device)
         with tempfile.NamedTemporaryFile(prefix="streamliner-") as file:
             file.truncate(math.prod(shape) * dtype.itemsize)
