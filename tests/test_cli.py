@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -126,6 +127,24 @@ def test_a_second_run_continues_from_the_journal(capsys, tmp_path):
     _, err = run(capsys, *arguments, "--seed", "5", status=2)
     assert "calibration was" in err
     run(capsys, *arguments, "--seed", "5", "--overwrite")
+
+
+def test_an_adaptive_search_says_what_it_saved(capsys, tmp_path):
+    arguments = ["search", TINY, "--remove", "3", *QUICK, "--num-samples", "6", "--search-effort", "adaptive"]
+    out, _ = run(capsys, *arguments, "-o", tmp_path / "r")
+    match = re.search(r"adaptive: (\d+) of 162 losses of a window measured \((\d+)%\); the nearest", out)
+    assert match, out
+    points = json.loads((tmp_path / "r" / "frontier.json").read_text())["points"]
+    assert int(match[1]) == sum(point["window_losses"] for point in points) < 162
+    assert f"{min(point['margin'] for point in points if point['margin'] is not None):.4f} nats to spare" in out
+    out, _ = run(capsys, *arguments[:-1], "exact", "-o", tmp_path / "e")
+    assert "adaptive: " not in out
+
+
+def test_an_offloaded_prune_writes_what_another_does(capsys, tmp_path):
+    for name, more in (("a", []), ("b", ["--offload", "disk", "--device", "cpu", "--memory-budget", "1MB"])):
+        run(capsys, "prune", TINY, "--remove", "2", *QUICK, "-o", tmp_path / name, *more)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
 def test_a_checkpoint_with_code_of_its_own(capsys, tmp_path):
@@ -254,6 +273,16 @@ ERRORS = {
     "a plan that is none": (["cut", "MODEL", "--plan", "TEXT", "-o", "OUT"], "cannot be read", None),
     "unknown dtype": (changed(CUT, "--dtype", "int4"), "no dtype int4", None),
     "unknown device": (changed(CUT, "--device", "gpu"), "device gpu cannot be used", None),
+    "unknown effort": (changed(PRUNE, "--search-effort", "little"), "must be one of exact, adaptive", None),
+    "effort of another method": (
+        changed(PRUNE, "--search-effort", "adaptive", "--method", "streamline"),
+        "has no setting effort",
+        None,
+    ),
+    "a budget in words": (changed(PRUNE, "--memory-budget", "lots"), "is not a size", None),
+    "no budget": (changed(PRUNE, "--memory-budget", "0GB"), "is not a size", None),
+    "unknown place": (changed(PRUNE, "--offload", "tape"), "no place tape", None),
+    "offload to where it runs": (changed(PRUNE, "--offload", "cpu", "--device", "cpu"), "Use --offload disk", None),
     "broken safetensors": (CUT, "is broken", truncate),
     "a pickle": (CUT, "a pickle", pickle_only),
     "a tensor missing": (CUT, "lacks 1 tensors", drop_tensor),

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from conftest import TINY
-from streamliner import models
 from streamliner.blocks import Blocks
 from streamliner.errors import ModelError
 from streamliner.measure import Probe
+from streamliner.placement import faster_precision, offload_map
 from streamliner.search import make_method, search
 from streamliner.session import ModelSettings, Silent, open_session, weights_hash
 
@@ -61,7 +61,16 @@ def test_streams_that_do_not_fit_spill_to_a_file(offloaded, calibration, monkeyp
 def test_offloading_to_where_it_runs_is_refused():
     shell = open_session(ModelSettings(str(TINY))).structure.shell
     with pytest.raises(ModelError, match="runs on the processor"):
-        models.offload_map(shell, "model.layers", "cpu", "cpu")
+        offload_map(shell, "model.layers", "cpu", "cpu")
+
+
+@pytest.mark.parametrize(("dtype", "other"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_precision_that_is_much_faster_is_found(monkeypatch, dtype, other):
+    seconds = {getattr(torch, dtype): 3.0, getattr(torch, other): 1.5}
+    monkeypatch.setattr("streamliner.placement._seconds", lambda dtype, device: seconds[dtype])
+    assert faster_precision(getattr(torch, dtype), torch.device("cpu")) == (getattr(torch, other), 2.0)
+    seconds[getattr(torch, other)] = 2.5
+    assert faster_precision(getattr(torch, dtype), torch.device("cpu")) is None
 
 
 def test_a_block_runs_as_before_after_its_weights_were_present(offloaded, calibration):

@@ -158,36 +158,6 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def offload_map(shell: PreTrainedModel, stack: str, offload: str, device: str | None) -> dict[str, str]:
-    """Where each part of a model goes if its blocks are loaded one at a time from `offload`: "disk", or "cpu".
-
-    Raises:
-        ModelError: the blocks would be offloaded to where they run.
-    """
-    main = str(device or best_device())
-    if main == offload:
-        raise ModelError(
-            "--offload cpu keeps weights in the processor's memory for a GPU, and the model runs on the processor.",
-            "Use --offload disk.",
-        )
-    places: dict[str, str] = {}
-
-    def place(name: str, module: Any) -> None:
-        if name == stack:
-            places.update({f"{stack}.{index}": offload for index in range(len(module))})
-        elif name and not stack.startswith(f"{name}."):
-            places[name] = main
-        else:
-            prefix = f"{name}." if name else ""
-            for own, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                places[f"{prefix}{own}"] = main
-            for child, part in module.named_children():
-                place(f"{prefix}{child}", part)
-
-    place("", shell)
-    return places
-
-
 def load_model(
     source: ModelSource,
     *,
@@ -201,7 +171,7 @@ def load_model(
         source: from `locate`.
         dtype: "auto" keeps the checkpoint's own (float32 for GGUF, whose weights are dequantised).
         device: a torch device, None for the best there is (cuda, mps, cpu), or "auto" to spread over all GPUs.
-        device_map: from `offload_map`, where weights are to be loaded as they are needed.
+        device_map: from `placement.offload_map`, where weights are to be loaded as they are needed.
 
     Raises:
         ModelError: it cannot be read, or lacks weights.

@@ -119,7 +119,7 @@ class Probe:
         self._similarity: Similarity | None = None
         self._done = self._expected = 0
         # Weights that are read for each forward are read once for all windows; else a window at a time takes less room.
-        self.windows_at_once = self.num_windows if blocks.offloaded else self._ranks.size
+        self.windows_at_once = self.num_windows if blocks.offloaded else 1
         # Where only the stream is wanted, the head need not run on every position.
         self._keeps = "logits_to_keep" in inspect.signature(blocks.model.forward).parameters
         self._without_logits: dict[str, Any] = {"logits_to_keep": 1} if self._keeps else {}
@@ -160,20 +160,15 @@ class Probe:
         """
         keys = list(dict.fromkeys(check_indices(removed, self.num_blocks) for removed in removals))
         numbers = range(self.num_windows) if windows is None else windows
-        for start in range(0, len(numbers), self._windows_a_step()):
-            step = numbers[start : start + self._windows_a_step()]
-            known: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # windows to measure -> removals
-            for key in keys:
-                unknown = tuple(number for number in step if number not in self._losses.get(key, {}))
-                known.setdefault(unknown, []).append(key)
-            for unknown, some in known.items():
-                self._advance(len(some) * (len(step) - len(unknown)))
-                if unknown:
-                    self._measure(some, unknown)
+        together: dict[tuple[int, ...], list[tuple[int, ...]]] = {}  # windows to measure -> removals
+        for key in keys:
+            unknown = tuple(number for number in numbers if number not in self._losses.get(key, {}))
+            together.setdefault(unknown, []).append(key)
+        for unknown, some in together.items():
+            self._advance(len(some) * (len(numbers) - len(unknown)))
+            if unknown:
+                self._measure(some, unknown)
         return {key: Loss(tuple(self._losses[key][number] for number in numbers)) for key in keys}
-
-    def _windows_a_step(self) -> int:
-        return max(self.windows_at_once, self._batch_size * self._ranks.size)
 
     @torch.inference_mode()
     def _measure(self, keys: list[tuple[int, ...]], windows: Sequence[int]) -> None:
@@ -183,10 +178,8 @@ class Probe:
         mine = [windows[place] for place in self._ranks.share(len(windows))]
         found = torch.zeros(len(keys), len(windows), dtype=torch.float64)
         if fork:
-            groups = [mine[i : i + self.windows_at_once] for i in range(0, len(mine), self.windows_at_once)]
-            if not self._blocks.offloaded:
-                groups = [[number] for number in mine]
-            for group in groups:
+            for i in range(0, len(mine), self.windows_at_once):
+                group = mine[i : i + self.windows_at_once]
                 self._enter(found, keys, windows, group, self._forked_losses(group, keys))
         else:
             for i in range(0, len(mine), self._batch_size):
@@ -235,7 +228,7 @@ class Probe:
             return "state goes from block to block beside the stream"
         some = list(dict.fromkeys((keys[0], keys[len(keys) // 2], keys[-1])))
         if len(some) == 1:  # nothing forks
-            some += [(*some[0], block) for block in [self.num_blocks // 2] if block not in some[0]]
+            some += [tuple(sorted((*some[0], block))) for block in [self.num_blocks // 2] if block not in some[0]]
         # Where windows go through blocks together, two of them.
         numbers = range(min(2 if self._blocks.offloaded else 1, self.num_windows))
         windows = self._windows[: len(numbers)]
