@@ -9,7 +9,7 @@ from conftest import TINY
 from streamliner.blocks import Blocks
 from streamliner.errors import ModelError
 from streamliner.measure import Probe
-from streamliner.placement import faster_precision, offload_map
+from streamliner.placement import faster_precision
 from streamliner.search import make_method, search
 from streamliner.session import ModelSettings, Silent, open_session, weights_hash
 
@@ -59,9 +59,10 @@ def test_streams_that_do_not_fit_spill_to_a_file(offloaded, calibration, monkeyp
 
 
 def test_offloading_to_where_it_runs_is_refused():
-    shell = open_session(ModelSettings(str(TINY))).structure.shell
     with pytest.raises(ModelError, match="runs on the processor"):
-        offload_map(shell, "model.layers", "cpu", "cpu")
+        open_session(ModelSettings(str(TINY), device="cpu", offload="cpu"))
+    with pytest.raises(ModelError, match="does not go with --offload"):
+        open_session(ModelSettings(str(TINY), device="auto", offload="disk"))
 
 
 @pytest.mark.parametrize(("dtype", "other"), [("bfloat16", "float32"), ("float32", "bfloat16")])

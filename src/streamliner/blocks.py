@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from streamliner.errors import RemovalError, UnsupportedModelError
+from streamliner.errors import RemovalError, StreamlinerError, UnsupportedModelError
 from streamliner.stack import find_stack, text_inputs
 
 ForwardFunction = Callable[..., Any]
@@ -130,10 +130,14 @@ class Blocks:
             The streams, (windows, removals, tokens, hidden...), and how many rows went through blocks.
         """
         passes = 0
-        rows: Tensor
+        rows: Tensor | None = None
         # What was left out so far -> the sets that did so; the row of the first of them is the row of all.
-        depth, stream_there = start or (0, self._embedded(input_ids, **inputs) if len(input_ids) > 1 else None)
+        depth, stream_there = start or (0, None)
         heads: _Classes = {tuple(block for block in removals[0] if block < depth): tuple(range(len(removals)))}
+
+        def room(stream: Tensor) -> Tensor:
+            shape = (len(input_ids), len(removals), *stream.shape[1:])
+            return empty(shape, dtype=stream.dtype, device=stream.device)
 
         def run(index: int, original: ForwardFunction) -> ForwardFunction:
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -141,14 +145,13 @@ class Blocks:
                 stream = _stream_in(args, kwargs)
                 if index < depth:
                     return self._handed_on(index, stream, args, kwargs)
-                if index == depth:
-                    common = stream if stream_there is None else stream_there
-                    shape = (len(input_ids), len(removals), *common.shape[1:])
-                    rows = empty(shape, dtype=common.dtype, device=stream.device)
-                    rows[:, 0] = common
+                if rows is None:
+                    rows = room(stream)
+                    rows[:, 0] = stream if stream_there is None else stream_there
+                every = rows
                 if len(heads) == 1 and 0 < sum(index in removed for removed in removals) < len(removals):
                     keep(index, rows[:, 0])
-                heads = _split(heads, removals, index, lambda old, new: rows[:, new].copy_(rows[:, old]))
+                heads = _split(heads, removals, index, lambda old, new: every[:, new].copy_(every[:, old]))
                 through = sorted(sets[0] for left_out, sets in heads.items() if index not in left_out)
                 places = [(window, row) for window in range(len(rows)) for row in through]
                 passes += len(places)
@@ -157,22 +160,27 @@ class Blocks:
                         part = tuple(zip(*places[first : first + rows_at_once], strict=True))
                         some = rows[part[0], part[1]].to(stream.device)
                         rows[part[0], part[1]] = _stream_out(original(some, *args[1:], **kwargs)).to(rows.device)
-                returned = self._returned[
-                    index
-                ]  # the model itself goes on with one row: the head need not see them all
+                # The model itself goes on with one row: the head need not see them all.
+                returned = self._returned[index]
                 out = rows[0, :1].to(stream.device)
                 return out if returned is None else returned[0]([out, *(None for _ in returned[1])])
 
             return forward
 
-        # Masks and positions of one window serve all; what blocks get for each token by its id would be caught by the
-        # check that the probe makes.
+        if start is None and len(input_ids) > 1:
+            for window, ids in enumerate(torch.split(input_ids, 1)):
+                embedded = self._embedded(ids, **inputs)
+                rows = room(embedded) if rows is None else rows
+                rows[window, 0] = embedded[0]
+        # Masks and positions of the first window serve all. Where blocks get something for each token by its id, that
+        # is wrong for the other windows, and the check that the probe makes finds it.
         with self._replaced({index: run(index, module.forward) for index, module in enumerate(self.modules)}):
             self.forward(input_ids[:1], **inputs)
+        assert rows is not None
         return rows, passes
 
     def _embedded(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """The stream at depth 0, (windows, tokens, hidden...)."""
+        """The stream at depth 0."""
         found: list[Tensor] = []
         with (
             self._replaced({index: self._pass_on(index) for index in range(len(self))}),
@@ -212,7 +220,7 @@ class Blocks:
         loaded = _offloading(self.modules[index])
         return sum(parameter.nbytes for module, _ in loaded for parameter in module.parameters(recurse=False))
 
-    def workspace(self, input_ids: Tensor) -> int:
+    def workspace(self, input_ids: Tensor, **inputs: Any) -> int:
         """At most so many bytes does a block take for one row of these tokens: all that it allocates in one call.
 
         `input_ids` is (1, tokens). Measured in one forward of the model.
@@ -230,7 +238,7 @@ class Blocks:
             return forward
 
         with self._replaced({index: measured(index, module.forward) for index, module in enumerate(self.modules)}):
-            self.forward(input_ids)
+            self.forward(input_ids, **inputs)
         return most
 
     @contextmanager
@@ -238,15 +246,16 @@ class Blocks:
         """While open, the weights of a block are where it runs: offloaded ones are loaded once for all its calls."""
         loaded = _offloading(self.modules[index])
         self.bytes_read += self.offloaded_bytes(index)
-        for module, hook in loaded:
-            hook.pre_forward(module)
-            hook.offload = False  # the calls inside find the weights there
         try:
+            for module, hook in loaded:
+                hook.pre_forward(module)
+                hook.offload = False  # the calls inside find the weights there
             yield
         finally:
             for module, hook in loaded:
-                hook.offload = True
-                hook.post_forward(module, None)
+                if not hook.offload:
+                    hook.offload = True
+                    hook.post_forward(module, None)
 
     def _pass_on(self, index: int) -> ForwardFunction:
         return lambda *args, **kwargs: self._handed_on(index, _stream_in(args, kwargs), args, kwargs)
@@ -324,7 +333,7 @@ class Blocks:
     def _try_forward(self) -> None:
         try:
             self.forward(torch.arange(4)[None] % self.config.vocab_size)
-        except UnsupportedModelError:
+        except StreamlinerError:
             raise
         except Exception as error:  # a model that wants more than text raises whatever it likes
             raise UnsupportedModelError(

@@ -6,9 +6,12 @@ GGUF, never from pickles, and code from a checkpoint runs only with `trust_remot
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import re
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,7 +166,7 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str | None = None,
-    device_map: dict[str, str] | None = None,
+    device_map: dict[str, str] | str | None = None,
 ) -> PreTrainedModel:
     """The model, in evaluation mode.
 
@@ -196,7 +199,7 @@ def load_model(
         arguments["use_safetensors"] = True
     spread: Any = device_map or ("auto" if device == "auto" else None)
     if spread:
-        arguments["device_map"] = spread
+        arguments |= {"device_map": spread, "offload_folder": folder_for_converted_weights()}
     model, info = _explained(source, lambda: cls.from_pretrained(**arguments))
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
@@ -207,6 +210,13 @@ def load_model(
     model.eval()
     model.requires_grad_(False)
     return model if spread else model.to(device or best_device())
+
+
+def folder_for_converted_weights() -> str:
+    """Where offloaded weights go that transformers converts as it loads them, such as experts; gone at the end."""
+    folder = tempfile.mkdtemp(prefix="streamliner-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def best_device() -> torch.device:

@@ -178,7 +178,8 @@ def cut_to_folder(
         if expected is not None:
             reporter.say("Verifying: reload, logits against bypass, generation with and without cache ...")
             trusted = session.settings.trust_remote_code
-            verification = verify(partial, expected, trust_remote_code=trusted).to_json()
+            place = session.device_map(session.structure.cut_shell(removed))
+            verification = verify(partial, expected, trust_remote_code=trusted, device_map=place).to_json()
         result = {"removed": list(removed), "verification": verification} | sizes
         write_json(partial / MARK, plan.to_json() | {"cut": result})
         _write_model_card(partial, session, plan, result)

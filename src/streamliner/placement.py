@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from streamliner.errors import ModelError
 from streamliner.models import best_device
 
 if TYPE_CHECKING:
@@ -18,17 +17,8 @@ MUCH_FASTER = 1.5
 
 
 def offload_map(shell: PreTrainedModel, stack: str, offload: str, device: str | None) -> dict[str, str]:
-    """Where each part of a model goes if its blocks are loaded one at a time from `offload`: "disk", or "cpu".
-
-    Raises:
-        ModelError: the blocks would be offloaded to where they run.
-    """
+    """Where each part of a model goes if its blocks are loaded one at a time from `offload`: "disk", or "cpu"."""
     main = str(device or best_device())
-    if main == offload:
-        raise ModelError(
-            "--offload cpu keeps weights in the processor's memory for a GPU, and the model runs on the processor.",
-            "Use --offload disk.",
-        )
     places: dict[str, str] = {}
 
     def place(name: str, module: Any) -> None:

@@ -43,13 +43,14 @@ class Journal:
 
     Attributes:
         losses: by the sorted tuple of removed blocks and window.
-        fork: why forked losses are not right for this model, "" if they are, None if that was not tried.
+        fork: why forked losses are not right for this model, "" if they are, and with how many windows in a forward;
+            None if that was not tried.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False, rank: int = 0) -> None:
         self._path = folder / ("journal.jsonl" if rank == 0 else f"journal.{rank}.jsonl")
         self.losses: dict[tuple[int, ...], dict[int, float]] = {}
-        self.fork: str | None = None
+        self.fork: tuple[str, int] | None = None
         first = folder / "journal.jsonl"
         header = {"schema_version": SCHEMA_VERSION, "identity": json.loads(json.dumps(identity))}
         if folder.is_dir() and any(folder.iterdir()) and not first.exists():
@@ -73,10 +74,10 @@ class Journal:
         line = {"windows": list(windows), "removed": list(losses), "losses": [list(each) for each in losses.values()]}
         self._append(line)
 
-    def remember_fork(self, why_not: str) -> None:
+    def remember_fork(self, why_not: str, windows_at_once: int) -> None:
         """Append whether forked losses are right."""
-        self.fork = why_not
-        self._append({"fork": why_not})
+        self.fork = why_not, windows_at_once
+        self._append({"fork": list(self.fork)})
 
     def _append(self, line: Any) -> None:
         with self._path.open("a", encoding="utf-8") as file:
@@ -94,7 +95,7 @@ class Journal:
             )
         for line in lines[1:]:
             if "fork" in line:
-                self.fork = line["fork"]
+                self.fork = tuple(line["fork"])
                 continue
             for removed, losses in zip(line["removed"], line["losses"], strict=True):
                 self.losses.setdefault(tuple(removed), {}).update(zip(line["windows"], losses, strict=True))

@@ -86,19 +86,20 @@ class Session:
         """What a plan must agree with."""
         return model_identity(self.source.name, self.stack.config)
 
+    def device_map(self, shell: Any) -> dict[str, str] | str | None:
+        """Where the parts of the model, or of its cut `shell`, go; None if all go to one device."""
+        if self.settings.offload:
+            return offload_map(shell, self.stack.path, self.settings.offload, self.settings.device)
+        return "auto" if self.settings.device == "auto" else None
+
     def load(self, reporter: Reporter) -> Blocks:
         """The blocks of the loaded model; loads it the first time."""
         if self.blocks is None:
             reporter.say(f"Loading {self.source.name} ...")
-            device, offload = self.settings.device, self.settings.offload
+            device = self.settings.device
             if self.ranks.size > 1 and device is None:
                 device = str(self.ranks.device)
-            if offload and self.source.kind == "gguf":
-                raise ModelError(
-                    f"--offload keeps weights in safetensors files, and {self.source.name} is a GGUF file.",
-                    "Give a folder of safetensors files.",
-                )
-            placed = offload_map(self.structure.shell, self.stack.path, offload, device) if offload else None
+            placed = self.device_map(self.structure.shell) if self.settings.offload else None
             model = models.load_model(self.source, dtype=self.settings.dtype, device=device, device_map=placed)
             self.blocks = Blocks(model)
             reporter.say(
@@ -114,7 +115,21 @@ class Session:
 def open_session(settings: ModelSettings) -> Session:
     """Find the model and read its config; no weights yet."""
     source = models.locate(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
-    return Session(settings, source, models.load_config(source), find_ranks(settings.device))
+    ranks = find_ranks(settings.device)
+    if settings.device == "auto" and (settings.offload or ranks.size > 1):
+        other = "--offload" if settings.offload else "several processes"
+        raise ModelError(f"--device auto spreads one model over all GPUs, which does not go with {other}.")
+    if settings.offload and source.kind == "gguf":
+        raise ModelError(
+            f"--offload keeps weights in safetensors files, and {source.name} is a GGUF file.",
+            "Give a folder of safetensors files.",
+        )
+    if settings.offload == "cpu" and torch.device(settings.device or models.best_device()).type == "cpu":
+        raise ModelError(
+            "--offload cpu keeps weights in the processor's memory for a GPU, and the model runs on the processor.",
+            "Use --offload disk.",
+        )
+    return Session(settings, source, models.load_config(source), ranks)
 
 
 def weights_hash(model: torch.nn.Module) -> str:

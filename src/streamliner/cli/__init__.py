@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except StreamlinerError as error:
-        if "--json" in arguments:
+        if "--json" in arguments and os.environ.get("RANK", "0") == "0":  # one process of several prints
             print(json.dumps({"error": str(error.args[0]), "hint": error.hint}))
         error_console.print(f"[bold red]Error:[/] {_escaped(str(error.args[0]))}", highlight=False, soft_wrap=True)
         if error.hint:

@@ -160,6 +160,8 @@ def search_settings(**values: Any) -> SearchSettings:
     from streamliner.pipeline import SearchSettings
 
     effort = values.pop("search_effort")
+    if effort and any(pair.startswith("effort=") for pair in values["set_"] or []):
+        raise MethodError("The effort is given twice, by --search-effort and --set effort.")
     values["method_settings"] = method_settings(
         values.pop("set_"), values.pop("protect_first"), values.pop("protect_last")
     ) | ({"effort": effort} if effort else {})

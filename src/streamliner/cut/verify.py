@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from streamliner.blocks import Blocks
-from streamliner.errors import VerificationError
-from streamliner.models import auto_class
+from streamliner.errors import StreamlinerError, VerificationError
+from streamliner.models import auto_class, folder_for_converted_weights
 from streamliner.stack import text_inputs
 
 NEW_TOKENS = 8
@@ -81,13 +81,16 @@ def expect(blocks: Blocks, removed: tuple[int, ...], sample: Tensor) -> Expectat
     return Expectation(sample, logits.cpu(), cached, padded, blocks.dtype, blocks.device, blocks.path)
 
 
-def verify(folder: Path, expected: Expectation, *, trust_remote_code: bool = False) -> Verification:
+def verify(
+    folder: Path, expected: Expectation, *, trust_remote_code: bool = False, device_map: Any = None
+) -> Verification:
     """Reload the checkpoint in `folder` as any user of transformers would, and compare.
 
     Args:
         folder: the cut checkpoint.
         expected: what the dense model did (`expect`).
         trust_remote_code: run the checkpoint's own Python code.
+        device_map: where parts of the model go, for one that one device cannot hold.
 
     Raises:
         VerificationError: keys are missing or too many, or logits or generations differ.
@@ -95,13 +98,16 @@ def verify(folder: Path, expected: Expectation, *, trust_remote_code: bool = Fal
     from transformers import AutoConfig
 
     trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    placed = {"device_map": device_map, "offload_folder": folder_for_converted_weights()} if device_map else {}
     try:
         config = AutoConfig.from_pretrained(folder, **trusted)
         # Quantised weights have dtypes of their own.
         dtype = "auto" if getattr(config, "quantization_config", None) else expected.dtype
         model, info = auto_class(config).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **trusted
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **trusted, **placed
         )
+    except StreamlinerError:
+        raise
     except Exception as error:  # whatever transformers raises: the checkpoint is not one that it loads
         raise VerificationError(f"transformers does not load the cut checkpoint: {str(error).strip()}") from error
     # Tensors that are not this class's, such as an encoder's, are copied as they were; in a block there can be none.
@@ -111,7 +117,7 @@ def verify(folder: Path, expected: Expectation, *, trust_remote_code: bool = Fal
     for kind, names in (("missing", missing), ("unexpected", strange), ("mismatched", mismatched)):
         if names:
             raise VerificationError(f"The cut checkpoint has {kind} keys: {min(map(str, names))}.")
-    model = model.eval().to(expected.device)
+    model = model.eval() if device_map else model.eval().to(expected.device)
     sample = expected.sample.to(model.device)
     with torch.inference_mode():
         logits = model(**text_inputs(model, sample), use_cache=False).logits.cpu()

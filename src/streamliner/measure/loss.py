@@ -31,9 +31,10 @@ class Loss:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of `mean` over windows; NaN for one window."""
+        """Standard error of `mean` over windows; NaN for one window, or where one overflowed."""
         n = len(self.per_window)
-        return stdev(self.per_window) / math.sqrt(n) if n > 1 else math.nan
+        finite = all(map(math.isfinite, self.per_window))
+        return stdev(self.per_window) / math.sqrt(n) if n > 1 and finite else math.nan
 
     @property
     def perplexity(self) -> float:

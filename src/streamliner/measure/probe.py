@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from streamliner.blocks import Blocks, check_indices
 from streamliner.calibration import CalibrationSet
+from streamliner.errors import StreamlinerError
 from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses, summed_cross_entropy
 from streamliner.measure.prefixes import Prefixes
 from streamliner.measure.ranks import Ranks
@@ -52,13 +54,13 @@ class LossMemory(Protocol):
     """Where measured losses are kept between runs (`run.Journal`)."""
 
     losses: dict[tuple[int, ...], dict[int, float]]
-    fork: str | None
+    fork: tuple[str, int] | None
 
     def remember(self, windows: Sequence[int], losses: Mapping[tuple[int, ...], Sequence[float]]) -> None:
         """Keep losses of some removals on some windows."""
 
-    def remember_fork(self, why_not: str) -> None:
-        """Keep whether forked losses are right."""
+    def remember_fork(self, why_not: str, windows_at_once: int) -> None:
+        """Keep why forked losses are not right, "" if they are, with so many windows in a forward."""
 
 
 class Probe:
@@ -110,7 +112,7 @@ class Probe:
         self._budget = memory_budget
         self._ranks = ranks or Ranks()
         self._say = say
-        self._fork_right = None if fork and (memory is None or memory.fork is None) else fork and not memory.fork  # type: ignore[union-attr]
+        self._fork_right: bool | None = None if fork else False
         self._workspace: int | None = None
         self._prefixes = Prefixes(memory_budget // 4)
         self._losses: dict[tuple[int, ...], dict[int, float]] = (
@@ -120,6 +122,8 @@ class Probe:
         self._done = self._expected = 0
         # Weights that are read for each forward are read once for all windows; else a window at a time takes less room.
         self.windows_at_once = self.num_windows if blocks.offloaded else 1
+        if fork and memory and memory.fork and memory.fork[1] == self.windows_at_once:
+            self._fork_right = not memory.fork[0]
         # Where only the stream is wanted, the head need not run on every position.
         self._keeps = "logits_to_keep" in inspect.signature(blocks.model.forward).parameters
         self._without_logits: dict[str, Any] = {"logits_to_keep": 1} if self._keeps else {}
@@ -220,7 +224,7 @@ class Probe:
                 why = why or "another process says so"
                 self._say(f"Every candidate takes a forward of its own here: one forward for all is not right ({why}).")
             if self._memory:
-                self._memory.remember_fork(why)
+                self._memory.remember_fork(why, self.windows_at_once)
         return self._fork_right
 
     def _why_not_fork(self, keys: list[tuple[int, ...]]) -> str:
@@ -234,6 +238,8 @@ class Probe:
         windows = self._windows[: len(numbers)]
         try:
             forked = self._forked_losses(numbers, some)
+        except (StreamlinerError, MemoryError, OSError, torch.OutOfMemoryError):
+            raise  # these say nothing of the model
         except Exception as error:  # a model may not take a batch that grows, in ways of its own
             return f"{type(error).__name__}: {str(error)[:100]}"
         for key, found in zip(some, forked, strict=True):
@@ -276,12 +282,12 @@ class Probe:
         if math.prod(shape) * dtype.itemsize <= self._budget // 4 or not self._blocks.offloaded:
             return torch.empty(*shape, dtype=dtype, device=device)
         with tempfile.NamedTemporaryFile(prefix="streamliner-") as file:
-            file.truncate(math.prod(shape) * dtype.itemsize)
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape) * dtype.itemsize)  # a full disk is told here
             return torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=dtype).view(*shape)
 
     def _rows_at_once(self) -> int:
         if self._workspace is None:
-            self._workspace = self._blocks.workspace(self._windows[:1])
+            self._workspace = self._blocks.workspace(self._windows[:1], **self._without_logits)
         return max(1, self._budget // 2 // self._workspace)
 
     def _head_losses(self, rows: Tensor, window: Tensor) -> list[float]:
@@ -317,6 +323,7 @@ class Probe:
                 total.add(streams)
                 self._advance(len(batch))
             self._similarity = total.result(self._ranks.total)
+            self._advance(self.num_windows - sum(map(len, self._shares())))
         return self._similarity
 
     def divergence(self, removed: Iterable[int]) -> Loss:

@@ -41,7 +41,7 @@ class Race:
     @property
     def best(self) -> int:
         """The block without which the loss is least, the first of equals."""
-        return min(self.losses, key=lambda block: (self.losses[block].mean, block))
+        return min(self.losses, key=lambda block: _order(self.losses[block].mean, block))
 
     def run(self, candidates: list[int]) -> None:
         """Measure `candidates` against each other and the best so far."""
@@ -74,11 +74,18 @@ class Race:
     ) -> dict[int, tuple[float, float]]:
         """Those surely worse than the leader on the first `count` windows: by how much, and how far beyond z."""
         field = {block: losses[:count] for block, losses in (champion | racing).items()}
-        leader = min(field, key=lambda block: (fmean(field[block]), block))
+        leader = min(field, key=lambda block: _order(fmean(field[block]), block))
         beaten = {}
         for block in racing.keys() - {leader}:
             apart = [own - best for own, best in zip(field[block], field[leader], strict=True)]
+            if not all(map(math.isfinite, apart)):
+                continue  # overflow: no standard error, so it stays in the race, and loses it
             margin = fmean(apart) - self.z * stdev(apart) / math.sqrt(count)
             if margin > 0:
                 beaten[block] = fmean(apart), margin
         return beaten
+
+
+def _order(loss: float, block: int) -> tuple[bool, float, int]:
+    """Least loss first, NaN last, the first of equals."""
+    return math.isnan(loss), loss, block

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from streamliner.errors import MethodError
 from streamliner.measure import Probe
 from streamliner.search.frontier import Point
 from streamliner.search.race import Race
@@ -27,7 +28,8 @@ class Sleb:
     The loss is the mean next-token cross-entropy on the calibration set. The first and the last block stay.
 
     With `effort="adaptive"`, "iterative" measures less, in two ways. *Lazy*: a candidate is measured anew only if it is
-    next to the block just removed, or if `slack` times its last known increase of loss is below the best fresh one.
+    next to the block just removed, or if its last known increase of loss, less 1 - `slack` of its size, is below the
+    best fresh one.
     *Racing*: candidates are measured window by window and dropped when they are behind the best by more than `z`
     standard errors of the paired difference (`race.py`); 0 drops none. The list is that of "exact" unless some
     increase shrank by more than the slack between two measurements, or a winner was more than z standard errors behind
@@ -45,6 +47,10 @@ class Sleb:
     protect_last: int = 1
     score = "calibration loss, nats per token"
 
+    def __post_init__(self) -> None:
+        if self.effort == "adaptive" and self.metric != "iterative":
+            raise MethodError(f"effort adaptive is for metric iterative; {self.metric} measures each block once.")
+
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
         """Points of 1, 2, ... `limit` removed blocks; each contains the one before."""
         if self.metric == "iterative":
@@ -57,7 +63,10 @@ class Sleb:
         probe.expect(sum(max(0, alone - removed) for removed in range(limit)))
         removed: tuple[int, ...] = ()
         increases: dict[int, float] = {}  # of loss, where last measured
-        before = probe.loss().mean if self.effort == "adaptive" else 0.0
+        before = 0.0
+        if self.effort == "adaptive":
+            probe.expect(1)
+            before = probe.loss().mean
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
             if self.effort == "exact":
                 race, margin = Race(probe, removed, 0), math.inf
@@ -89,7 +98,7 @@ class Sleb:
         while True:
             least = race.losses[race.best].mean - before
             bounds = {
-                block: self.slack * increases[block]
+                block: increases[block] - (1 - self.slack) * abs(increases[block])
                 for block in candidates
                 if block not in race.losses and block not in race.estimates
             }
