@@ -68,6 +68,7 @@ class Sleb:
             probe.expect(1)
             before = probe.loss().mean
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
+            probe.expect_less(max(0, alone - len(removed) - len(candidates)) * probe.num_windows)
             if self.effort == "exact":
                 race, margin = Race(probe, removed, 0), math.inf
                 race.run(candidates)
