@@ -76,16 +76,14 @@ def child(asked: argparse.Namespace) -> None:
     blocks = open_session(ModelSettings(asked.child, device="cpu", offload="disk")).load(Silent())
     windows = torch.randint(1024, (asked.windows, asked.tokens), generator=torch.Generator().manual_seed(0))
     probe = Probe(blocks, CalibrationSet(windows, {}), memory_budget=asked.budget)
-    rounds: list[int] = []
     start = time.perf_counter()
     probe.loss()
-    rounds.append(probe.counters.bytes_read)
-    method = make_method("sleb", {})
-    frontier = search(probe, method, "sleb", asked.remove)
+    before_rounds = probe.counters.bytes_read
+    frontier = search(probe, make_method("sleb", {}), "sleb", asked.remove)
     result = {
         "removed": frontier.points[-1].removed,
         "bytes_read": probe.counters.bytes_read,
-        "bytes_read_for_dense_and_check": rounds[0],
+        "bytes_read_for_dense_and_check": before_rounds,
         "seconds": time.perf_counter() - start,
         "peak_resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
