@@ -73,8 +73,8 @@ class Blocks:
     @contextmanager
     def bypass(self, removed: Iterable[int]) -> Iterator[None]:
         """While this context is open, the blocks in `removed` hand their input on. This *defines* removal."""
-        replacements = {index: self._pass_on(index) for index in check_indices(removed, len(self))}
-        with self._replaced(replacements):
+        replacements = {index: self.pass_on(index) for index in check_indices(removed, len(self))}
+        with self.replaced(replacements):
             yield
 
     def resume(self, depth: int, state: Tensor, input_ids: Tensor, **inputs: Any) -> Any:
@@ -88,16 +88,15 @@ class Blocks:
         """
         if not 1 <= depth <= len(self):
             raise ValueError(f"depth must be 1 to {len(self)}, not {depth}")
-        replacements = {index: self._pass_on(index) for index in range(depth - 1)}
-        replacements[depth - 1] = lambda *args, **kwargs: self._handed_on(depth - 1, state, args, kwargs)
-        with self._replaced(replacements):
+        replacements = {index: self.pass_on(index) for index in range(depth - 1)}
+        replacements[depth - 1] = lambda *args, **kwargs: self.hand_on(depth - 1, state, args, kwargs)
+        with self.replaced(replacements):
             return self.forward(input_ids, **inputs)
 
     @property
     def forkable(self) -> bool:
         """Whether nothing goes from block to block beside the stream, so that rows of a batch may skip blocks."""
-        handed_on = (item for returned in self._returned if returned for item in returned[1])
-        return not self.unread and all(item is None for item in handed_on)
+        return not self.unread and not self.hands_on_state
 
     def fork(
         self,
@@ -142,9 +141,9 @@ class Blocks:
         def run(index: int, original: ForwardFunction) -> ForwardFunction:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 nonlocal passes, rows, heads
-                stream = _stream_in(args, kwargs)
+                stream = stream_in(args, kwargs)
                 if index < depth:
-                    return self._handed_on(index, stream, args, kwargs)
+                    return self.hand_on(index, stream, args, kwargs)
                 if rows is None:
                     rows = room(stream)
                     rows[:, 0] = stream if stream_there is None else stream_there
@@ -159,7 +158,7 @@ class Blocks:
                     for first in range(0, len(places), rows_at_once):
                         part = tuple(zip(*places[first : first + rows_at_once], strict=True))
                         some = rows[part[0], part[1]].to(stream.device)
-                        rows[part[0], part[1]] = _stream_out(original(some, *args[1:], **kwargs)).to(rows.device)
+                        rows[part[0], part[1]] = stream_out(original(some, *args[1:], **kwargs)).to(rows.device)
                 # The model itself goes on with one row: the head need not see them all.
                 returned = self._returned[index]
                 out = rows[0, :1].to(stream.device)
@@ -174,7 +173,7 @@ class Blocks:
                 rows[window, 0] = embedded[0]
         # Masks and positions of the first window serve all. Where blocks get something for each token by its id, that
         # is wrong for the other windows, and the check that the probe makes finds it.
-        with self._replaced({index: run(index, module.forward) for index, module in enumerate(self.modules)}):
+        with self.replaced({index: run(index, module.forward) for index, module in enumerate(self.modules)}):
             self.forward(input_ids[:1], **inputs)
         assert rows is not None
         return rows, passes
@@ -183,7 +182,7 @@ class Blocks:
         """The stream at depth 0."""
         found: list[Tensor] = []
         with (
-            self._replaced({index: self._pass_on(index) for index in range(len(self))}),
+            self.replaced({index: self.pass_on(index) for index in range(len(self))}),
             self.watch(lambda depth, stream: found.append(stream) if depth == 0 else None),
         ):
             self.forward(input_ids, **inputs)
@@ -198,14 +197,14 @@ class Blocks:
         last = len(self) - 1
 
         def before(depth: int) -> Callable[..., None]:
-            return lambda module, args, kwargs: on_stream(depth, _stream_in(args, kwargs))
+            return lambda module, args, kwargs: on_stream(depth, stream_in(args, kwargs))
 
         with ExitStack() as stack:
             for depth, module in enumerate(self.modules):
                 handle = module.register_forward_pre_hook(before(depth), with_kwargs=True)
                 stack.callback(handle.remove)
             handle = self.modules[last].register_forward_hook(
-                lambda module, args, output: on_stream(last + 1, _stream_out(output))
+                lambda module, args, output: on_stream(last + 1, stream_out(output))
             )
             stack.callback(handle.remove)
             yield
@@ -237,7 +236,7 @@ class Blocks:
 
             return forward
 
-        with self._replaced({index: measured(index, module.forward) for index, module in enumerate(self.modules)}):
+        with self.replaced({index: measured(index, module.forward) for index, module in enumerate(self.modules)}):
             self.forward(input_ids, **inputs)
         return most
 
@@ -257,10 +256,12 @@ class Blocks:
                     hook.offload = True
                     hook.post_forward(module, None)
 
-    def _pass_on(self, index: int) -> ForwardFunction:
-        return lambda *args, **kwargs: self._handed_on(index, _stream_in(args, kwargs), args, kwargs)
+    def pass_on(self, index: int) -> ForwardFunction:
+        """The forward of a bypassed block."""
+        return lambda *args, **kwargs: self.hand_on(index, stream_in(args, kwargs), args, kwargs)
 
-    def _handed_on(self, index: int, stream: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def hand_on(self, index: int, stream: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What block `index` returns if `stream` is its output; `args` and `kwargs` are what it was called with."""
         returned = self._returned[index]
         if returned is None:
             return stream
@@ -270,8 +271,19 @@ class Blocks:
             [stream, *(args[key] if isinstance(key, int) else kwargs.get(key) if key else None for key in further)]
         )
 
+    @property
+    def hands_on_state(self) -> bool:
+        """Whether something goes from block to block beside the stream that a network in a block's place would lack."""
+        return any(item is not None for returned in self._returned if returned for item in returned[1])
+
+    def further_outputs(self, index: int) -> int | None:
+        """How many items a block returns behind the stream; None for a bare stream."""
+        returned = self._returned[index]
+        return None if returned is None else len(returned[1])
+
     @contextmanager
-    def _replaced(self, forwards: Mapping[int, ForwardFunction]) -> Iterator[None]:
+    def replaced(self, forwards: Mapping[int, ForwardFunction]) -> Iterator[None]:
+        """While open, these blocks run other forwards in place of their own."""
         # An instance attribute shadows the class's forward. There may be one already: an outer context's, or a hook
         # of accelerate's; it is put back as it was.
         before: dict[int, ForwardFunction | None] = {i: vars(self.modules[i]).get("forward") for i in forwards}
@@ -304,19 +316,19 @@ class Blocks:
                 stack.callback(module.register_forward_pre_hook(before(index), with_kwargs=True).remove)
                 after = module.register_forward_hook(lambda module, args, output: outputs.append(output))
                 stack.callback(after.remove)
-            with torch.inference_mode():
+            with torch.no_grad():  # not inference mode: what a model caches here may later be trained through
                 self._try_forward()
         name = type(self.model).__name__
         if order != sorted(set(order)) or not order:
             raise UnsupportedModelError(f"{name} does not run the blocks of {self.path} once each, in order.")
         self.unread = tuple(index for index in range(len(self)) if index not in order)
-        last = _stream_out(outputs[-1])
+        last = stream_out(outputs[-1])
         self.stream_bytes, self.stream_device = last.nbytes // (last.shape[0] * last.shape[1]), last.device
         for index, output, (args, kwargs), following in zip(order, outputs, inputs, [*inputs[1:], None], strict=True):
-            _stream_in(args, kwargs)
-            out = _stream_out(output)
+            stream_in(args, kwargs)
+            out = stream_out(output)
             if following is not None:
-                handed_in = _stream_in(*following)
+                handed_in = stream_in(*following)
                 if out.shape != handed_in.shape or not torch.equal(out.to(handed_in.device), handed_in):
                     raise UnsupportedModelError(
                         f"In {name} the input of block {index + 1} is not the output of block {index}: "
@@ -413,14 +425,16 @@ def _split(
     return split
 
 
-def _stream_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def stream_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The residual stream among a block's arguments."""
     stream = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(stream, Tensor):
         raise UnsupportedModelError("A block does not take the residual stream as its first argument.")
     return stream
 
 
-def _stream_out(output: Any) -> Tensor:
+def stream_out(output: Any) -> Tensor:
+    """The residual stream in what a block returns."""
     stream = output[0] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(stream, Tensor):
         raise UnsupportedModelError("A block does not return the residual stream first.")

@@ -63,7 +63,7 @@ def make_calibration_set(
     if sequence_length < 2:
         raise TextError(f"--sequence-length must be at least 2, not {sequence_length}: a loss needs a next token.")
     text = read_text(source) if isinstance(source, str) else source
-    bos = _bos(tokenizer)
+    bos = bos_tokens(tokenizer)
     stream = _tokens(text, tokenizer)
     body = sequence_length - len(bos)
     available = len(stream) // body
@@ -95,21 +95,22 @@ def make_calibration_set(
     )
 
 
-def _bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def bos_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """`[BOS]` if the tokenizer begins a text with it, else `[]`."""
     ids = tokenizer("a")["input_ids"]
     return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
 
 
-def _tokens(text: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    def encode(document: str) -> list[int]:
-        # verbose=False: a document may be longer than the model's context, it is cut into windows later.
-        return list(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])
+def encode(tokenizer: PreTrainedTokenizerBase, document: str) -> list[int]:
+    """Token ids of a document without BOS or EOS; it may be longer than the model's context."""
+    return list(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])
 
-    separator = encode("\n\n")
+
+def _tokens(text: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    separator = encode(tokenizer, "\n\n")
     stream: list[int] = []
     for document in text.documents:
         if stream:
             stream += separator
-        stream += encode(document)
+        stream += encode(tokenizer, document)
     return stream

@@ -52,6 +52,10 @@ class PlanError(UserError):
     """The plan cannot be read or is not for this model."""
 
 
+class HealingError(UserError):
+    """The cut model cannot be healed as asked for."""
+
+
 class OutputError(UserError):
     """The output folder exists, or is not ours to replace."""
 

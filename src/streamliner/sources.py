@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ HUB_SETS = {
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text"),
     "c4": ("allenai/c4", "en", "text"),
 }
+PIECE = 1 << 20
+"""Characters after which a plain text file that is streamed is divided, at the next end of a line."""
 HUB_DOCUMENTS = 20_000
 """At most so many documents are read from a streamed hub set; the choice of windows is among them."""
 TEXT_SUFFIXES = (".txt", ".md", ".raw", ".rst", ".jsonl")
@@ -52,16 +54,29 @@ def read_text(source: str) -> Text:
     name, _, rest = source.partition(":")
     if name == "python-docs":
         text = _python_docs(source, rest or "train")
-    elif name in HUB_SETS:
-        dataset, config, field = HUB_SETS[name]
-        text = _hub(source, dataset, config, rest or "train", field)
-    elif name == "hf":
-        text = _named_hub_set(source, rest)
+    elif _is_on_hub(source):
+        text = _hub(source)
     else:
         text = _local(source)
     if not text.documents:
         raise TextError(f"The text {source} is empty.", "Give a source with text in it.")
     return text
+
+
+def stream_documents(source: str, skip: int = 0) -> Iterator[str]:
+    """The documents of a SOURCE one after another from the `skip`-th on, never held all at once; some may be empty.
+
+    A plain text file comes in pieces of about a megabyte that end with a line; a hub set is streamed.
+
+    Raises:
+        TextError, MissingExtraError: as `read_text`, some only when a document is asked for.
+    """
+    if source.partition(":")[0] == "python-docs":
+        return iter(read_text(source).documents[skip:])
+    if _is_on_hub(source):
+        return _hub_texts(source, streaming=True, skip=skip)
+    _, files, field = _local_files(source)
+    return itertools.islice((piece for file in files for piece in _documents(file, field, PIECE)), skip, None)
 
 
 def _python_docs(source: str, split: str) -> Text:
@@ -78,33 +93,51 @@ def _python_docs(source: str, split: str) -> Text:
     return Text(source, documents, {"python": platform.python_version(), "split": split, "sha256": _hash(documents)})
 
 
-def _named_hub_set(source: str, rest: str) -> Text:
+def _is_on_hub(source: str) -> bool:
+    name = source.partition(":")[0]
+    return name == "hf" or name in HUB_SETS
+
+
+def _hub_place(source: str) -> tuple[str, str | None, str, str]:
+    """Set, config, split and field."""
+    name, _, rest = source.partition(":")
+    if name in HUB_SETS:
+        dataset, config, field = HUB_SETS[name]
+        return dataset, config, rest or "train", field
     dataset, _, selection = rest.partition(":")
     split, _, field = selection.partition(":")
     parts = dataset.split("/")
     if not dataset or len(parts) > 3:
         raise TextError(f"{source} is not a source.", "Write hf:dataset[/config][:split[:field]].")
-    config = parts[2] if len(parts) == 3 else None
-    return _hub(source, "/".join(parts[:2]), config, split or "train", field or "text")
+    return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "train", field or "text"
 
 
-def _hub(source: str, dataset: str, config: str | None, split: str, field: str) -> Text:
+def _hub_texts(source: str, *, streaming: bool, skip: int = 0) -> Iterator[str]:
+    dataset, config, split, field = _hub_place(source)
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise MissingExtraError(f"The text {source}, a set on the hub,", "hub") from error
     try:
-        # WikiText-2 is small and read whole; larger sets are streamed, their first documents taken.
-        whole = dataset == HUB_SETS["wikitext2"][0]
-        rows = load_dataset(dataset, config, split=split, streaming=not whole)
-        texts = [row[field] for row in itertools.islice(rows, None if whole else HUB_DOCUMENTS)]
+        rows = load_dataset(dataset, config, split=split, streaming=streaming)
+        for row in rows.skip(skip) if skip else rows:
+            yield row[field]
     except KeyError as error:
         raise TextError(f"The set {dataset} has no field {field}.", "Name it: hf:dataset:split:field.") from error
+    except GeneratorExit:
+        raise
     except Exception as error:  # datasets raises many types of its own for "no network" and "no such set"
         raise TextError(
             f"The text {source} cannot be had from the hub: {str(error).splitlines()[0][:200]}",
-            "With no network, use --calibration python-docs or a file of your own.",
+            "With no network, use python-docs or a file of your own.",
         ) from error
+
+
+def _hub(source: str) -> Text:
+    # WikiText-2 is small and read whole; larger sets are streamed, their first documents taken.
+    dataset, config, split, _ = _hub_place(source)
+    whole = dataset == HUB_SETS["wikitext2"][0]
+    texts = list(itertools.islice(_hub_texts(source, streaming=not whole), None if whole else HUB_DOCUMENTS))
     # WikiText-2's rows are lines of one text, customarily joined by blank lines and tokenised as one.
     documents = ("\n\n".join(texts),) if whole else tuple(text for text in texts if text.strip())
     origin = {"dataset": dataset, "config": config or "", "split": split, "sha256": _hash(documents)}
@@ -112,6 +145,14 @@ def _hub(source: str, dataset: str, config: str | None, split: str, field: str) 
 
 
 def _local(source: str) -> Text:
+    path, files, field = _local_files(source)
+    documents = tuple(itertools.chain.from_iterable(_documents(file, field) for file in files))
+    origin = {"folder": str(path), "files": str(len(files))} if path.is_dir() else {"file": str(path)}
+    return Text(source, documents, origin | {"sha256": _hash(documents)})
+
+
+def _local_files(source: str) -> tuple[Path, list[Path], str]:
+    """The path that a SOURCE names, the files there, and the field of their rows."""
     path, field = Path(source).expanduser(), "text"
     if not path.exists() and ".jsonl:" in source:
         name, _, field = source.rpartition(":")
@@ -120,27 +161,34 @@ def _local(source: str) -> Text:
         files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
         if not files:
             raise TextError(f"The folder {source} holds no text.", f"It is searched for {', '.join(TEXT_SUFFIXES)}.")
-        documents = tuple(itertools.chain.from_iterable(_documents(file, field) for file in files))
-        return Text(source, documents, {"folder": str(path), "files": str(len(files)), "sha256": _hash(documents)})
+        return path, files, field
     if path.is_file():
-        documents = tuple(_documents(path, field))
-        return Text(source, documents, {"file": str(path), "sha256": _hash(documents)})
+        return path, [path], field
     raise TextError(
         f"There is no text {source}.",
         "Sources are wikitext2, c4, python-docs, a .txt or .jsonl[:field] file, a folder, or hf:dataset.",
     )
 
 
-def _documents(path: Path, field: str) -> Iterator[str]:
+def _documents(path: Path, field: str, piece: int | None = None) -> Iterator[str]:
+    """The documents in a file: of a plain text the whole, or pieces of about `piece` characters."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            if path.suffix == ".jsonl":
+                yield from _rows(path, file, field)
+            elif piece is None:
+                text = file.read()
+                if text.strip():
+                    yield text
+            else:
+                while lines := file.readlines(piece):
+                    yield "".join(lines)
     except (OSError, UnicodeDecodeError) as error:
         raise TextError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    if path.suffix != ".jsonl":
-        if text.strip():
-            yield text
-        return
-    for number, line in enumerate(text.splitlines(), 1):
+
+
+def _rows(path: Path, file: Iterable[str], field: str) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:

@@ -1,0 +1,147 @@
+"""How much each way of healing brings back, at an equal budget of tokens.
+
+    python benchmarks/heal.py MODEL --removed 7,8,9,10 --data TEXT[=WEIGHT]... --evaluation TEXT \\
+        --recipes nothing block-mse block-lm swiglu ffn lora --tokens 200000
+
+Each recipe trains on the same windows in the same order, with one learning rate, and is then measured on the same windows of
+a text that nobody saw. "Closed" is the share of the gap in loss (log-perplexity) between the cut and the dense model; the
+standard error is over windows, of the difference to the dense model on the same windows. A table to read, then JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamliner import models
+from streamliner.blocks import Blocks
+from streamliner.calibration import bos_tokens, make_calibration_set
+from streamliner.cli.console import Terminal
+from streamliner.heal import HealSettings, Mixture, count_steps, make_accelerator, make_objective, train
+from streamliner.measure import Loss
+from streamliner.measure.loss import next_token_losses
+from streamliner.run import environment
+from streamliner.session import silenced_transformers
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "block-mse": {"loss": {"mse": 1.0}},
+    "block-normalized": {"loss": {"normalized-mse": 1.0}},
+    "block-lm": {"loss": {"lm": 1.0}},
+    "block-kd": {"loss": {"kd": 1.0}},
+    "swiglu": {"network": "swiglu"},
+    "swiglu-plain": {"network": "swiglu", "residual": False},
+    "swiglu-lm": {"network": "swiglu", "loss": {"lm": 1.0}},
+    "ffn": {"network": "ffn"},
+    "ffn-plain": {"network": "ffn", "residual": False},
+    "lora": {"network": "none", "lora": 16, "loss": {"lm": 1.0}},
+    "block-lora": {"lora": 16, "loss": {"lm": 1.0}},
+}
+"""What differs from the defaults: a block that starts as the gap's first, trained with `mse`."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--removed", required=True)
+    parser.add_argument("--data", nargs="+", default=["python-docs"])
+    parser.add_argument("--evaluation", default="python-docs:test")
+    parser.add_argument("--evaluation-windows", type=int, nargs=2, default=(48, 512), metavar=("COUNT", "TOKENS"))
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=["nothing", *RECIPES])
+    parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--micro-batch", type=int, default=4)
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--dtype", default="bfloat16")
+    arguments = parser.parse_args()
+    reporter = Terminal(quiet=False)
+    removed = tuple(int(part) for part in arguments.removed.split(","))
+    source = models.locate(arguments.model)
+    with silenced_transformers():
+        tokenizer = models.load_tokenizer(source)
+        blocks = Blocks(models.load_model(source, dtype=arguments.dtype))
+    count, length = arguments.evaluation_windows
+    held_out = make_calibration_set(arguments.evaluation, tokenizer, num_samples=count, sequence_length=length)
+    print(f"evaluation: {held_out}")
+    dense = measure(blocks, held_out.windows)
+    with blocks.bypass(removed):
+        cut = measure(blocks, held_out.windows)
+    rows = [describe("dense", dense, dense, cut, 0, 0.0)]
+    data = tuple((name, float(weight or 1)) for name, _, weight in (text.partition("=") for text in arguments.data))
+    for name in arguments.recipes:
+        if name == "nothing":
+            rows.append(describe(name, cut, dense, cut, 0, 0.0))
+            continue
+        settings = HealSettings(
+            **RECIPES[name],
+            data=data,
+            sequence_length=arguments.sequence_length,
+            tokens=arguments.tokens,
+            batch_size=arguments.batch_size,
+            micro_batch=arguments.micro_batch,
+            learning_rate=arguments.lr,
+            min_learning_rate=arguments.lr / 40,
+            validations=5,
+            validation_windows=16,
+        )
+        with silenced_transformers():
+            blocks = Blocks(models.load_model(source, dtype=arguments.dtype))
+        objective = make_objective(blocks, removed, settings, bos=bool(bos_tokens(tokenizer)))
+        mixture = Mixture(
+            data, tokenizer, sequence_length=settings.sequence_length, validation_windows=16, seed=settings.seed
+        )
+        steps = count_steps(settings, mixture)
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder, reporter.progress(name) as progress:
+            accelerator = make_accelerator(settings, blocks.dtype, blocks.device, Path(folder))
+            trained = train(
+                objective,
+                mixture,
+                settings,
+                steps,
+                accelerator,
+                Path(folder),
+                {},
+                lambda row: progress(row["step"], steps),
+            )
+        seconds = time.perf_counter() - start
+        with objective.graft.in_place(), torch.autocast("cpu", torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
+            healed = measure(blocks, held_out.windows)
+        rows.append(describe(name, healed, dense, cut, trained.tokens, seconds) | {"training": vars(trained)})
+    print(json.dumps({"arguments": vars(arguments), "rows": rows, "evaluation": held_out.provenance} | environment()))
+
+
+@torch.no_grad()
+def measure(blocks: Blocks, windows: torch.Tensor) -> Loss:
+    return Loss(tuple(next_token_losses(blocks.forward(w[None]).logits, w[None]).item() for w in windows))
+
+
+def describe(name: str, loss: Loss, dense: Loss, cut: Loss, tokens: int, seconds: float) -> dict[str, Any]:
+    closed = (cut.mean - loss.mean) / (cut.mean - dense.mean)
+    behind = Loss(tuple(a - b for a, b in zip(loss.per_window, dense.per_window, strict=True)))
+    print(
+        f"{name:17} perplexity {loss.perplexity:8.2f}  loss {loss.mean:.4f} ± {loss.standard_error:.4f}  "
+        f"behind dense {behind.mean:.4f} ± {behind.standard_error:.4f}  closed {closed:6.1%}  "
+        f"{tokens:,} tokens in {seconds:.0f} s",
+        flush=True,
+    )
+    return {
+        "recipe": name,
+        "loss": loss.mean,
+        "standard_error": loss.standard_error,
+        "behind_dense": behind.mean,
+        "behind_standard_error": behind.standard_error,
+        "closed": closed,
+        "tokens": tokens,
+        "seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()

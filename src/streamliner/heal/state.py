@@ -1,0 +1,72 @@
+"""What a training run needs to go on after a kill: one safetensors file, replaced whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+STATE, BEST, HISTORY = "state.safetensors", "best.safetensors", "history.jsonl"
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""AdamW's state of a parameter."""
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: optimiser steps done.
+        best_step, best_loss: where the validation loss was least so far, and that loss; None before the first validation.
+        skipped: steps whose gradient was not finite, so that nothing was learnt from them.
+        scale: of the gradients in half precision.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    skipped: int = 0
+    scale: dict[str, Any] = field(default_factory=dict)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], value: Any) -> None:
+    """Tensors and a JSON value in one file, which is always whole: the old one or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, temporary, metadata={"value": json.dumps(value)})
+    temporary.replace(path)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """What `save_tensors` wrote."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["value"])  # noqa: SIM118
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The parameters and AdamW's moments by name."""
+    tensors = {f"parameter/{name}": parameter.data for name, parameter in trainable.items()}
+    for name, parameter in trainable.items():
+        tensors |= {f"{key}/{name}": optimiser.state[parameter][key] for key in MOMENTS if optimiser.state[parameter]}
+    return tensors
+
+
+def load_optimiser(
+    optimiser: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimiser_tensors` took."""
+    for name, parameter in trainable.items():
+        parameter.data.copy_(tensors[f"parameter/{name}"])
+        if f"exp_avg/{name}" in tensors:
+            moments = {key: tensors[f"{key}/{name}"] for key in MOMENTS}
+            optimiser.state[parameter] = {
+                key: moment if key == "step" else moment.to(parameter.device) for key, moment in moments.items()
+            }
