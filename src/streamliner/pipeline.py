@@ -18,6 +18,8 @@ from streamliner.cut.checkpoint import read_sizes
 from streamliner.cut.config import with_legacy_rope
 from streamliner.cut.output import MARK, check_output
 from streamliner.errors import MissingExtraError, RemovalError, TextError, UnsupportedModelError
+from streamliner.heal.run import heal_checkpoint
+from streamliner.heal.settings import HealSettings
 from streamliner.inspection import by_reason, checkpoint_bytes, count_parameters, fixed_blocks
 from streamliner.measure import MEMORY_BUDGET, Counters, Probe
 from streamliner.run import Journal, check_run_folder, environment, write_json
@@ -29,6 +31,7 @@ from streamliner.search import (
     make_plan,
     parse_increase,
     parse_remove,
+    read_plan,
     search,
 )
 from streamliner.search.registry import check_limit
@@ -202,6 +205,74 @@ def prune_model(
     if session.ranks.rank:  # one process writes
         return found, {}
     return found, cut_to_folder(session, found.plan, out, overwrite=overwrite, verified=verified, reporter=reporter)
+
+
+def heal_model(
+    session: Session,
+    cut_folder: str | Path,
+    settings: HealSettings,
+    out: str | Path,
+    run_folder: str | Path,
+    *,
+    overwrite: bool = False,
+    verified: bool = True,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Heal a cut checkpoint; `session` is of the dense model. See `heal.run.heal_checkpoint`."""
+    return heal_checkpoint(
+        session,
+        cut_folder,
+        settings,
+        out,
+        run_folder,
+        overwrite=overwrite,
+        verified=verified,
+        sample=sample_tokens(session.config),
+        reporter=reporter,
+    )
+
+
+def prune_and_heal(
+    session: Session,
+    settings: SearchSettings,
+    healing: HealSettings,
+    out: str | Path,
+    run_folder: str | Path,
+    *,
+    overwrite: bool = False,
+    verified: bool = True,
+    reporter: Reporter | None = None,
+) -> tuple[SearchResult, dict[str, Any], dict[str, Any]]:
+    """`prune_model` into the run folder, then `heal_model` into `out`. For `streamline` the interval has room for a network.
+
+    Returns:
+        What was found, and the JSON values of the cut and of the healing.
+    """
+    check_output(out, overwrite=overwrite, model_folder=session.source.path or None)
+    if settings.method == "streamline" and healing.network != "none":
+        # LLM-Streamline: of n + 1 similar blocks one stays, and is trained; so n are gone.
+        chosen = {"network": healing.network_depth} | settings.method_settings
+        settings = dataclasses.replace(settings, method_settings=chosen)
+    folder = check_run_folder(run_folder)
+    found = search_model(session, settings, folder, overwrite=overwrite, reporter=reporter)
+    cut_folder = folder / "cut"
+    result: dict[str, Any] = {}
+    if not session.ranks.rank:
+        if not (cut_folder / MARK).exists() or read_plan(cut_folder).removed != found.plan.removed:
+            cut_to_folder(session, found.plan, cut_folder, overwrite=True, verified=verified, reporter=reporter)
+        result = json.loads((cut_folder / MARK).read_text(encoding="utf-8"))["cut"] | {"output": str(cut_folder)}
+    session.ranks.wait()
+    healed = heal_model(
+        session,
+        cut_folder,
+        healing,
+        out,
+        folder / "healing",
+        overwrite=overwrite,
+        verified=verified,
+        reporter=reporter,
+    )
+    return found, result, healed
 
 
 def save_as_folder(session: Session, out: str | Path, *, reporter: Reporter | None = None) -> None:

@@ -16,7 +16,7 @@ from streamliner._version import __version__
 from streamliner.errors import OutputError
 
 SCHEMA_VERSION = 2
-LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "datasets", "gguf")
+LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "peft", "datasets", "gguf")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -87,12 +87,8 @@ class Journal:
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         lines = [json.loads(line) for line in whole.splitlines()]
-        difference = _first_difference(lines[0], header) if lines else ""
-        if difference:
-            raise OutputError(
-                f"The run folder {path.parent} is of another run: {difference}.",
-                "Choose another folder with -o, or add --overwrite to start it anew.",
-            )
+        if lines:
+            check_same_run(path.parent, lines[0], header)
         for line in lines[1:]:
             if "fork" in line:
                 self.fork = tuple(line["fork"])
@@ -106,12 +102,22 @@ class Journal:
             path.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
 
-def check_run_folder(folder: str | Path) -> Path:
-    """Raise OutputError if `folder` exists and is not a run folder; writes nothing."""
+def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
+    """Raise OutputError if `folder` exists and is not a run folder, which `mark` tells; writes nothing."""
     path = Path(folder).expanduser().absolute()
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / "journal.jsonl").exists())):
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / mark).exists())):
         raise OutputError(f"{folder} exists and is no run folder.", "Choose another name.")
     return path
+
+
+def check_same_run(folder: Path, found: Any, wanted: Any) -> None:
+    """Raise OutputError, with the first difference, unless the run in `folder` is the one that is wanted."""
+    difference = _first_difference(found, json.loads(json.dumps(wanted)))
+    if difference:
+        raise OutputError(
+            f"The run folder {folder} is of another run: {difference}.",
+            "Choose another folder, or add --overwrite to start it anew.",
+        )
 
 
 def environment() -> dict[str, Any]:

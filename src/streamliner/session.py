@@ -30,6 +30,9 @@ class Reporter(Protocol):
     def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
         """A context that gives a function to call with (done, total)."""
 
+    def training(self, steps: int) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
+        """A context that gives a function to call with what happened in each step (`heal.train`)."""
+
 
 class Silent:
     """A reporter for use as a library: says nothing."""
@@ -40,6 +43,10 @@ class Silent:
     def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
         """Nothing."""
         return nullcontext(lambda done, total: None)
+
+    def training(self, steps: int) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
+        """Nothing."""
+        return nullcontext(lambda row: None)
 
 
 @dataclass(frozen=True)

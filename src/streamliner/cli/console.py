@@ -42,6 +42,36 @@ class Terminal:
                 task = bar.add_task(label, total=None)
                 yield lambda done, total: bar.update(task, completed=done, total=total)
 
+    @contextmanager
+    def training(self, steps: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """A table that grows with each validation, its last row the present step; plain lines without a terminal."""
+        if self._quiet:
+            yield lambda row: None
+            return
+        rows = TrainingRows(steps)
+        if error_console.is_terminal:
+            from rich.live import Live
+
+            with Live(console=error_console, refresh_per_second=4) as live:
+
+                def update(row: dict[str, Any]) -> None:
+                    rows.add(row)
+                    live.update(rows.table())
+
+                yield update
+        else:
+            last = time.monotonic() - PLAIN_INTERVAL
+
+            def say(row: dict[str, Any]) -> None:
+                nonlocal last
+                shown = rows.add(row)
+                if time.monotonic() - last >= PLAIN_INTERVAL or "validation" in row:
+                    last = time.monotonic()
+                    parts = (f"{name} {value}" for name, value in zip(TrainingRows.NAMES, shown, strict=True) if value)
+                    self.say(", ".join(parts))
+
+            yield say
+
     def _plain(self, label: str) -> Callable[[int, int], None]:
         start = last = time.monotonic()
 
@@ -53,6 +83,51 @@ class Terminal:
                 self.say(f"{label}: {done} of {total}, about {(now - start) / done * (total - done):.0f} s left")
 
         return update
+
+
+class TrainingRows:
+    """What a training run shows: a row for each validation, and one for the step that it is at."""
+
+    NAMES = ("step", "loss", "validation", "lr", "tokens/s", "left")
+    SHOWN = 12
+    """Rows on a terminal: the latest."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._validated: list[tuple[str, ...]] = []
+        self._now: tuple[str, ...] = ()
+        self._start: tuple[float, int, int] | None = None
+
+    def add(self, row: dict[str, Any]) -> tuple[str, ...]:
+        """Take in what happened in a step; returns its cells, in the order of NAMES."""
+        now, step, tokens = time.monotonic(), row["step"], row["tokens"]
+        self._start = self._start or (now, step, tokens)
+        seconds, done = now - self._start[0], step - self._start[1]
+        rate = (tokens - self._start[2]) / seconds if done and seconds else 0.0
+        left = seconds / done * (self._steps - step) if done else None
+        validation = row.get("validation")
+        cells = (
+            f"{step}/{self._steps}",
+            "" if row["loss"] is None else f"{row['loss']:.4g}",
+            "" if validation is None else f"{validation:.4g}",
+            f"{row['lr']:.2g}" if step else "",
+            f"{rate:,.0f}" if rate else "",
+            "" if left is None else f"{int(left) // 60}:{int(left) % 60:02}",
+        )
+        if validation is not None:
+            self._validated.append(cells)
+        self._now = cells
+        return cells
+
+    def table(self) -> Any:
+        """As a table of rich."""
+        from rich.table import Table
+
+        table = Table(*self.NAMES, title="Healing")
+        rows = self._validated[-self.SHOWN :]
+        for cells in rows if rows and rows[-1] is self._now else [*rows, self._now]:
+            table.add_row(*cells)
+        return table
 
 
 def print_json(value: Any) -> None:

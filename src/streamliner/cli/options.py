@@ -10,10 +10,11 @@ import typer
 from streamliner.errors import MethodError, UserError
 
 if TYPE_CHECKING:
+    from streamliner.heal.settings import HealSettings
     from streamliner.pipeline import SearchSettings
     from streamliner.session import ModelSettings
 
-MODEL, SEARCH, OUTPUT = "Model", "Search", "Output"
+MODEL, SEARCH, HEAL, OUTPUT = "Model", "Search", "Heal", "Output"
 
 Model = Annotated[str, typer.Argument(help="Hub id, folder or GGUF file.", metavar="MODEL")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel=MODEL)]
@@ -104,6 +105,103 @@ NoVerify = Annotated[
     ),
 ]
 
+Network = Annotated[
+    str,
+    typer.Option(
+        help="What takes the place of each run of removed blocks: block, swiglu, ffn; or none, with --lora.",
+        rich_help_panel=HEAL,
+        metavar="NAME",
+    ),
+]
+NetworkDepth = Annotated[
+    int, typer.Option(help="Blocks of a network: of n + k blocks in a row, k stay.", rich_help_panel=HEAL, min=1)
+]
+Init = Annotated[
+    str,
+    typer.Option(
+        help="What a block starts as: the first of the blocks that it replaces, last, mean, or random.",
+        rich_help_panel=HEAL,
+        metavar="NAME",
+    ),
+]
+Residual = Annotated[
+    bool,
+    typer.Option(
+        help="swiglu and ffn add to the stream, behind a norm; without, they make it anew, as the authors' code does.",
+        rich_help_panel=HEAL,
+    ),
+]
+LossWeights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--loss",
+        help="mse (default), normalized-mse, lm or kd; repeatable, each with a weight: --loss mse=1 --loss kd=0.5.",
+        rich_help_panel=HEAL,
+        metavar="NAME[=WEIGHT]",
+    ),
+]
+TopK = Annotated[
+    int | None, typer.Option(help="kd tells only so many of the dense model's words apart.", rich_help_panel=HEAL)
+]
+NetworkInput = Annotated[
+    str,
+    typer.Option(
+        help="Stream that mse trains a network on: the dense model's, or the cut one's with all networks before it.",
+        rich_help_panel=HEAL,
+        metavar="dense|cut",
+    ),
+]
+Lora = Annotated[
+    int, typer.Option(help="Rank of adapters on all remaining blocks, merged at the end; needs lm or kd.", rich_help_panel=HEAL)
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Training text: a SOURCE as for --calibration, or slimpajama; repeatable, each with its share of the tokens. "
+        "Default: slimpajama for a hub model, else python-docs.",
+        rich_help_panel=HEAL,
+        metavar="SOURCE[=WEIGHT]",
+    ),
+]
+TrainingLength = Annotated[
+    int, typer.Option("--sequence-length", help="Tokens of a training window.", rich_help_panel=HEAL)
+]
+ValidationWindows = Annotated[
+    int, typer.Option(help="Windows of the text that are held out; the state best on them is kept.", rich_help_panel=HEAL)
+]
+Tokens = Annotated[
+    str | None, typer.Option(help="Budget: 200k, 60M (default), 1.3G.", rich_help_panel=HEAL, metavar="N")
+]
+Steps = Annotated[int | None, typer.Option(help="Budget in optimiser steps.", rich_help_panel=HEAL)]
+Epochs = Annotated[float | None, typer.Option(help="Budget in passes through the text.", rich_help_panel=HEAL)]
+TrainingBatch = Annotated[
+    int,
+    typer.Option("--batch-size", help="Windows of an optimiser step, over all processes.", rich_help_panel=HEAL, min=1),
+]
+MicroBatch = Annotated[
+    int, typer.Option(help="Windows in one forward; gradients add up.", rich_help_panel=HEAL, min=1)
+]
+LearningRate = Annotated[float, typer.Option(help="AdamW's, at its height.", rich_help_panel=HEAL)]
+MinLearningRate = Annotated[float, typer.Option(help="At the last step.", rich_help_panel=HEAL)]
+Warmup = Annotated[float, typer.Option(help="Share of the steps.", rich_help_panel=HEAL, min=0, max=1)]
+WeightDecay = Annotated[float, typer.Option(help="AdamW's.", rich_help_panel=HEAL)]
+Clip = Annotated[float, typer.Option(help="Largest norm of a gradient.", rich_help_panel=HEAL)]
+MixedPrecision = Annotated[
+    str | None,
+    typer.Option(help="no, bf16 or fp16; if not given, as the model's own precision asks.", rich_help_panel=HEAL),
+]
+Validations = Annotated[
+    int, typer.Option(help="How often the held-out windows are measured in the run.", rich_help_panel=HEAL, min=1)
+]
+SaveEvery = Annotated[
+    int | None,
+    typer.Option(help="Steps between saved states; about a minute if not given.", rich_help_panel=HEAL, min=1),
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(help="A tracker of accelerate, such as tensorboard; repeatable.", rich_help_panel=HEAL, metavar="NAME"),
+]
+
 
 def model_settings(
     model: str,
@@ -153,6 +251,52 @@ def parse_bytes(text: str) -> int:
     if size < 1:
         raise UserError(f"--memory-budget {text} is not a size.", "Write for instance 500MB or 2GB.")
     return size
+
+
+def parse_count(text: str) -> int:
+    """A number of tokens: "60M" -> 60_000_000.
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)", text.strip(), re.IGNORECASE)
+    count = round(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " ")) if match else 0
+    if count < 1:
+        raise UserError(f"--tokens {text} is not a number of tokens.", "Write for instance 200k or 60M.")
+    return count
+
+
+def weighted(flag: str, text: str) -> tuple[str, float]:
+    """ "name=0.5" -> ("name", 0.5); the weight is 1 if none is there."""
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(weight)
+    except ValueError as error:
+        raise UserError(f"{flag} {text}: {weight} is not a weight.", f"Write for instance {flag} {name}=0.5.") from error
+
+
+def heal_settings(**values: Any) -> HealSettings:
+    """From the flags of `heal` and `prune --heal`."""
+    from streamliner.heal.mixture import PRESETS
+    from streamliner.heal.settings import HealSettings
+
+    losses = [weighted("--loss", text) for text in values.pop("loss") or ["mse"]]
+    if len(dict(losses)) < len(losses):
+        raise UserError("--loss names one loss twice.")
+    data: list[tuple[str, float]] = []
+    for text in values.pop("data") or []:
+        name, weight = weighted("--data", text)
+        data += [(source, share * weight) for source, share in PRESETS.get(name, ((name, 1.0),))]
+    tokens, track = values.pop("tokens"), values.pop("track")
+    return HealSettings(
+        **values,
+        loss=dict(losses),
+        data=tuple(data),
+        tokens=None if tokens is None else parse_count(tokens),
+        track=tuple(track or ()),
+    )
 
 
 def search_settings(**values: Any) -> SearchSettings:

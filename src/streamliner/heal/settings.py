@@ -28,7 +28,8 @@ class HealSettings:
         network_input: what a network is trained on with a stream loss: the "dense" model's stream, or the one that the
             "cut" model has with all networks before it.
         lora: rank of the adapters on all remaining blocks; 0 for none.
-        data: text sources, each with its share of the tokens.
+        data: text sources, each with its share of the tokens; none for the paper's text if the model is on the hub, else
+            python-docs.
         sequence_length: tokens of a window.
         validation_windows: held out of the text.
         tokens, steps, epochs: the budget, one of them; all None for TOKENS.
@@ -51,7 +52,7 @@ class HealSettings:
     top_k: int | None = None
     network_input: str = "dense"
     lora: int = 0
-    data: tuple[tuple[str, float], ...] = (("python-docs", 1.0),)
+    data: tuple[tuple[str, float], ...] = ()
     sequence_length: int = 2048
     validation_windows: int = 16
     tokens: int | None = None

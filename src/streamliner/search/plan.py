@@ -79,7 +79,8 @@ def read_plan(path: str | Path) -> Plan:
         raise PlanError(
             f"The plan {path} has schema_version {value.get('schema_version')!r}; this release reads {SCHEMA_VERSION}."
         )
-    value.pop("cut", None)  # streamliner.json in a cut checkpoint is its plan and what came of it
+    for result in ("cut", "healing"):  # streamliner.json in a checkpoint is its plan and what came of it
+        value.pop(result, None)
     known = set(Plan.__dataclass_fields__)
     missing, unknown = {"removed", "num_blocks", "model"} - set(value), set(value) - known
     if missing or unknown:

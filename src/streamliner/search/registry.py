@@ -87,10 +87,10 @@ def removable(probe: Probe, method: Any, removed: tuple[int, ...] = ()) -> list[
     return [block for block in others if not probe.refusal((*removed, block))]
 
 
-def intervals(probe: Probe, method: Any, count: int) -> list[range]:
-    """All runs of `count` consecutive blocks that `method` may remove."""
+def intervals(probe: Probe, method: Any, count: int, stay: int = 0) -> list[range]:
+    """All runs of `count` consecutive blocks that `method` may remove, all or but the first `stay` of them."""
     starts = range(method.protect_first, probe.num_blocks - method.protect_last - count + 1)
-    return [run for run in (range(start, start + count) for start in starts) if not probe.refusal(run)]
+    return [run for run in (range(start, start + count) for start in starts) if not probe.refusal(run[stay:])]
 
 
 def growing(probe: Probe, order: list[int], limit: int) -> Iterator[tuple[int, ...]]:

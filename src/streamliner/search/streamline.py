@@ -22,9 +22,10 @@ class Streamline:
     once for all n. The paper protects no block.
 
     References:
-        arXiv 2403.19135, section 3.1.
+        arXiv 2403.19135, section 3.1; for `network` 3.2.
     """
 
+    network: int = 0
     protect_first: int = 0
     protect_last: int = 0
     score = "1 - cosine across the interval"
@@ -34,8 +35,11 @@ class Streamline:
         cosine = probe.similarity().cosine
         probe.expect(limit)
         for count in range(1, limit + 1):
-            damage = {run[0]: 1 - cosine[run[0], run[0] + count].item() for run in intervals(probe, self, count)}
+            length = count + self.network
+            runs = intervals(probe, self, length, self.network)
+            damage = {run[0]: 1 - cosine[run[0], run[0] + length].item() for run in runs}
             if not damage:
                 continue
             start = min(damage, key=lambda block: (damage[block], block))
-            yield measured(probe, tuple(range(start, start + count)), damage[start], damage)
+            removed = tuple(range(start + self.network, start + length))
+            yield measured(probe, removed, damage[start], damage)
