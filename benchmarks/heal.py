@@ -3,9 +3,10 @@
     python benchmarks/heal.py MODEL --removed 7,8,9,10 --data TEXT[=WEIGHT]... --evaluation TEXT \\
         --recipes nothing block-mse block-lm swiglu ffn lora --tokens 200000
 
-Each recipe trains on the same windows in the same order, with one learning rate, and is then measured on the same windows of
-a text that nobody saw. "Closed" is the share of the gap in loss (log-perplexity) between the cut and the dense model; the
-standard error is over windows, of the difference to the dense model on the same windows. A table to read, then JSON.
+Each recipe trains on the same windows in the same order, with one learning rate, and is then measured on the same
+windows of a text that nobody saw. "Closed" is the share of the gap in loss (log-perplexity) between the cut and the
+dense model; the standard errors are over windows, the second of the difference to the dense model on the same windows.
+A table to read, then JSON.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def main() -> None:
             blocks = Blocks(models.load_model(source, dtype=arguments.dtype))
         objective = make_objective(blocks, removed, settings, bos=bool(bos_tokens(tokenizer)))
         mixture = Mixture(
-            data, tokenizer, sequence_length=settings.sequence_length, validation_windows=16, seed=settings.seed
+            data, tokenizer, sequence_length=arguments.sequence_length, validation_windows=16, seed=settings.seed
         )
         steps = count_steps(settings, mixture)
         start = time.perf_counter()
@@ -108,7 +109,7 @@ def main() -> None:
                 accelerator,
                 Path(folder),
                 {},
-                lambda row: progress(row["step"], steps),
+                lambda row, progress=progress: progress(row["step"], row["steps"]),
             )
         seconds = time.perf_counter() - start
         with objective.graft.in_place(), torch.autocast("cpu", torch.bfloat16, enabled=arguments.dtype == "bfloat16"):

@@ -12,7 +12,7 @@ import torch
 
 from streamliner import models
 from streamliner.blocks import check_indices
-from streamliner.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet, make_calibration_set
+from streamliner.calibration import NUM_SAMPLES, CalibrationSet, make_calibration_set
 from streamliner.cut import cut_checkpoint, cut_model, expect, output_folder, verify
 from streamliner.cut.checkpoint import read_sizes
 from streamliner.cut.config import with_legacy_rope
@@ -243,7 +243,9 @@ def prune_and_heal(
     verified: bool = True,
     reporter: Reporter | None = None,
 ) -> tuple[SearchResult, dict[str, Any], dict[str, Any]]:
-    """`prune_model` into the run folder, then `heal_model` into `out`. For `streamline` the interval has room for a network.
+    """`prune_model` into the run folder, then `heal_model` into `out`.
+
+    The interval of `streamline` has room for the network.
 
     Returns:
         What was found, and the JSON values of the cut and of the healing.
@@ -322,13 +324,7 @@ def _limits(
 
 
 def _calibrate(session: Session, settings: SearchSettings, reporter: Reporter) -> CalibrationSet:
-    most = getattr(session.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    length = settings.sequence_length or min(SEQUENCE_LENGTH, most or SEQUENCE_LENGTH)
-    if most and length > most:
-        raise TextError(
-            f"--sequence-length {length} is more than the {most} positions of {session.source.name}.",
-            f"Use {most} or less.",
-        )
+    length = session.window_length(settings.sequence_length)
     text = _calibration_text(session, settings.calibration, reporter)
     reporter.say(f"Reading the tokenizer of {session.source.name} ...")
     calibration = make_calibration_set(

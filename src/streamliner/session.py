@@ -13,8 +13,9 @@ import torch
 
 from streamliner import models
 from streamliner.blocks import Blocks
+from streamliner.calibration import SEQUENCE_LENGTH
 from streamliner.cut.structure import Structure
-from streamliner.errors import ModelError
+from streamliner.errors import ModelError, TextError
 from streamliner.measure.ranks import Ranks, find_ranks
 from streamliner.placement import faster_precision, offload_map
 from streamliner.search import model_identity
@@ -92,6 +93,21 @@ class Session:
     def identity(self) -> dict[str, Any]:
         """What a plan must agree with."""
         return model_identity(self.source.name, self.stack.config)
+
+    def window_length(self, asked: int | None) -> int:
+        """Tokens of a window: as asked for, or SLEB's 2048, or the model's limit if that is less.
+
+        Raises:
+            TextError: more was asked for than the model has positions.
+        """
+        most = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        length = asked or min(SEQUENCE_LENGTH, most or SEQUENCE_LENGTH)
+        if most and length > most:
+            raise TextError(
+                f"--sequence-length {length} is more than the {most} positions of {self.source.name}.",
+                f"Use {most} or less.",
+            )
+        return length
 
     def device_map(self, shell: Any) -> dict[str, str] | str | None:
         """Where the parts of the model, or of its cut `shell`, go; None if all go to one device."""

@@ -27,7 +27,7 @@ def heal(
     network_input: options.NetworkInput = "dense",
     lora: options.Lora = 0,
     data: options.Data = None,
-    sequence_length: options.TrainingLength = 2048,
+    sequence_length: options.TrainingLength = None,
     validation_windows: options.ValidationWindows = 16,
     tokens: options.Tokens = None,
     steps: options.Steps = None,

@@ -152,22 +152,29 @@ NetworkInput = Annotated[
     ),
 ]
 Lora = Annotated[
-    int, typer.Option(help="Rank of adapters on all remaining blocks, merged at the end; needs lm or kd.", rich_help_panel=HEAL)
+    int,
+    typer.Option(
+        help="Rank of adapters on all remaining blocks, merged at the end; needs lm or kd.", rich_help_panel=HEAL
+    ),
 ]
 Data = Annotated[
     list[str] | None,
     typer.Option(
-        help="Training text: a SOURCE as for --calibration, or slimpajama; repeatable, each with its share of the tokens. "
-        "Default: slimpajama for a hub model, else python-docs.",
+        help="Training text: a SOURCE as for --calibration, or slimpajama; repeatable, each with its share of the "
+        "tokens. Default: slimpajama for a hub model, else python-docs.",
         rich_help_panel=HEAL,
         metavar="SOURCE[=WEIGHT]",
     ),
 ]
 TrainingLength = Annotated[
-    int, typer.Option("--sequence-length", help="Tokens of a training window.", rich_help_panel=HEAL)
+    int | None,
+    typer.Option(
+        "--sequence-length", help="Tokens of a window (default: 2048, or the model's limit).", rich_help_panel=HEAL
+    ),
 ]
 ValidationWindows = Annotated[
-    int, typer.Option(help="Windows of the text that are held out; the state best on them is kept.", rich_help_panel=HEAL)
+    int,
+    typer.Option(help="Windows of the text that are held out; the state best on them is kept.", rich_help_panel=HEAL),
 ]
 Tokens = Annotated[
     str | None, typer.Option(help="Budget: 200k, 60M (default), 1.3G.", rich_help_panel=HEAL, metavar="N")
@@ -178,9 +185,7 @@ TrainingBatch = Annotated[
     int,
     typer.Option("--batch-size", help="Windows of an optimiser step, over all processes.", rich_help_panel=HEAL, min=1),
 ]
-MicroBatch = Annotated[
-    int, typer.Option(help="Windows in one forward; gradients add up.", rich_help_panel=HEAL, min=1)
-]
+MicroBatch = Annotated[int, typer.Option(help="Windows in one forward; gradients add up.", rich_help_panel=HEAL, min=1)]
 LearningRate = Annotated[float, typer.Option(help="AdamW's, at its height.", rich_help_panel=HEAL)]
 MinLearningRate = Annotated[float, typer.Option(help="At the last step.", rich_help_panel=HEAL)]
 Warmup = Annotated[float, typer.Option(help="Share of the steps.", rich_help_panel=HEAL, min=0, max=1)]
@@ -197,9 +202,28 @@ SaveEvery = Annotated[
     int | None,
     typer.Option(help="Steps between saved states; about a minute if not given.", rich_help_panel=HEAL, min=1),
 ]
+Heal = Annotated[
+    bool,
+    typer.Option(
+        "--heal",
+        help="Train a lightweight network in the place of removed blocks. With --method streamline --remove 8, "
+        "9 blocks become 1.",
+        rich_help_panel=HEAL,
+    ),
+]
+HealSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Any other setting of streamliner heal, such as batch_size=8; repeatable.",
+        rich_help_panel=HEAL,
+        metavar="KEY=VALUE",
+    ),
+]
 Track = Annotated[
     list[str] | None,
-    typer.Option(help="A tracker of accelerate, such as tensorboard; repeatable.", rich_help_panel=HEAL, metavar="NAME"),
+    typer.Option(
+        help="A tracker of accelerate, such as tensorboard; repeatable.", rich_help_panel=HEAL, metavar="NAME"
+    ),
 ]
 
 
@@ -274,7 +298,9 @@ def weighted(flag: str, text: str) -> tuple[str, float]:
     try:
         return name, float(weight)
     except ValueError as error:
-        raise UserError(f"{flag} {text}: {weight} is not a weight.", f"Write for instance {flag} {name}=0.5.") from error
+        raise UserError(
+            f"{flag} {text}: {weight} is not a weight.", f"Write for instance {flag} {name}=0.5."
+        ) from error
 
 
 def heal_settings(**values: Any) -> HealSettings:
@@ -289,7 +315,7 @@ def heal_settings(**values: Any) -> HealSettings:
     for text in values.pop("data") or []:
         name, weight = weighted("--data", text)
         data += [(source, share * weight) for source, share in PRESETS.get(name, ((name, 1.0),))]
-    tokens, track = values.pop("tokens"), values.pop("track")
+    tokens, track = values.pop("tokens"), values.pop("track", None)
     return HealSettings(
         **values,
         loss=dict(losses),
@@ -297,6 +323,32 @@ def heal_settings(**values: Any) -> HealSettings:
         tokens=None if tokens is None else parse_count(tokens),
         track=tuple(track or ()),
     )
+
+
+def heal_set(pairs: list[str] | None) -> dict[str, Any]:
+    """`--heal-set`, by the types of the settings."""
+    import dataclasses
+
+    from streamliner.heal.settings import HealSettings
+
+    given = ("network", "loss", "lora", "data", "tokens", "seed", "sequence_length")
+    types = {field.name: str(field.type) for field in dataclasses.fields(HealSettings) if field.name not in given}
+    settings: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, text = pair.partition("=")
+        if not equals or key not in types:
+            raise UserError(f"--heal-set {pair} is no setting of healing.", f"There are {', '.join(types)}.")
+        kind = next(kind for kind in ("bool", "float", "int", "tuple", "str") if kind in types[key])
+        try:
+            if kind == "bool":
+                settings[key] = {"true": True, "false": False}[text.lower()]
+            elif kind == "tuple":
+                settings[key] = tuple(text.split(","))
+            else:
+                settings[key] = {"float": float, "int": int, "str": str}[kind](text)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"--heal-set {pair}: {text} is not of type {kind}.") from error
+    return settings
 
 
 def search_settings(**values: Any) -> SearchSettings:

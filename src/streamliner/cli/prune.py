@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from streamliner.cli import options
 from streamliner.cli.console import Terminal, print_json
 from streamliner.cli.cut import print_cut
+from streamliner.cli.heal import print_healed
 from streamliner.cli.search import print_search, search_json
+from streamliner.errors import UserError
 
 
 def prune(
@@ -31,6 +33,13 @@ def prune(
     batch_size: options.BatchSize = 1,
     memory_budget: options.MemoryBudget = "2GB",
     seed: options.Seed = 0,
+    heal: options.Heal = False,
+    network: options.Network = "block",
+    loss: options.LossWeights = None,
+    lora: options.Lora = 0,
+    data: options.Data = None,
+    tokens: options.Tokens = None,
+    heal_set: options.HealSet = None,
     no_verify: options.NoVerify = False,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -41,7 +50,11 @@ def prune(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Search, cut and verify in one. OUT appears whole at the end; a killed run continues with the same command."""
+    """Search, cut and verify in one, and heal if asked to. OUT appears whole at the end; a killed run continues with
+    the same command.
+
+    `--remove n` means n blocks fewer in the result, with or without `--heal`.
+    """
     from streamliner import pipeline
     from streamliner.session import open_session, silenced_transformers
 
@@ -61,20 +74,34 @@ def prune(
         memory_budget=memory_budget,
         seed=seed,
     )
+    given = (lora, loss, data, tokens, heal_set)
+    if not heal and (any(given) or network != "block"):
+        raise UserError("What to heal with is given, but not --heal.", "Add --heal.")
+    healing = options.heal_settings(
+        network=network,
+        loss=loss,
+        lora=lora,
+        data=data,
+        tokens=tokens,
+        seed=seed,
+        sequence_length=sequence_length,
+        **options.heal_set(heal_set),
+    )
+    common: dict[str, Any] = {"overwrite": overwrite, "verified": not no_verify, "reporter": Terminal(quiet)}
+    run_folder = run or f"{output.rstrip('/')}.run"
+    healed: dict[str, Any] = {}
     with silenced_transformers():
-        found, result = pipeline.prune_model(
-            open_session(settings),
-            wanted,
-            output,
-            run or f"{output.rstrip('/')}.run",
-            overwrite=overwrite,
-            verified=not no_verify,
-            reporter=Terminal(quiet),
-        )
-    if not result:  # one process of several prints
+        session = open_session(settings)
+        if heal:
+            found, result, healed = pipeline.prune_and_heal(session, wanted, healing, output, run_folder, **common)
+        else:
+            found, result = pipeline.prune_model(session, wanted, output, run_folder, **common)
+    if session.ranks.rank:  # one process of several prints
         return
     if json:
-        print_json(search_json(found) | {"cut": result})
-    else:
-        print_search(found)
-        print_cut(result)
+        print_json(search_json(found) | {"cut": result} | ({"healing": healed} if heal else {}))
+        return
+    print_search(found)
+    print_cut(result)
+    if heal:
+        print_healed(healed)

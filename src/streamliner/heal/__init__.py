@@ -1,4 +1,4 @@
-"""Healing: train what takes the place of removed blocks (LLM-Streamline, arXiv 2403.19135, section 3.2), or adapters."""
+"""Healing: train what takes the place of removed blocks (LLM-Streamline, arXiv 2403.19135), or adapters."""
 
 from streamliner.heal.gaps import Gap, find_gaps
 from streamliner.heal.mixture import Mixture

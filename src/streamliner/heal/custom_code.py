@@ -1,4 +1,4 @@
-"""A checkpoint with networks that no stock class has: `transformers`' mechanism for a checkpoint's own code (`auto_map`).
+"""A checkpoint with networks that no stock class has: code of its own, by the `auto_map` of `transformers`.
 
 Its model type is new, so that nothing loads it as the stock architecture by mistake: without trust in its code
 `transformers` refuses it, and so do engines that do not know the type.

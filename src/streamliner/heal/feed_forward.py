@@ -15,8 +15,8 @@ from torch.nn import functional
 class FeedForward(nn.Module):
     """Residual stream -> residual stream, each position alone.
 
-    With `residual`, `h + f(norm(h))`, where f begins as zero, so that the network begins as a bypass. Without, `f(h)`, as
-    in the code of LLM-Streamline's authors (arXiv 2403.19135).
+    With `residual`, `h + f(norm(h))`, where f begins as zero, so that the network begins as a bypass. Without, `f(h)`,
+    as in the code of LLM-Streamline's authors (arXiv 2403.19135).
     """
 
     def __init__(self, hidden_size: int, residual: bool, eps: float) -> None:

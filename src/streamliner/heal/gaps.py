@@ -30,8 +30,8 @@ class Gap:
 def find_gaps(removed: tuple[int, ...], num_blocks: int, depth: int = 1) -> tuple[Gap, ...]:
     """A gap for each run of removed blocks; its network takes the places of the `depth` kept blocks before the run.
 
-    With LLM-Streamline's words (arXiv 2403.19135): a transformer layer that replaces blocks l to l+n starts from block l,
-    and n blocks are gone. At the start of the stack, where no block is before the run, the blocks after it serve.
+    As in LLM-Streamline (arXiv 2403.19135): a transformer layer that replaces blocks l to l+n starts from block l, and
+    n blocks are gone. At the start of the stack, where no block is before the run, the blocks after it serve.
 
     Raises:
         RemovalError: between two runs there are fewer kept blocks than `depth`.

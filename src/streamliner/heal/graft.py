@@ -33,6 +33,7 @@ class Graft:
     ) -> None:
         self.blocks, self.gaps, self.networks, self.removed = blocks, tuple(gaps), networks, removed
         self.keeps = "logits_to_keep" in inspect.signature(blocks.model.forward).parameters
+        # One position, picked by a tensor: as a slice it would make torch copy the head's weights in bfloat16.
         self._few_logits: dict[str, Any] = {"logits_to_keep": torch.tensor([0])} if self.keeps else {}
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What a lightweight network is trained on: streams (`mse`, `normalized-mse`), next tokens (`lm`), the dense model (`kd`).
+"""What a network is trained on: streams (`mse`, `normalized-mse`), next tokens (`lm`), the dense model's words (`kd`).
 
 All are means over positions, in float32. Losses of the head are taken some positions at a time together with their
 gradient, so that no more logits exist at once than a budget allows.
@@ -93,7 +93,9 @@ def head_losses(
         num_words: of the vocabulary, to bound memory.
     """
     parts: dict[str, Tensor] = {}
-    total: Tensor = _HeadLosses.apply(stream, head, dense_stream, input_ids, weights, top_k, num_words, parts)
+    total: Tensor = _HeadLosses.apply(  # type: ignore[no-untyped-call]
+        stream, head, dense_stream, input_ids, weights, top_k, num_words, parts
+    )
     return total, parts
 
 

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PRESETS: dict[str, tuple[tuple[str, float], ...]] = {"slimpajama": (("hf:DKYoon/SlimPajama-6B", 1.0),)}
-"""`slimpajama`: the sample that LLM-Streamline (arXiv 2403.19135) trains on. Its rows are mixed as SlimPajama is: web pages
-(CommonCrawl, C4), code, books, papers, Wikipedia and StackExchange."""
+"""`slimpajama`: the sample that LLM-Streamline (arXiv 2403.19135) trains on. Its rows are mixed as SlimPajama is: web
+pages (CommonCrawl, C4), code, books, papers, Wikipedia and StackExchange."""
 SHUFFLE = 256
 """Windows among which the next one is drawn."""
 
@@ -64,8 +64,8 @@ class _Source:
             if window is None:
                 if self.packed <= self.held_out:
                     raise TextError(
-                        f"The text {self.name} fills {self.packed} windows of {self._body + len(self._bos)} tokens, and "
-                        f"{self.held_out} are held out for validation: none is left.",
+                        f"The text {self.name} fills {self.packed} windows of {self._body + len(self._bos)} tokens, "
+                        f"and {self.held_out} are held out for validation: none is left.",
                         "Give more text, a smaller --sequence-length, or fewer --validation-windows.",
                     )
                 self.rewind()
@@ -94,6 +94,7 @@ class Mixture:
     The first windows of each source are held out for validation, in every pass through it.
 
     Attributes:
+        sequence_length: tokens of a window.
         validation: the windows held out, (windows, tokens).
     """
 
@@ -108,6 +109,7 @@ class Mixture:
     ) -> None:
         if sequence_length < 2:
             raise TextError(f"--sequence-length must be at least 2, not {sequence_length}.")
+        self.sequence_length = sequence_length
         self._weights = [weight for _, weight in sources]
         self._sources = [
             _Source(name, tokenizer, sequence_length, held_out)

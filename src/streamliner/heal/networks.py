@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,7 +81,8 @@ def _feed_forward(blocks: Blocks, place: int, kind: str, residual: bool, generat
         raise HealingError(f"The width of the residual stream is not in the config, so there is no {kind} to make.")
     size = 4 * hidden if kind == "ffn" or not isinstance(own, int) else own
     eps = getattr(blocks.config, "rms_norm_eps", None) or 1e-6
-    network = NETWORKS[kind](hidden, size, residual, eps)  # type: ignore[arg-type]
+    make: Any = NETWORKS[kind]
+    network: nn.Module = make(hidden, size, residual, eps)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
             bound = parameter.shape[1] ** -0.5

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from streamliner.blocks import Blocks
 from streamliner.errors import HealingError
 from streamliner.heal.adapters import adapters_off, add_adapters
-from streamliner.heal.gaps import find_gaps
+from streamliner.heal.gaps import Gap, find_gaps
 from streamliner.heal.graft import Graft
 from streamliner.heal.losses import Head, head_losses, stream_loss
 from streamliner.heal.networks import make_networks
@@ -104,12 +104,13 @@ def make_objective(blocks: Blocks, removed: tuple[int, ...], settings: HealSetti
         RemovalError: see `find_gaps`.
     """
     if settings.network == "none":
-        gaps, networks = (), {}
+        gaps: tuple[Gap, ...] = ()
+        networks: dict[int, nn.Module] = {}
     else:
         if blocks.hands_on_state or blocks.unread:
             raise HealingError(
-                f"In {type(blocks.model).__name__} blocks hand on more than the residual stream, or do not all run on text: "
-                "a network in a block's place would not do what it does.",
+                f"In {type(blocks.model).__name__} blocks hand on more than the residual stream, or do not all run on "
+                "text: a network in a block's place would not do what it does.",
                 "Heal it with --network none --lora 16 --loss kd.",
             )
         gaps = find_gaps(removed, len(blocks), settings.network_depth)

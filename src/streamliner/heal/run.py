@@ -49,10 +49,10 @@ def heal_checkpoint(
     sample: Tensor,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Train what takes the place of a cut checkpoint's removed blocks, and write the healed checkpoint to `out`.
+    """Train what takes the place of a cut checkpoint's removed blocks, and write the healed one to `out`.
 
-    The run folder keeps the state of the training, the loss of each step, and the settings. The same call goes on with a
-    run that was killed.
+    The run folder keeps the state of the training, the loss of each step, and the settings. The same call goes on with
+    a run that was killed.
 
     Args:
         dense: session of the model that was cut.
@@ -86,7 +86,7 @@ def heal_checkpoint(
     mixture = Mixture(
         settings.data,
         tokenizer,
-        sequence_length=settings.sequence_length,
+        sequence_length=dense.window_length(settings.sequence_length),
         validation_windows=settings.validation_windows,
         seed=settings.seed,
     )
@@ -119,8 +119,20 @@ def heal_checkpoint(
     if ranks.rank:
         return {}
     return _finish(
-        dense, objective, plan, cut_path, out, trained, before, mixture.validation, settings, folder,
-        overwrite=overwrite, verified=verified, sample=sample, reporter=reporter,
+        dense,
+        objective,
+        plan,
+        cut_path,
+        out,
+        trained,
+        before,
+        mixture.validation,
+        settings,
+        folder,
+        overwrite=overwrite,
+        verified=verified,
+        sample=sample,
+        reporter=reporter,
     )
 
 
@@ -254,11 +266,11 @@ def _announce(objective: Objective, settings: HealSettings, steps: int, mixture:
     for gap in objective.graft.gaps:
         reporter.say(f"{gap}.")
     trainable = sum(parameter.numel() for parameter in objective.trainable().values())
-    tokens = steps * settings.batch_size * settings.sequence_length
+    tokens = steps * settings.batch_size * mixture.sequence_length
     losses = " + ".join(f"{weight:g} {name}" for name, weight in settings.loss.items())
     reporter.say(
         f"Training {trainable:,} parameters on {losses}: {steps} steps of {settings.batch_size} windows of "
-        f"{settings.sequence_length} tokens, {tokens:,} tokens in all; {len(mixture.validation)} windows held out."
+        f"{mixture.sequence_length} tokens, {tokens:,} tokens in all; {len(mixture.validation)} windows held out."
     )
 
 
@@ -314,7 +326,8 @@ def _extend_model_card(folder: Path, plan: Plan, result: dict[str, Any]) -> None
     card.write_text(old + "\n".join(line for line in lines if line) + "\n", encoding="utf-8")
 
 
-
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as trackers take them."""
-    return {name: value if isinstance(value, (int, float, str, bool)) else str(value) for name, value in settings.items()}
+    return {
+        name: value if isinstance(value, (int, float, str, bool)) else str(value) for name, value in settings.items()
+    }

@@ -1,11 +1,10 @@
-"""Write the healed checkpoint: a stock one where the architecture can express the networks, else one with code of its own."""
+"""Write the healed checkpoint: a stock one where the architecture can express the networks, else one with own code."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -29,8 +28,8 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 def settle(graft: Graft, cut_folder: Path, sample: Tensor) -> tuple[dict[int, FeedForward], int]:
     """Put what was trained into the dense model, in the precision of the checkpoint that is to be written.
 
-    Adapters are merged, and each network that a block of the architecture can be goes into the block whose place it takes.
-    After it, `graft.in_place()` still runs the healed model, as it will be when reloaded.
+    Adapters are merged, and each network that a block of the architecture can be goes into the block whose place it
+    takes. After it, `graft.in_place()` still runs the healed model, as it will be when reloaded.
 
     Args:
         graft: the trained networks.
@@ -87,7 +86,7 @@ def write_healed(
         for place, network in custom.items():
             holder = nn.Module()
             holder.network = network
-            stack[numbers[place]] = holder  # type: ignore[index]
+            stack[numbers[place]] = holder  # type: ignore[index, operator]
     healed.save_pretrained(partial, state_dict=_in_precision(healed, cut_folder))  # type: ignore[operator]
     for other in sorted(cut_folder.iterdir()):
         is_weights = other.name.endswith((*WEIGHT_SUFFIXES, ".index.json"))

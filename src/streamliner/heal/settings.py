@@ -1,4 +1,4 @@
-"""What to heal with: network, losses, text, budget and optimiser. Defaults are those of LLM-Streamline where it has any."""
+"""What to heal with: network, losses, text, budget, optimiser. Defaults are LLM-Streamline's where it has any."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class HealSettings:
         network_input: what a network is trained on with a stream loss: the "dense" model's stream, or the one that the
             "cut" model has with all networks before it.
         lora: rank of the adapters on all remaining blocks; 0 for none.
-        data: text sources, each with its share of the tokens; none for the paper's text if the model is on the hub, else
-            python-docs.
-        sequence_length: tokens of a window.
+        data: text sources, each with its share of the tokens; none for the paper's text if the model is on the hub,
+            else python-docs.
+        sequence_length: tokens of a window; None for 2048, or the model's limit if that is less.
         validation_windows: held out of the text.
         tokens, steps, epochs: the budget, one of them; all None for TOKENS.
         batch_size: windows of an optimiser step, over all processes.
@@ -53,7 +53,7 @@ class HealSettings:
     network_input: str = "dense"
     lora: int = 0
     data: tuple[tuple[str, float], ...] = ()
-    sequence_length: int = 2048
+    sequence_length: int | None = None
     validation_windows: int = 16
     tokens: int | None = None
     steps: int | None = None

@@ -25,7 +25,7 @@ class Progress:
 
     Attributes:
         step: optimiser steps done.
-        best_step, best_loss: where the validation loss was least so far, and that loss; None before the first validation.
+        best_step, best_loss: where the validation loss was least so far, and that loss; None if there was none yet.
         skipped: steps whose gradient was not finite, so that nothing was learnt from them.
         scale: of the gradients in half precision.
     """

@@ -1,4 +1,7 @@
-"""Whether a SwiGLU network is a block of the architecture whose attention gives zero. Found by trying, never by names of models."""
+"""Whether a SwiGLU network is a block of the architecture whose attention gives zero.
+
+That is found by trying, never by names of models.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 def as_stock_block(network: FeedForward, blocks: Blocks, place: int, sample: Tensor) -> nn.Module | None:
     """A block of the model's own class that does what `network` does, in float32; None if there is none.
 
-    In a pre-norm architecture a block is `h' = h + attention(norm(h))`, then `h' + mlp(norm'(h'))`. With the attention's
-    output projection zero and a SwiGLU for its mlp, it is the network. Anything else (another activation, norms behind
-    the parts, parallel parts that share a norm with the attention) shows in the comparison, on `sample` (1, tokens).
+    In a pre-norm architecture a block is `h' = h + attention(norm(h))`, then `h' + mlp(norm'(h'))`. With the
+    attention's output projection zero and a SwiGLU for its mlp, it is the network. Anything else (another activation,
+    norms behind the parts) shows in the comparison, with what the model calls its block with on `sample` (1, tokens).
     """
     if not isinstance(network, SwiGLU) or not network.residual:
         return None
@@ -57,32 +60,34 @@ def _gated(block: nn.Module) -> list[str]:
 
 def _candidates(network: SwiGLU, original: nn.Module) -> Iterator[nn.Module]:
     """Copies of a block with the network's weights: its norm in each place, as it is and as what is added to one."""
+    weight = network.norm.weight
+    assert isinstance(weight, Tensor)
     for path in _gated(original):
-        norms = [
-            name
-            for name, module in original.named_children()
-            if getattr(module, "weight", None) is not None and module.weight.shape == network.norm.weight.shape
-        ]
-        for norm in norms:
-            for offset in (0.0, 1.0):
-                block = copy.deepcopy(original).float()
-                mlp = block.get_submodule(path)
-                own = [getattr(mlp, name) for name in GATED]
-                theirs = [getattr(network, name) for name in GATED]
-                if any(a.weight.shape != b.weight.shape or a.bias is not None for a, b in zip(own, theirs, strict=True)):
-                    continue
-                with torch.no_grad():
-                    inside = {id(module) for module in mlp.modules()}
-                    for module in block.modules():
-                        is_output = isinstance(module, nn.Linear) and module.out_features == network.norm.weight.numel()
-                        if is_output and id(module) not in inside:
-                            module.weight.zero_()
-                            if module.bias is not None:
-                                module.bias.zero_()
-                    for a, b in zip(own, theirs, strict=True):
-                        a.weight.copy_(b.weight)
-                    block.get_submodule(norm).weight.copy_(network.norm.weight - offset)  # type: ignore[operator, union-attr]
-                yield block
+        for norm, module in original.named_children():
+            own = getattr(module, "weight", None)
+            if isinstance(own, Tensor) and own.shape == weight.shape:
+                for offset in (0.0, 1.0):
+                    block = copy.deepcopy(original).float()
+                    if _take_over(block, path, norm, network, weight - offset):
+                        yield block
+
+
+@torch.no_grad()
+def _take_over(block: Any, path: str, norm: str, network: SwiGLU, norm_weight: Tensor) -> bool:
+    """Put the network's weights into a block, and zeros into what its attention puts out; False if shapes differ."""
+    mlp = block.get_submodule(path)
+    own, theirs = ([getattr(each, name) for name in GATED] for each in (mlp, network))
+    if any(a.weight.shape != b.weight.shape or a.bias is not None for a, b in zip(own, theirs, strict=True)):
+        return False
+    inside = {id(module) for module in mlp.modules()}
+    for module in block.modules():
+        if isinstance(module, nn.Linear) and module.out_features == len(norm_weight) and id(module) not in inside:
+            for parameter in module.parameters():
+                parameter.zero_()
+    for a, b in zip(own, theirs, strict=True):
+        a.weight.copy_(b.weight)
+    block.get_submodule(norm).weight.copy_(norm_weight)
+    return True
 
 
 @torch.no_grad()

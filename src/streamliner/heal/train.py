@@ -64,7 +64,7 @@ def count_steps(settings: HealSettings, mixture: Mixture) -> int:
     Raises:
         HealingError: it is less than one.
     """
-    of_a_step = settings.batch_size * settings.sequence_length
+    of_a_step = settings.batch_size * mixture.sequence_length
     if settings.steps is not None:
         steps = settings.steps
     elif settings.epochs is not None:
@@ -186,7 +186,7 @@ def train(
         history.add(row)
         on_row(row | {"steps": steps})
         clock.saved(save)
-    of_a_step = settings.batch_size * settings.sequence_length
+    of_a_step = settings.batch_size * mixture.sequence_length
     while progress.step < steps:
         lr = settings.learning_rate * rate(progress.step + 1)
         for group in optimiser.param_groups:

@@ -126,7 +126,8 @@ class Probe:
             self._fork_right = not memory.fork[0]
         # Where only the stream is wanted, the head need not run on every position.
         self._keeps = "logits_to_keep" in inspect.signature(blocks.model.forward).parameters
-        self._without_logits: dict[str, Any] = {"logits_to_keep": 1} if self._keeps else {}
+        # One position, picked by a tensor: as a slice it would make torch copy the head's weights in bfloat16.
+        self._without_logits: dict[str, Any] = {"logits_to_keep": torch.tensor([0])} if self._keeps else {}
 
     def expect(self, measurements: int) -> None:
         """Announce how many more losses a search will ask for, so that progress can tell the time left."""
