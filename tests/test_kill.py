@@ -118,3 +118,48 @@ def test_sigkill_at_ten_random_moments_of_a_search(tmp_path, effort):
         for window in line["windows"]
     ]
     assert len(measured) == len(set(measured))
+
+
+def test_sigkill_at_twenty_random_moments_of_healing(tmp_path):
+    """The same command then ends with the same bytes: weights, losses, and the state that was best."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    cut = [sys.executable, "-m", "streamliner", "cut", str(TINY), "--blocks", "4,5,9", "-o", str(tmp_path / "cut"), "-q"]
+    subprocess.run(cut, check=True, env=environment, stdout=subprocess.DEVNULL)
+
+    def heal(name):
+        return [
+            *(sys.executable, "-m", "streamliner", "heal", str(tmp_path / "cut"), "--dense", str(TINY), "--quiet"),
+            *("-o", str(tmp_path / name), "--loss", "mse", "--loss", "lm=0.1", "--lora", "2", "--dtype", "float32"),
+            *("--steps", "60", "--batch-size", "2", "--sequence-length", "64", "--validation-windows", "4"),
+            *("--validations", "7", "--save-every", "3"),
+        ]
+
+    subprocess.run(heal("whole"), check=True, env=environment, stdout=subprocess.DEVNULL)
+    moments = random.Random(0)
+    kills, steps_seen = 0, []
+    history = tmp_path / "killed.run" / "history.jsonl"
+
+    def step():
+        return len(history.read_bytes().splitlines()) if history.exists() else 0
+
+    # Twenty moments in order: while starting, in each part of the training, and while writing and verifying.
+    for until in sorted(moments.sample(range(61), 18)) + [61, 61]:
+        process = subprocess.Popen(heal("killed"), env=environment, stdout=subprocess.DEVNULL)
+        while process.poll() is None and step() < until:
+            time.sleep(0.001)
+        time.sleep(moments.random() * (0.05 if until < 61 else 1.0))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        steps_seen.append(step())
+        if (tmp_path / "killed").exists():
+            break
+    assert kills >= 18
+    assert len(set(steps_seen)) > 10
+    if not (tmp_path / "killed").exists():
+        subprocess.run(heal("killed"), check=True, env=environment, stdout=subprocess.DEVNULL)
+    whole, killed = contents(tmp_path / "whole"), contents(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    assert whole["model.safetensors"] == killed["model.safetensors"]
+    assert whole == killed
+    assert history.read_bytes() == (tmp_path / "whole.run" / "history.jsonl").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "killed", "killed.run", "whole", "whole.run"]

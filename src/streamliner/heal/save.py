@@ -87,7 +87,9 @@ def write_healed(
             holder = nn.Module()
             holder.network = network
             stack[numbers[place]] = holder  # type: ignore[index, operator]
-    healed.save_pretrained(partial, state_dict=_in_precision(healed, cut_folder))  # type: ignore[operator]
+    tensors = _in_precision(healed, cut_folder)
+    # Names on disk that transformers converts belong to a model type, which custom code does not have.
+    healed.save_pretrained(partial, state_dict=tensors, save_original_format=not custom)  # type: ignore[operator]
     for other in sorted(cut_folder.iterdir()):
         is_weights = other.name.endswith((*WEIGHT_SUFFIXES, ".index.json"))
         if other.is_file() and not is_weights and not other.name.startswith(".") and other.name != MARK:

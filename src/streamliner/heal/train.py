@@ -82,6 +82,7 @@ def count_steps(settings: HealSettings, mixture: Mixture) -> int:
 def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.device, folder: Path) -> Any:
     """accelerate's `Accelerator` for these settings on this device."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.tracking import filter_trackers
 
     own = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
@@ -98,6 +99,7 @@ def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.d
         raise HealingError(f"accelerate knows no such tracker: {error}") from error
     if missing:
         raise MissingExtraError(f"The tracker {min(missing)}", "track")
+    AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
     return Accelerator(
         mixed_precision=precision,
         cpu=device.type == "cpu",
