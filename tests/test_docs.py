@@ -71,13 +71,29 @@ def test_the_commands_of_the_readme_run(capsys, tmp_path, monkeypatch):
     outputs = 0
     for command in commands:
         arguments = shlex.split(command)[1:]
-        if "OUT" in arguments:
+        if arguments[0] == "heal":
+            arguments[1] = "OUT1"
+        elif "OUT" in arguments:
             outputs += 1
             arguments[arguments.index("OUT")] = f"OUT{outputs}"
         if arguments[0] in ("search", "prune"):
             arguments += ["--num-samples", "2", "--sequence-length", "64"]
+        if arguments[0] == "heal":
+            arguments += [
+                "--tokens",
+                "512",
+                "--batch-size",
+                "2",
+                "--sequence-length",
+                "64",
+                "--validation-windows",
+                "2",
+            ]
+        if "--heal" in arguments:
+            arguments += ["--tokens", "512", "--heal-set", "batch_size=2", "--heal-set", "validation_windows=2"]
         run(capsys, *(str(TINY) if argument == "MODEL" else argument for argument in arguments))
-    assert (tmp_path / "OUT3" / "model.safetensors").exists()
+    for output in ("OUT3", "OUT4", "HEALED"):
+        assert (tmp_path / output / "model.safetensors").exists()
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):

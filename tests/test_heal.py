@@ -353,9 +353,7 @@ def test_mixture_goes_on_where_it_was(tokenizer, tmp_path):
 def test_mixture_has_its_shares_and_holds_out(tokenizer, tmp_path):
     for name in ("aaaa", "bbbb"):
         (tmp_path / f"{name}.txt").write_text((f"{name} " * 30 + "\n") * 400)
-    chosen = settings(
-        data=((str(tmp_path / "aaaa.txt"), 3.0), (str(tmp_path / "bbbb.txt"), 1.0)), validation_windows=8
-    )
+    chosen = settings(data=((str(tmp_path / "aaaa.txt"), 3.0), (str(tmp_path / "bbbb.txt"), 1.0)), validation_windows=8)
     text = mixture(tokenizer, chosen)
     batch = tokenizer.batch_decode(text.batch(800))
     assert sum("aaaa" in window for window in batch) / 800 == pytest.approx(0.75, abs=0.05)

@@ -123,7 +123,18 @@ def test_sigkill_at_ten_random_moments_of_a_search(tmp_path, effort):
 def test_sigkill_at_twenty_random_moments_of_healing(tmp_path):
     """The same command then ends with the same bytes: weights, losses, and the state that was best."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    cut = [sys.executable, "-m", "streamliner", "cut", str(TINY), "--blocks", "4,5,9", "-o", str(tmp_path / "cut"), "-q"]
+    cut = [
+        sys.executable,
+        "-m",
+        "streamliner",
+        "cut",
+        str(TINY),
+        "--blocks",
+        "4,5,9",
+        "-o",
+        str(tmp_path / "cut"),
+        "-q",
+    ]
     subprocess.run(cut, check=True, env=environment, stdout=subprocess.DEVNULL)
 
     def heal(name):
