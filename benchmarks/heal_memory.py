@@ -2,8 +2,8 @@
 
     python benchmarks/heal_memory.py [MODEL] [--tokens 50000 500000] [--network block] [--loss mse]
 
-Each number of tokens is a process of its own, whose peak resident memory the system tells. Beside it stands what keeping
-the hidden states of these tokens at two depths would take, as the authors' script does. A table to read, then JSON.
+Each number of tokens is a process of its own, whose peak resident memory the system tells. Beside it is what it would
+take to keep the hidden states of these tokens at two depths, as the authors' script does. A table to read, then JSON.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ FIXTURE = Path(__file__).parent.parent / "tests" / "fixtures" / "tiny-llama"
 CHILD = """
 import resource, sys
 from streamliner.cli import main
-main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+try:
+    main(sys.argv[1:])
+finally:
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 """
 
 

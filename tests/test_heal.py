@@ -147,7 +147,7 @@ def test_before_training_the_healed_model_is_the_cut_one(tiny, tokenizer, calibr
 
 def test_kd_of_nothing_removed_is_zero_and_dense_weights_do_not_change(tiny, tokenizer, tmp_path):
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-    objective, _, rows = heal(tiny, tokenizer, tmp_path, loss={"mse": 1.0, "kd": 0.5})
+    _, _, rows = heal(tiny, tokenizer, tmp_path, loss={"mse": 1.0, "kd": 0.5})
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())
     assert rows[-1]["kd"] < rows[1]["kd"]
     assert rows[1]["loss"] == pytest.approx(rows[1]["mse"] + 0.5 * rows[1]["kd"], rel=1e-5)
@@ -218,7 +218,7 @@ def test_two_networks_in_one_pass_are_those_trained_alone(tiny, tokenizer, tmp_p
     for name, removed in (("first", (4,)), ("second", (9,))):
         # The loss is the mean over networks, so alone each has twice the weight; AdamW does not mind.
         objective, _, own = heal(tiny, tokenizer, tmp_path / name, removed=removed, clip=1e9, validation_windows=0)
-        apart |= {place: network for place, network in objective.networks.items()}
+        apart |= dict(objective.networks.items())
         rows = [row | {name: alone["loss"]} for row, alone in zip(rows, own, strict=True)]
     assert all(row["loss"] == pytest.approx((row["first"] + row["second"]) / 2, rel=1e-3) for row in rows[1:])
     for place, network in both.networks.items():

@@ -1,12 +1,9 @@
-"""Every kind of healed checkpoint, on every family: it reloads with the healed model's logits, and generates with a cache."""
+"""Healed checkpoints of every kind on every family: they reload with the same logits, and generate with a cache."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,14 +12,10 @@ from families import FAMILIES, make_model
 from streamliner import pipeline
 from streamliner.blocks import Blocks
 from streamliner.cut.verify import expect, verify
-from streamliner.errors import StreamlinerError
-from streamliner.heal.adapters import add_adapters
 from streamliner.heal.custom_code import FILE
-from streamliner.heal.feed_forward import FeedForward
 from streamliner.heal.objective import make_objective
 from streamliner.heal.save import settle, write_healed
 from streamliner.heal.settings import HealSettings
-from streamliner.heal.stock import as_stock_block
 from streamliner.session import ModelSettings, open_session
 
 REMOVED = {"deepseek_v3": (3, 4)}

@@ -154,7 +154,7 @@ def test_sigkill_at_twenty_random_moments_of_healing(tmp_path):
         return len(history.read_bytes().splitlines()) if history.exists() else 0
 
     # Twenty moments in order: while starting, in each part of the training, and while writing and verifying.
-    for until in sorted(moments.sample(range(61), 18)) + [61, 61]:
+    for until in [*sorted(moments.sample(range(61), 18)), 61, 61]:
         process = subprocess.Popen(heal("killed"), env=environment, stdout=subprocess.DEVNULL)
         while process.poll() is None and step() < until:
             time.sleep(0.001)
