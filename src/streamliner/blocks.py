@@ -9,6 +9,7 @@ instead of half handled.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -38,6 +39,7 @@ class Blocks:
         unread: blocks that a forward on text alone leaves out (those that read an image, in Mllama).
         stream_bytes, stream_device: bytes of the stream for one token, and where the last block puts it out.
         bytes_read: of weights that `fork` and `workspace` loaded, where they are offloaded.
+        takes_positions: whether the model's forward can be asked for the logits of some positions only.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -49,6 +51,7 @@ class Blocks:
         self._returned: list[tuple[Callable[[list[Any]], Any], list[int | str | None]] | None] = [None] * len(self)
         self.unread: tuple[int, ...] = ()
         self.bytes_read = self.stream_bytes = 0
+        self.takes_positions = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.stream_device = self.device
         self._check_stream()
 
@@ -92,6 +95,47 @@ class Blocks:
         replacements[depth - 1] = lambda *args, **kwargs: self.hand_on(depth - 1, state, args, kwargs)
         with self.replaced(replacements):
             return self.forward(input_ids, **inputs)
+
+    @property
+    def one_position(self) -> dict[str, Any]:
+        """Argument of `forward` with which the head computes hardly any logits, if the model has such a one.
+
+        A position is picked by a tensor: as a slice it would make torch copy the head's weights in bfloat16.
+        """
+        return {"logits_to_keep": torch.tensor([0])} if self.takes_positions else {}
+
+    def logits(self, stream: Tensor, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """The model's own final norm and head on `positions` of the stream at depth N, (windows, tokens, hidden...).
+
+        `input_ids` are the tokens that it was computed from. Returns (windows, positions, words).
+        """
+        keep = {"logits_to_keep": positions} if self.takes_positions else {}
+        logits: Tensor = self.resume(len(self), stream, input_ids, **keep).logits
+        return logits if self.takes_positions else logits[:, positions]
+
+    def streams(self, input_ids: Tensor, depths: Iterable[int]) -> dict[int, Tensor]:
+        """Residual streams at `depths`, which are 1 to N or more of them, from one forward.
+
+        Blocks behind the last depth do not run, and the head hardly. What other contexts replaced stays so.
+        """
+        wanted = set(depths)
+        last = max(wanted)
+        found: dict[int, Tensor] = {}
+        before = self.modules[last - 1].forward
+
+        def final(*args: Any, **kwargs: Any) -> Any:
+            found[last] = stream_out(before(*args, **kwargs))
+            # The rest of the model goes on with one window: nobody asks for its logits.
+            return self.hand_on(last - 1, found[last][:1], args, kwargs)
+
+        def note(depth: int, stream: Tensor) -> None:
+            if depth in wanted and depth < last:
+                found[depth] = stream
+
+        forwards = {index: self.pass_on(index) for index in range(last, len(self))}
+        with self.replaced(forwards | {last - 1: final}), self.watch(note):
+            self.forward(input_ids, **self.one_position)
+        return found
 
     @property
     def forkable(self) -> bool:

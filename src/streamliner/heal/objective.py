@@ -12,7 +12,7 @@ from streamliner.errors import HealingError
 from streamliner.heal.adapters import adapters_off, add_adapters
 from streamliner.heal.gaps import Gap, find_gaps
 from streamliner.heal.graft import Graft
-from streamliner.heal.losses import Head, head_losses, stream_loss
+from streamliner.heal.losses import head_losses, stream_loss
 from streamliner.heal.networks import make_networks
 from streamliner.heal.settings import HealSettings
 
@@ -66,7 +66,7 @@ class Objective(nn.Module):
             total = total + weight * loss
         if through_head:
             loss, more = head_losses(
-                self._head(input_ids),
+                lambda stream, positions: graft.blocks.logits(stream, input_ids, positions),
                 healed[last],
                 dense_stream if "kd" in through_head else None,
                 input_ids,
@@ -77,17 +77,6 @@ class Objective(nn.Module):
             parts |= more
             total = total + loss.to(total.device)
         return total, parts
-
-    def _head(self, input_ids: Tensor) -> Head:
-        blocks, keeps = self.graft.blocks, self.graft.keeps
-
-        def head(stream: Tensor, positions: Tensor) -> Tensor:
-            logits: Tensor = blocks.resume(
-                len(blocks), stream, input_ids, **({"logits_to_keep": positions} if keeps else {})
-            ).logits
-            return logits if keeps else logits[:, positions]
-
-        return head
 
 
 def make_objective(blocks: Blocks, removed: tuple[int, ...], settings: HealSettings, *, bos: bool) -> Objective:

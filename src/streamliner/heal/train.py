@@ -100,13 +100,19 @@ def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.d
     if missing:
         raise MissingExtraError(f"The tracker {min(missing)}", "track")
     AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
-    return Accelerator(
+    accelerator = Accelerator(
         mixed_precision=precision,
         cpu=device.type == "cpu",
         device_placement=False,
         log_with=trackers,
         project_dir=folder if trackers else None,
     )
+    if str(accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise HealingError(
+            f"Each process of healing holds the whole model, and {accelerator.distributed_type.value} divides it.",
+            "Launch it without, for instance: torchrun --nproc-per-node 4 -m streamliner heal ...",
+        )
+    return accelerator
 
 
 def train(

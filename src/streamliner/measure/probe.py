@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import tempfile
@@ -18,7 +17,8 @@ from torch.nn import functional
 from streamliner.blocks import Blocks, check_indices
 from streamliner.calibration import CalibrationSet
 from streamliner.errors import StreamlinerError
-from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses, summed_cross_entropy
+from streamliner.measure.head import head_losses
+from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses
 from streamliner.measure.prefixes import Prefixes
 from streamliner.measure.ranks import Ranks
 from streamliner.measure.similarity import Similarity, SimilaritySum
@@ -125,9 +125,7 @@ class Probe:
         if fork and memory and memory.fork and memory.fork[1] == self.windows_at_once:
             self._fork_right = not memory.fork[0]
         # Where only the stream is wanted, the head need not run on every position.
-        self._keeps = "logits_to_keep" in inspect.signature(blocks.model.forward).parameters
-        # One position, picked by a tensor: as a slice it would make torch copy the head's weights in bfloat16.
-        self._without_logits: dict[str, Any] = {"logits_to_keep": torch.tensor([0])} if self._keeps else {}
+        self._without_logits = blocks.one_position
 
     def expect(self, measurements: int) -> None:
         """Announce how many more losses a search will ask for, so that progress can tell the time left."""
@@ -293,21 +291,12 @@ class Probe:
 
     def _head_losses(self, rows: Tensor, window: Tensor) -> list[float]:
         """Loss of each row of streams at depth N, (rows, tokens, hidden...), of one window."""
-        positions = len(window) - 1
         # Logits, and cross-entropy's two copies in float32.
         fit = max(1, self._budget // 2 // (self._blocks.config.vocab_size * 12))
         losses: list[float] = []
         for some in torch.split(rows, max(1, fit // len(window))):
             ids = window.expand(len(some), -1)
-            state = some.to(self._blocks.stream_device)
-            sums = torch.zeros(len(some), dtype=torch.float64)
-            for start in range(0, positions, fit if self._keeps else positions):
-                part = range(start, min(start + fit, positions) if self._keeps else positions)
-                keep = {"logits_to_keep": torch.arange(part.start, part.stop)} if self._keeps else {}
-                logits = self._blocks.resume(self.num_blocks, state, ids, **keep).logits
-                logits = logits if self._keeps else logits[:, :-1]
-                sums += summed_cross_entropy(logits, ids[:, part.start + 1 : part.stop + 1])
-            losses += (sums / positions).tolist()
+            losses += head_losses(self._blocks, some, ids, fit).tolist()
         return losses
 
     def similarity(self) -> Similarity:
