@@ -72,7 +72,7 @@ def test_the_commands_of_the_readme_run(capsys, tmp_path, monkeypatch):
     outputs = 0
     for command in commands:
         arguments = shlex.split(command, comments=True)[1:]
-        if arguments[0] == "heal":
+        if arguments[0] in ("heal", "evaluate"):
             arguments[1] = "OUT1"
         elif "OUT" in arguments:
             outputs += 1

@@ -64,7 +64,7 @@ def make_calibration_set(
         raise TextError(f"--sequence-length must be at least 2, not {sequence_length}: a loss needs a next token.")
     text = read_text(source) if isinstance(source, str) else source
     bos = bos_tokens(tokenizer)
-    stream = _tokens(text, tokenizer)
+    stream = text_tokens(text, tokenizer)
     body = sequence_length - len(bos)
     available = len(stream) // body
     if available == 0:
@@ -106,7 +106,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, document: str) -> list[int]:
     return list(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _tokens(text: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def text_tokens(text: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of all documents, joined by a blank line."""
     separator = encode(tokenizer, "\n\n")
     stream: list[int] = []
     for document in text.documents:

@@ -56,6 +56,10 @@ class HealingError(UserError):
     """The cut model cannot be healed as asked for."""
 
 
+class EvaluationError(UserError):
+    """There is no such task, or nothing to evaluate on."""
+
+
 class OutputError(UserError):
     """The output folder exists, or is not ours to replace."""
 

@@ -1,0 +1,158 @@
+"""`streamliner evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from streamliner.cli import options
+from streamliner.cli.console import Terminal, console, print_json
+
+EVALUATE = "Evaluate"
+
+
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Hub ids, folders or GGUF files.", metavar="MODEL...")],
+    dense: Annotated[
+        str | None,
+        typer.Option(help="The model to compare the others with; measured first.", metavar="MODEL"),
+    ] = None,
+    perplexity: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text: a SOURCE as for --calibration, such as wikitext2:test; repeatable.",
+            rich_help_panel=EVALUATE,
+            metavar="SOURCE",
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a window (default: 2048, or the model's limit).", rich_help_panel=EVALUATE),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Windows overlap: each predicts only its last so many tokens. Default: no overlap.",
+            rich_help_panel=EVALUATE,
+        ),
+    ] = None,
+    max_windows: Annotated[
+        int | None, typer.Option(help="At most so many windows of a text.", rich_help_panel=EVALUATE, min=1)
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Tasks of lm-eval, such as arc_easy,piqa.", rich_help_panel=EVALUATE, metavar="NAMES"),
+    ] = None,
+    tasks_path: Annotated[
+        str | None,
+        typer.Option(help="Folder with tasks of your own, as lm-eval's YAML.", rich_help_panel=EVALUATE, metavar="DIR"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many questions of a task.", rich_help_panel=EVALUATE, min=1)
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(help="Examples before each question (default: the task's).", rich_help_panel=EVALUATE)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Questions in one forward.", rich_help_panel=EVALUATE, min=1)] = 1,
+    cache: Annotated[
+        bool,
+        typer.Option(help="Take what was measured of the same weights before.", rich_help_panel=EVALUATE),
+    ] = True,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="JSON file to write.", metavar="FILE", rich_help_panel=options.OUTPUT),
+    ] = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Measure perplexity and tasks, all models on the same windows and questions, and compare them with the dense one.
+
+    What is measured is kept at once: stopped and called again, it goes on, and a dense model is measured once.
+    """
+    from streamliner.evaluate.run import EvaluationSettings, evaluate_models
+    from streamliner.session import open_session, silenced_transformers
+
+    settings = EvaluationSettings(
+        perplexity=tuple(perplexity or ()),
+        window=window,
+        stride=stride,
+        max_windows=max_windows,
+        tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()),
+        tasks_path=tasks_path,
+        limit=limit,
+        num_fewshot=num_fewshot,
+        batch_size=batch_size,
+        cache=cache,
+    )
+    names = [*([dense] if dense else []), *(name for name in models if name != dense)]
+    with silenced_transformers():
+        sessions = [
+            open_session(options.model_settings(name, revision, trust_remote_code, dtype, device)) for name in names
+        ]
+        result = evaluate_models(sessions, settings, output, Terminal(quiet), compare=dense is not None)
+    if json:
+        print_json(result)
+    else:
+        print_evaluation(result)
+
+
+def print_evaluation(result: dict[str, Any]) -> None:
+    """Models side by side; then, for each but the dense one, how it compares."""
+    from rich.table import Table
+
+    measured = result["models"]
+    table = Table("", *(_short(model["model"]) for model in measured))
+    for number, text in enumerate(measured[0]["perplexity"]):
+        table.add_row(
+            f"perplexity, {text['source']}", *(f"{model['perplexity'][number]['perplexity']:.4g}" for model in measured)
+        )
+        cells = (model["perplexity"][number] for model in measured)
+        table.add_row("  loss", *(_with_error(each["loss"], each["standard_error"]) for each in cells))
+    for task in result["tasks"]:
+        for metric in measured[0]["tasks"][task["name"]]["metrics"]:
+            values = (model["tasks"][task["name"]]["metrics"].get(metric) for model in measured)
+            table.add_row(f"{task['name']} {metric}", *("" if value is None else f"{value:.4g}" for value in values))
+    console.print(table)
+    for compared in result["compared"]:
+        _print_comparison(compared)
+
+
+def _print_comparison(compared: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    for source, behind in compared["loss_behind"].items():
+        console.print(
+            f"{_short(compared['model'])} is {_with_error(behind['mean'], behind['standard_error'])} nats behind the "
+            f"dense model on {source}.",
+            soft_wrap=True,
+        )
+    if not compared["tasks"]:
+        return
+    table = Table("task", "accuracy, change", "95 %", "McNemar p", "stability", title=_short(compared["model"]))
+    for name in ("stays right", "gets wrong", "gets right", "stays wrong"):
+        table.add_column(name, justify="right")
+    for name, task in compared["tasks"].items():
+        change = task["accuracy_difference"]
+        table.add_row(
+            name,
+            f"{change['mean']:+.3f}",
+            f"{change['low']:+.3f} to {change['high']:+.3f}",
+            f"{change['p_value']:.2g}",
+            f"{task['stability']:.3f}",
+            *(str(task["flips"][key]) for key in ("right_right", "right_wrong", "wrong_right", "wrong_wrong")),
+        )
+    table.add_row("mean", "", "", "", f"{compared['mean_stability']:.3f}")
+    console.print(table)
+
+
+def _short(model: str) -> str:
+    return model.rstrip("/").rpartition("/")[2] or model
+
+
+def _with_error(value: float, error: float | None) -> str:
+    return f"{value:.4f}" + ("" if error is None or error != error else f" ± {error:.4f}")

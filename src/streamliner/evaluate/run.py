@@ -1,0 +1,235 @@
+"""Evaluate models on the same texts and tasks, each measured once, and compare them with the dense one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from streamliner import models
+from streamliner._version import __version__
+from streamliner.errors import EvaluationError
+from streamliner.evaluate.perplexity import TextWindows, perplexity, text_windows
+from streamliner.evaluate.stability import accuracy_difference, flips, mean_stability, stability
+from streamliner.evaluate.tasks import Harness, Task, TaskResult
+from streamliner.measure import Loss
+from streamliner.run import environment, write_json
+from streamliner.session import Reporter, Session, weights_hash
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What to evaluate on.
+
+    Attributes:
+        perplexity: text sources.
+        window, stride: of texts, see `perplexity.text_windows`; None for 2048, or the models' limit if that is less,
+            and no overlap.
+        max_windows: at most so many windows of a text.
+        tasks: of lm-eval.
+        tasks_path: a folder with tasks of one's own.
+        limit: at most so many questions of a task.
+        num_fewshot: None for the task's own.
+        batch_size: questions in a forward.
+        cache: whether what was measured of the same weights before is taken from the cache.
+    """
+
+    perplexity: tuple[str, ...] = ()
+    window: int | None = None
+    stride: int | None = None
+    max_windows: int | None = None
+    tasks: tuple[str, ...] = ()
+    tasks_path: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int = 1
+    cache: bool = True
+
+
+def evaluate_models(
+    sessions: Sequence[Session],
+    settings: EvaluationSettings,
+    out: str | Path | None,
+    reporter: Reporter,
+    *,
+    compare: bool = True,
+) -> dict[str, Any]:
+    """Measure each model, and compare the others with the first, which is the dense one, if asked to.
+
+    Results are kept as they come, by weights and text or task: stopped and called again, it goes on.
+
+    Returns:
+        JSON value: for each model its perplexities and tasks; for each but the first how it compares.
+
+    Raises:
+        UserError: what was asked for cannot be done; the message says why.
+    """
+    if not settings.perplexity and not settings.tasks:
+        raise EvaluationError(
+            "There is nothing to evaluate on.", "Add --perplexity wikitext2:test, or --tasks arc_easy."
+        )
+    harness = Harness(settings.tasks_path) if settings.tasks else None
+    tasks = harness.find(settings.tasks, settings.limit, settings.num_fewshot) if harness else []
+    tokenizer = models.load_tokenizer(sessions[0].source)
+    window = min(session.window_length(settings.window) for session in sessions)
+    texts = [
+        text_windows(source, tokenizer, window, settings.stride, settings.max_windows) for source in settings.perplexity
+    ]
+    for text in texts:
+        reporter.say(_describe(text))
+    measured = []
+    for session in sessions:
+        measured.append(_measure(session, texts, tasks, harness, settings, reporter))
+        session.blocks = None  # make room for the next one
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "settings": asdict(settings),
+        "tasks": [asdict(task) for task in tasks],
+        "models": [_to_json(session.source.name, each) for session, each in zip(sessions, measured, strict=True)],
+        "compared": [
+            {"model": session.source.name} | _compare(measured[0], each)
+            for session, each in zip(sessions[1:], measured[1:], strict=True)
+            if compare
+        ],
+    }
+    if out is not None:
+        write_json(Path(out), result | environment())
+    return result
+
+
+@dataclass(frozen=True)
+class _Measured:
+    weights: str
+    dtype: str
+    losses: dict[str, tuple[Loss, dict[str, Any]]]
+    tasks: dict[str, TaskResult]
+
+
+def _measure(
+    session: Session,
+    texts: list[TextWindows],
+    tasks: list[Task],
+    harness: Harness | None,
+    settings: EvaluationSettings,
+    reporter: Reporter,
+) -> _Measured:
+    blocks = session.load(reporter)
+    name, weights, dtype = session.source.name, weights_hash(blocks.model), str(blocks.dtype).removeprefix("torch.")
+    losses: dict[str, tuple[Loss, dict[str, Any]]] = {}
+    for text in texts:
+        source = text.provenance["source"]
+        kept = _Kept(settings.cache, weights, dtype, text.provenance["sha256"], text.first)
+        if kept.value is None:
+            with reporter.progress(f"{name}: perplexity on {source}") as progress:
+                kept.keep(list(perplexity(blocks, text, progress).per_window))
+        else:
+            reporter.say(f"{name}: perplexity on {source} is known.")
+        losses[source] = Loss(tuple(kept.value)), text.provenance
+    results: dict[str, TaskResult] = {}
+    for task in tasks:
+        kept = _Kept(settings.cache, weights, dtype, task.sha256, task.num_fewshot, _lm_eval_version())
+        if kept.value is None:
+            assert harness is not None
+            reporter.say(f"{name}: {task.name} ...")
+            tokenizer = models.load_tokenizer(session.source)
+            kept.keep(harness.run(task, blocks.model, tokenizer, settings.batch_size).to_json())
+        else:
+            reporter.say(f"{name}: {task.name} is known.")
+        results[task.name] = TaskResult.from_json(kept.value)
+    return _Measured(weights, dtype, losses, results)
+
+
+class _Kept:
+    """A result in the cache, named by a hash of all that it depends on.
+
+    Attributes:
+        value: what was kept, None if nothing was.
+    """
+
+    def __init__(self, use: bool, *depends_on: Any) -> None:
+        key = hashlib.sha256(json.dumps([__version__, *depends_on]).encode()).hexdigest()
+        self._path = cache_folder() / f"{key}.json"
+        self.value: Any = None
+        if use and self._path.exists():
+            try:
+                self.value = json.loads(self._path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError:
+                self._path.unlink()
+
+    def keep(self, value: Any) -> None:
+        """Put it there."""
+        self.value = value
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._path, value)
+
+
+def cache_folder() -> Path:
+    """Where results are kept: `streamliner/evaluations` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamliner" / "evaluations"
+
+
+def _lm_eval_version() -> str:
+    from importlib.metadata import version
+
+    return version("lm_eval")
+
+
+def _describe(text: TextWindows) -> str:
+    of = text.provenance
+    start = "a BOS and " if of["bos"] else ""
+    return (
+        f"{of['source']}: {of['text_tokens']:,} tokens, {of['windows']} windows of {start}"
+        f"{of['window'] - of['bos']} tokens, one every {of['stride']}; {of['predictions']:,} predictions, "
+        f"{of['left_out']:,} tokens left out."
+    )
+
+
+def _to_json(name: str, measured: _Measured) -> dict[str, Any]:
+    return {
+        "model": name,
+        "weights": measured.weights,
+        "dtype": measured.dtype,
+        "perplexity": [
+            {
+                "perplexity": loss.perplexity,
+                "loss": loss.mean,
+                "standard_error": loss.standard_error,
+                "window_losses": list(loss.per_window),
+            }
+            | provenance
+            for loss, provenance in measured.losses.values()
+        ],
+        "tasks": {task: result.to_json() for task, result in measured.tasks.items()},
+    }
+
+
+def _compare(dense: _Measured, cut: _Measured) -> dict[str, Any]:
+    """Differences on the same windows and questions."""
+    behind = {
+        source: Loss(tuple(a - b for a, b in zip(loss.per_window, dense.losses[source][0].per_window, strict=True)))
+        for source, (loss, _) in cut.losses.items()
+    }
+    tasks: dict[str, Any] = {}
+    for name, result in cut.tasks.items():
+        before = dense.tasks[name]
+        if not result.answers:
+            continue
+        table = flips(before.answers, result.answers)
+        tasks[name] = {
+            "flips": asdict(table),
+            "accuracy_difference": asdict(accuracy_difference(table)),
+            "stability": stability(before.answers, result.answers),
+        }
+    return {
+        "loss_behind": {
+            source: {"mean": loss.mean, "standard_error": loss.standard_error} for source, loss in behind.items()
+        },
+        "tasks": tasks,
+        "mean_stability": mean_stability({name: each["stability"] for name, each in tasks.items()}) if tasks else None,
+    }

@@ -1,0 +1,143 @@
+"""Stability: how far the cut model is right and wrong on the same questions as the dense one (LLM-Streamline).
+
+From the samples that lm-eval logs, of tasks whose answers are compared by their likelihood. The paper is arXiv
+2403.19135, section 4; docs/evaluating.md has a worked example and says where the authors' script departs from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model made of one question.
+
+    Attributes:
+        item: names the question within its task.
+        scores: for each option the mean negative log-likelihood per token, nats. Empty where there are no options.
+        correct: whether the model was right.
+    """
+
+    item: str
+    scores: tuple[float, ...]
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Flips:
+    """How many questions a pair of models was right and wrong on: dense -> cut."""
+
+    right_right: int
+    right_wrong: int
+    wrong_right: int
+    wrong_wrong: int
+
+    @property
+    def total(self) -> int:
+        """Questions."""
+        return self.right_right + self.right_wrong + self.wrong_right + self.wrong_wrong
+
+
+def stability(dense: Sequence[Answer], cut: Sequence[Answer]) -> float:
+    """`S = sum_i w_i [correct_dense(i) == correct_cut(i)]`, with `w = softmax_i(s_i)`.
+
+    `s_i` is the standard deviation over the options of the dense model's scores: a question counts the more, the more
+    the options differ for the dense model. 1 means right and wrong on the same questions, 0 on opposite ones.
+
+    Raises:
+        ValueError: the questions differ, or there is none.
+    """
+    check_same(dense, cut)
+    weights = question_weights(dense)
+    return math.fsum(
+        weight for weight, a, b in zip(weights, dense, cut, strict=True) if a.correct == b.correct
+    ) / math.fsum(weights)
+
+
+def question_weights(dense: Sequence[Answer]) -> list[float]:
+    """The softmax over questions of `s_i`, not divided by its sum; the largest weight is 1, so nothing overflows."""
+    spreads = [pstdev(answer.scores) if len(answer.scores) > 1 else 0.0 for answer in dense]
+    most = max(spreads)
+    return [math.exp(spread - most) for spread in spreads]
+
+
+def flips(dense: Sequence[Answer], cut: Sequence[Answer]) -> Flips:
+    """The table of questions by who was right."""
+    check_same(dense, cut)
+    pairs = [(a.correct, b.correct) for a, b in zip(dense, cut, strict=True)]
+    return Flips(*(pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of the cut model minus that of the dense one, on the same questions.
+
+    Attributes:
+        mean: the difference.
+        low, high: 95 % confidence interval of a paired difference of proportions (Wald, from the flips).
+        p_value: of McNemar's exact test: how likely flips as uneven as these are if both ways are equally likely.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+def accuracy_difference(table: Flips) -> Difference:
+    """The paired difference, its interval, and McNemar's exact test."""
+    lost, won, total = table.right_wrong, table.wrong_right, table.total
+    mean = (won - lost) / total
+    error = math.sqrt(max(0.0, (lost + won) / total - mean**2) / total)
+    few, both = min(lost, won), lost + won
+    p_value = min(1.0, 2 * math.fsum(math.comb(both, k) for k in range(few + 1)) / 2**both) if both else 1.0
+    return Difference(mean, mean - 1.96 * error, mean + 1.96 * error, p_value)
+
+
+def check_same(dense: Sequence[Answer], cut: Sequence[Answer]) -> None:
+    """Raise ValueError unless both models answered the same questions, in the same order."""
+    if not dense or [a.item for a in dense] != [b.item for b in cut]:
+        raise ValueError("The two models did not answer the same questions.")
+
+
+def answers(samples: Sequence[dict[str, Any]], count_tokens: Any) -> list[Answer]:
+    """From lm-eval's logged samples of one task.
+
+    Args:
+        samples: in the order of the task.
+        count_tokens: (context, continuation) -> tokens of the continuation.
+    """
+    return [
+        Answer(
+            str(sample["doc_id"]),
+            _scores(sample, count_tokens),
+            bool(sample["acc"]),
+        )
+        for sample in sorted(samples, key=lambda sample: sample["doc_id"])
+    ]
+
+
+def _scores(sample: dict[str, Any], count_tokens: Any) -> tuple[float, ...]:
+    requests = [(each["arg_0"], each["arg_1"]) for each in _arguments(sample)]
+    found = [float(response[0]) for response in sample["filtered_resps"]]
+    if len(found) < 2:
+        return ()
+    tokens = [max(1, count_tokens(*request)) for request in requests[: len(found)]]
+    return tuple(-likelihood / count for likelihood, count in zip(found, tokens, strict=True))
+
+
+def _arguments(sample: dict[str, Any]) -> list[dict[str, Any]]:
+    arguments = sample["arguments"]
+    if isinstance(arguments, dict):
+        return [arguments[key] for key in sorted(arguments, key=lambda key: int(key.rpartition("_")[2]))]
+    return [{"arg_0": context, "arg_1": continuation} for context, continuation in arguments]
+
+
+def mean_stability(by_task: dict[str, float]) -> float:
+    """Over tasks, each counting once."""
+    return fmean(by_task.values())

@@ -1,0 +1,137 @@
+"""Benchmarks through lm-eval: accuracy by task, and what the model made of each question."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from streamliner.errors import EvaluationError, MissingExtraError
+from streamliner.evaluate.stability import Answer, answers
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of lm-eval, found but not yet run.
+
+    Attributes:
+        name: lm-eval's.
+        version: lm-eval's, of the task.
+        num_fewshot: examples in front of each question.
+        limit: how many questions, the first ones; None for all.
+        sha256: over the task's settings and the questions.
+    """
+
+    name: str
+    version: str
+    num_fewshot: int
+    limit: int | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a model made of a task.
+
+    Attributes:
+        metrics: lm-eval's, such as acc and acc_norm, by name.
+        answers: by question; empty where lm-eval tells no accuracy of single questions.
+    """
+
+    metrics: dict[str, float]
+    answers: tuple[Answer, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return {"metrics": self.metrics, "answers": [asdict(answer) for answer in self.answers]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> TaskResult:
+        """What `to_json` gave."""
+        found = [Answer(each["item"], tuple(each["scores"]), each["correct"]) for each in value["answers"]]
+        return cls(value["metrics"], tuple(found))
+
+
+class Harness:
+    """lm-eval, with the tasks that it brings and those in a folder of YAML files.
+
+    Raises:
+        MissingExtraError: without the `tasks` extra.
+    """
+
+    def __init__(self, tasks_path: str | None = None) -> None:
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise MissingExtraError("Running tasks", "tasks") from error
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        if tasks_path is not None and not Path(tasks_path).is_dir():
+            raise EvaluationError(f"There is no folder {tasks_path}.", "Give a folder with lm-eval's YAML files.")
+        self._manager = TaskManager(include_path=tasks_path)
+
+    def find(self, names: Sequence[str], limit: int | None, num_fewshot: int | None) -> list[Task]:
+        """Load tasks and their questions, a group as its tasks.
+
+        Raises:
+            EvaluationError: there is no such task, or its questions cannot be had.
+        """
+        tasks: list[Task] = []
+        for name in names:
+            if not self._manager.match_tasks([name]):
+                near = _near(name, self._manager.all_tasks)
+                raise EvaluationError(
+                    f"lm-eval has no task {name}.", f"Did you mean {near}?" if near else "See: lm_eval ls tasks."
+                )
+            try:
+                found = self._manager.load([name])["tasks"]
+            except Exception as error:  # datasets raises many types of its own for "no network" and "no such set"
+                raise EvaluationError(
+                    f"The questions of {name} cannot be had: {str(error).splitlines()[0][:200]}",
+                    "With no network, describe files of your own in YAML: --tasks-path.",
+                ) from error
+            tasks += [_describe(own_name, task, limit, num_fewshot) for own_name, task in found.items()]
+        return tasks
+
+    def run(self, task: Task, model: Any, tokenizer: Any, batch_size: int) -> TaskResult:
+        """Let the model answer."""
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        found: Any = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=[task.name],
+            num_fewshot=task.num_fewshot,
+            limit=task.limit,
+            task_manager=self._manager,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+        metrics = {
+            key.partition(",")[0]: float(value)
+            for key, value in found["results"][task.name].items()
+            if isinstance(value, (int, float)) and "stderr" not in key and key not in ("alias", "name", "sample_len")
+        }
+        samples = [sample for sample in found["samples"][task.name] if "acc" in sample]
+        return TaskResult(metrics, tuple(answers(samples, lambda *pair: len(lm._encode_pair(*pair)[1]))))
+
+
+def _describe(name: str, task: Any, limit: int | None, num_fewshot: int | None) -> Task:
+    config = task.dump_config()
+    shots = num_fewshot if num_fewshot is not None else config.get("num_fewshot") or 0
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for number, question in enumerate(task.eval_docs):
+        if limit is not None and number >= limit:
+            break
+        digest.update(json.dumps(question, sort_keys=True, default=str).encode())
+    return Task(name, str(task.VERSION), shots, limit, digest.hexdigest())
+
+
+def _near(name: str, names: Sequence[str]) -> str:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, names, 1)), "")

@@ -1,0 +1,238 @@
+"""Perplexity, tasks and stability against independent computations."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from conftest import TINY
+from streamliner import models
+from streamliner.blocks import Blocks
+from streamliner.errors import TextError
+from streamliner.evaluate import Answer, Flips, flips, stability
+from streamliner.evaluate.perplexity import perplexity, text_windows
+from streamliner.evaluate.stability import accuracy_difference, question_weights
+from test_cli import run
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+# Perplexity
+
+
+@pytest.fixture
+def text(tmp_path):
+    from streamliner.sources import read_text
+
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(read_text("python-docs:test").documents)[:6000])
+    return path
+
+
+def plain_losses(model, tokenizer, path, window, stride):
+    """As anybody would write it with transformers alone."""
+    tokens = tokenizer(path.read_text(), add_special_tokens=False)["input_ids"]
+    body = window - 1
+    losses = []
+    for start in range(0, len(tokens) - body + 1, stride):
+        ids = torch.tensor([[tokenizer.bos_token_id, *tokens[start : start + body]]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1]
+        each = functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+        losses.append(each[-stride:].mean().item())
+    return losses
+
+
+@pytest.mark.parametrize("stride", [None, 40])
+def test_perplexity_equals_a_plain_loop(tiny, tokenizer, text, stride):
+    windows = text_windows(str(text), tokenizer, 128, stride)
+    found = perplexity(Blocks(tiny), windows)
+    expected = plain_losses(tiny, tokenizer, text, 128, stride or 127)
+    assert list(found.per_window) == pytest.approx(expected, abs=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(sum(expected) / len(expected)), rel=1e-4)
+    assert windows.provenance["predictions"] == len(expected) * (stride or 127)
+    assert windows.provenance["bos"]
+
+
+def test_perplexity_equals_lm_evals_rolling_likelihood_where_definitions_coincide(tiny, tokenizer, tmp_path):
+    """A text of one window: lm-eval puts a prefix token in front of it, as the BOS here."""
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    path = tmp_path / "short.txt"
+    path.write_text("The with statement is used to wrap the execution of a block. " * 4)
+    tokens = tokenizer(path.read_text(), add_special_tokens=False)["input_ids"]
+    windows = text_windows(str(path), tokenizer, len(tokens) + 1)
+    found = perplexity(Blocks(tiny), windows)
+    lm = huggingface.HFLM(pretrained=tiny, tokenizer=tokenizer, batch_size=1, add_bos_token=False)
+    assert lm.prefix_token_id == tokenizer.bos_token_id
+    request = type("Request", (), {"args": (path.read_text(),)})
+    (likelihood,) = lm.loglikelihood_rolling([request], disable_tqdm=True)
+    assert found.mean == pytest.approx(-likelihood / len(tokens), rel=1e-5)
+
+
+def test_windows_that_make_no_sense(tokenizer, text):
+    with pytest.raises(TextError, match="too few"):
+        text_windows(str(text), tokenizer, 100_000)
+    with pytest.raises(TextError, match="--stride must be"):
+        text_windows(str(text), tokenizer, 64, 64)
+
+
+# Stability
+
+DENSE = [
+    Answer("0", (1.0, 3.0), True),
+    Answer("1", (2.0, 2.0), True),
+    Answer("2", (4.0, 1.0, 1.0), False),
+]
+
+
+def turned(answers, *items):
+    return [Answer(a.item, a.scores, a.correct != (a.item in items)) for a in answers]
+
+
+def test_the_worked_example():
+    """docs/evaluating.md, by hand: spreads 1, 0 and sqrt(2); weights exp of them, divided by their sum."""
+    weights = [math.exp(1), math.exp(0), math.exp(math.sqrt(2))]
+    assert [w / sum(question_weights(DENSE)) for w in question_weights(DENSE)] == pytest.approx(
+        [w / sum(weights) for w in weights]
+    )
+    assert stability(DENSE, turned(DENSE, "1")) == pytest.approx(1 - 1 / sum(weights))
+    assert stability(DENSE, turned(DENSE, "1")) == pytest.approx(0.8723, abs=5e-5)
+    assert stability(DENSE, turned(DENSE, "2")) == pytest.approx(0.4748, abs=5e-5)
+    assert flips(DENSE, turned(DENSE, "1")) == Flips(1, 1, 0, 1)
+
+
+def test_the_same_model_is_stable_and_its_opposite_not():
+    assert stability(DENSE, DENSE) == 1
+    assert stability(DENSE, turned(DENSE, "0", "1", "2")) == 0
+
+
+scores = st.floats(-1e300, 1e300, allow_nan=False)
+questions = st.lists(st.tuples(st.lists(scores, min_size=1, max_size=5), st.booleans()), min_size=1, max_size=8)
+
+
+@given(questions, st.data())
+def test_stability_grows_with_agreement_and_never_overflows(given_questions, data):
+    scaled = [[score * 1e-4 for score in each] for each, _ in given_questions]
+    dense = [Answer(str(i), tuple(s), c) for i, (s, (_, c)) in enumerate(zip(scaled, given_questions, strict=True))]
+    wrong = data.draw(st.sets(st.sampled_from([a.item for a in dense])))
+    fewer = data.draw(st.sets(st.sampled_from(sorted(wrong)))) if wrong else set()
+    low, high = stability(dense, turned(dense, *wrong)), stability(dense, turned(dense, *fewer))
+    assert 0 <= low <= high <= 1
+
+
+def test_extreme_scores():
+    dense = [Answer("0", (0.0, 1e6), True), Answer("1", (0.0, 1.0), True), Answer("2", (0.0, 900.0), False)]
+    assert stability(dense, dense) == 1
+    assert stability(dense, turned(dense, "0")) == pytest.approx(0)
+
+
+def test_other_questions_are_refused():
+    with pytest.raises(ValueError, match="same questions"):
+        stability(DENSE, DENSE[:2])
+
+
+def test_accuracy_difference_by_hand():
+    """100 questions, 9 lost and 1 won: -0.08, McNemar's exact p = 2 (1 + 10) / 1024."""
+    found = accuracy_difference(Flips(60, 9, 1, 30))
+    assert found.mean == pytest.approx(-0.08)
+    assert found.p_value == pytest.approx(22 / 1024)
+    error = math.sqrt((0.10 - 0.08**2) / 100)
+    assert (found.low, found.high) == pytest.approx((-0.08 - 1.96 * error, -0.08 + 1.96 * error))
+    assert accuracy_difference(Flips(3, 0, 0, 4)).p_value == 1
+
+
+# Tasks
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """A task of our own: which topic of Python is meant; two options, one much longer."""
+    questions = [
+        {"question": f"The {word} statement", "choices": [f" is used to {word} things.", " 1 2 3."], "gold": number % 2}
+        for number, word in enumerate(("with", "for", "import", "class", "return", "raise", "while", "del"))
+    ]
+    (tmp_path / "tasks").mkdir()
+    file = tmp_path / "tasks" / "topics.jsonl"
+    file.write_text("\n".join(map(json.dumps, questions)))
+    (tmp_path / "tasks" / "topics.yaml").write_text(
+        f"task: topics\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {file}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: question\ndoc_to_choice: choices\ndoc_to_target: gold\n"
+        "metric_list:\n  - metric: acc\n  - metric: acc_norm\n"
+    )
+    return tmp_path / "tasks"
+
+
+def test_tasks_equal_lm_eval_run_directly(capsys, tasks, tmp_path):
+    lm_eval = pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    run(capsys, "cut", TINY, "--blocks", "4,5", "-o", tmp_path / "cut", "--quiet")
+    arguments = ["--dense", TINY, "--tasks", "topics", "--tasks-path", tasks, "--dtype", "float32", "--json"]
+    out, _ = run(capsys, "evaluate", tmp_path / "cut", *arguments)
+    result = json.loads(out)
+    for number, folder in enumerate((TINY, tmp_path / "cut")):
+        source = models.locate(str(folder))
+        lm = HFLM(
+            pretrained=models.load_model(source, dtype="float32"), tokenizer=models.load_tokenizer(source), batch_size=1
+        )
+        direct = lm_eval.simple_evaluate(
+            model=lm, tasks=["topics"], task_manager=TaskManager(include_path=str(tasks)), bootstrap_iters=0
+        )
+        ours = result["models"][number]["tasks"]["topics"]
+        assert ours["metrics"]["acc"] == direct["results"]["topics"]["acc,none"]
+        assert ours["metrics"]["acc_norm"] == direct["results"]["topics"]["acc_norm,none"]
+        samples = sorted(direct["samples"]["topics"], key=lambda sample: sample["doc_id"])
+        assert [answer["correct"] for answer in ours["answers"]] == [bool(sample["acc"]) for sample in samples]
+        tokens = [[len(lm._encode_pair(*pair)[1]) for pair in sample["arguments"]] for sample in samples]
+        for answer, sample, counts in zip(ours["answers"], samples, tokens, strict=True):
+            expected = [-response[0] / count for response, count in zip(sample["filtered_resps"], counts, strict=True)]
+            assert answer["scores"] == pytest.approx(expected, rel=1e-5)
+    (compared,) = result["compared"]
+    dense, cut = ([Answer(**a) for a in model["tasks"]["topics"]["answers"]] for model in result["models"])
+    assert compared["tasks"]["topics"]["stability"] == pytest.approx(stability(dense, cut))
+    assert sum(compared["tasks"]["topics"]["flips"].values()) == 8
+
+
+def test_a_model_is_measured_once(capsys, text, tmp_path):
+    arguments = ["--perplexity", text, "--window", "64", "--max-windows", "2", "--dtype", "float32"]
+    first, err = run(capsys, "evaluate", TINY, *arguments, "--json", "-o", tmp_path / "evaluation.json")
+    assert "is known" not in err
+    again, err = run(capsys, "evaluate", TINY, *arguments, "--json")
+    assert "perplexity on" in err
+    assert "is known" in err
+    assert json.loads(first) == json.loads(again)
+    assert "is known" not in run(capsys, "evaluate", TINY, *arguments, "--no-cache")[1]
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["models"] == json.loads(first)["models"]
+    assert written["versions"]["torch"] == torch.__version__
+
+
+def test_the_table_compares(capsys, text, tmp_path):
+    run(capsys, "cut", TINY, "--blocks", "4,5", "-o", tmp_path / "cut", "--quiet")
+    arguments = ["--perplexity", text, "--window", "64", "--max-windows", "3", "--dtype", "float32"]
+    out, _ = run(capsys, "evaluate", tmp_path / "cut", "--dense", TINY, *arguments)
+    assert "nats behind the dense model" in " ".join(out.split())
+    out, _ = run(capsys, "evaluate", tmp_path / "cut", TINY, *arguments)
+    assert "behind" not in out  # nobody said which is dense
+
+
+def test_mistakes(capsys, tasks):
+    pytest.importorskip("lm_eval")
+    assert "nothing to evaluate on" in run(capsys, "evaluate", TINY, status=2)[1]
+    assert (
+        "Did you mean topics?" in run(capsys, "evaluate", TINY, "--tasks", "topicz", "--tasks-path", tasks, status=2)[1]
+    )
+    assert (
+        "There is no folder"
+        in run(capsys, "evaluate", TINY, "--tasks", "x", "--tasks-path", tasks / "nowhere", status=2)[1]
+    )
