@@ -67,18 +67,23 @@ def test_fields_named_in_the_docs_have_rules():
 
 def test_the_commands_of_the_readme_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     commands = [line for block in code("sh") for line in block.splitlines() if line.startswith("streamliner")]
     assert len(commands) >= 6
     outputs = 0
     for command in commands:
         arguments = shlex.split(command, comments=True)[1:]
-        if arguments[0] in ("heal", "evaluate"):
+        if arguments[0] in ("heal", "evaluate", "benchmark"):
             arguments[1] = "OUT1"
         elif "OUT" in arguments:
             outputs += 1
             arguments[arguments.index("OUT")] = f"OUT{outputs}"
         if arguments[0] in ("search", "prune"):
             arguments += ["--num-samples", "2", "--sequence-length", "64"]
+        if arguments[0] == "benchmark":
+            arguments += ["--prompt-tokens", "16", "--new-tokens", "4", "--repeats", "1"]
+        if arguments[0] == "evaluate":
+            arguments += ["--window", "64", "--max-windows", "2", "--no-cache"]
         if arguments[0] == "heal":
             arguments += [
                 "--tokens",

@@ -12,7 +12,7 @@ from types import FrameType
 import typer
 
 from streamliner._version import __version__
-from streamliner.cli import cut, evaluate, heal, inspect, methods, prune, search
+from streamliner.cli import benchmark, cut, evaluate, heal, inspect, methods, prune, search
 from streamliner.cli.console import error_console
 from streamliner.errors import InterruptedByUser, StreamlinerError
 
@@ -26,7 +26,16 @@ app = typer.Typer(
     "Start with: streamliner inspect MODEL, then streamliner prune MODEL --remove 20% -o OUT. "
     "A MODEL is a hub id, a folder or a GGUF file.",
 )
-for verb in (inspect.inspect, search.search, cut.cut, prune.prune, heal.heal, evaluate.evaluate, methods.methods):
+for verb in (
+    inspect.inspect,
+    search.search,
+    cut.cut,
+    prune.prune,
+    heal.heal,
+    evaluate.evaluate,
+    benchmark.benchmark,
+    methods.methods,
+):
     app.command()(verb)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from streamliner.cli import options
-from streamliner.cli.console import Terminal, console, print_json
+from streamliner.cli.console import Terminal, console, print_json, short_name
 
 EVALUATE = "Evaluate"
 
@@ -106,7 +106,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     measured = result["models"]
-    table = Table("", *(_short(model["model"]) for model in measured))
+    table = Table("", *(short_name(model["model"]) for model in measured))
     for number, text in enumerate(measured[0]["perplexity"]):
         table.add_row(
             f"perplexity, {text['source']}", *(f"{model['perplexity'][number]['perplexity']:.4g}" for model in measured)
@@ -127,13 +127,13 @@ def _print_comparison(compared: dict[str, Any]) -> None:
 
     for source, behind in compared["loss_behind"].items():
         console.print(
-            f"{_short(compared['model'])} is {_with_error(behind['mean'], behind['standard_error'])} nats behind the "
-            f"dense model on {source}.",
+            f"{short_name(compared['model'])} is {_with_error(behind['mean'], behind['standard_error'])} nats behind "
+            f"the dense model on {source}.",
             soft_wrap=True,
         )
     if not compared["tasks"]:
         return
-    table = Table("task", "accuracy, change", "95 %", "McNemar p", "stability", title=_short(compared["model"]))
+    table = Table("task", "accuracy, change", "95 %", "McNemar p", "stability", title=short_name(compared["model"]))
     for name in ("stays right", "gets wrong", "gets right", "stays wrong"):
         table.add_column(name, justify="right")
     for name, task in compared["tasks"].items():
@@ -148,10 +148,6 @@ def _print_comparison(compared: dict[str, Any]) -> None:
         )
     table.add_row("mean", "", "", "", f"{compared['mean_stability']:.3f}")
     console.print(table)
-
-
-def _short(model: str) -> str:
-    return model.rstrip("/").rpartition("/")[2] or model
 
 
 def _with_error(value: float, error: float | None) -> str:

@@ -1,0 +1,119 @@
+"""`streamliner benchmark`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from streamliner.cli import options
+from streamliner.cli.console import Terminal, console, human_bytes, print_json, short_name
+
+BENCHMARK = "Benchmark"
+
+
+def benchmark(
+    models: Annotated[list[str], typer.Argument(help="Hub ids, folders or GGUF files.", metavar="MODEL...")],
+    dense: Annotated[
+        str | None, typer.Option(help="The model that the others are to be faster than.", metavar="MODEL")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of the prompt (default: 2048, on a CPU 256).", rich_help_panel=BENCHMARK, min=2),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Texts generated at once (default: 64, on a CPU 1).", rich_help_panel=BENCHMARK, min=1),
+    ] = None,
+    context_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens that a text begins with (default: 64, on a CPU 32).", rich_help_panel=BENCHMARK, min=1
+        ),
+    ] = None,
+    new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens generated (default: 128, on a CPU 32).", rich_help_panel=BENCHMARK, min=1),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Measurements of each (default: 7).", rich_help_panel=BENCHMARK, min=1)
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="JSON file to write.", metavar="FILE", rich_help_panel=options.OUTPUT),
+    ] = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Time prompts and generation, the models in turn, beside what the removed share of time allows."""
+    from streamliner.benchmark import benchmark_models
+    from streamliner.session import open_session, silenced_transformers
+
+    names = [*([dense] if dense else []), *(name for name in models if name != dense)]
+    given = {
+        "prompt_tokens": prompt_tokens,
+        "batch_size": batch_size,
+        "context_tokens": context_tokens,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+    }
+    with silenced_transformers():
+        sessions = [
+            open_session(options.model_settings(name, revision, trust_remote_code, dtype, device)) for name in names
+        ]
+        result = benchmark_models(sessions, given, output, Terminal(quiet))
+    if json:
+        print_json(result)
+    else:
+        print_benchmark(result)
+
+
+def print_benchmark(result: dict[str, Any]) -> None:
+    """Models side by side, then how much faster each is than the first."""
+    from rich.table import Table
+
+    settings, measured = result["settings"], result["models"]
+    console.print(
+        f"{result['dtype']} on {result['device']}; prompt of {settings['prompt_tokens']} tokens; "
+        f"{settings['batch_size']} texts of {settings['context_tokens']} tokens, {settings['new_tokens']} generated; "
+        f"medians of {settings['repeats']}, slowest and fastest in brackets.",
+        soft_wrap=True,
+    )
+    table = Table("", *(short_name(model["model"]) for model in measured))
+    for name in ("prompt", "generation"):
+        cells = (model[name] for model in measured)
+        table.add_row(
+            f"{name}, tokens/s",
+            *(f"{each['tokens_per_second']:.4g} ({each['slowest']:.4g} to {each['fastest']:.4g})" for each in cells),
+        )
+    table.add_row("blocks", *(str(model["blocks"]) for model in measured))
+    table.add_row("weights", *(human_bytes(model["weight_bytes"]) for model in measured))
+    if all(model["cache_bytes_per_token"] is not None for model in measured):
+        table.add_row("cache per token", *(human_bytes(round(model["cache_bytes_per_token"])) for model in measured))
+    if all(model["peak_bytes"] is not None for model in measured):
+        table.add_row("peak memory, prompt", *(human_bytes(model["peak_bytes"]) for model in measured))
+    console.print(table)
+    for compared in result["compared"]:
+        table = Table(
+            "",
+            "speed-up",
+            "in a round",
+            "time in blocks",
+            "their removal allows",
+            title=f"{short_name(compared['model'])}: {compared['blocks_ratio']:.2f} times fewer blocks, "
+            f"{compared['parameters_ratio']:.2f} times fewer parameters",
+        )
+        for name in ("prompt", "generation"):
+            each = compared[name]
+            table.add_row(
+                name,
+                f"{each['speed_up']:.3f}",
+                f"{each['lowest']:.3f} to {each['highest']:.3f}",
+                f"{each['time_in_blocks']:.0%}",
+                f"{each['allowed_by_time']:.3f}",
+            )
+        console.print(table)
