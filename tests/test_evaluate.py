@@ -236,3 +236,51 @@ def test_mistakes(capsys, tasks):
         "There is no folder"
         in run(capsys, "evaluate", TINY, "--tasks", "x", "--tasks-path", tasks / "nowhere", status=2)[1]
     )
+
+
+# As a draft
+
+
+def test_a_model_is_its_own_perfect_draft(tiny, calibration):
+    from streamliner.evaluate.draft import acceptance
+
+    blocks = Blocks(tiny)
+    for sampled in (False, True):
+        found = acceptance(blocks, blocks, calibration.windows[:2, :16], 12, sampled=sampled)
+        assert found.rate == pytest.approx(1, abs=1e-5)
+        assert found.tokens_per_verification[4] == pytest.approx(5, abs=1e-4)
+        assert found.positions == 24
+
+
+def test_acceptance_equals_a_plain_count(tiny, calibration):
+    """Greedy: both models are run on each beginning of the parent's text, one at a time."""
+    from streamliner import cut_model
+    from streamliner.evaluate.draft import acceptance, tokens_per_verification
+
+    smaller = cut_model(tiny, (4,))
+    prompt = calibration.windows[:1, :32]
+    found = acceptance(Blocks(tiny), Blocks(smaller), prompt, 40, sampled=False)
+    plain = tiny.generate(prompt, max_new_tokens=40, min_new_tokens=40, do_sample=False)
+    kept = torch.tensor(
+        [[smaller(plain[:, :end]).logits[0, -1].argmax().item() == plain[0, end].item() for end in range(32, 72)]]
+    ).double()
+    assert found.rate == pytest.approx(kept.mean().item())
+    assert found.tokens_per_verification[4] == pytest.approx(tokens_per_verification(kept, 4))
+    assert 0 < found.rate < 1
+
+
+def test_tokens_per_verification_by_hand():
+    """Kept or not: 1 1 0. Two proposed: from the first place both are kept (3 tokens), from the second one (2)."""
+    from streamliner.evaluate.draft import tokens_per_verification
+
+    assert tokens_per_verification(torch.tensor([[1.0, 1.0, 0.0]]), 2) == 2.5
+    assert tokens_per_verification(torch.tensor([[0.5, 0.5]]), 2) == 1 + 0.5 + 0.25
+
+
+def test_draft_on_the_command_line(capsys, tmp_path):
+    run(capsys, "cut", TINY, "--blocks", "4", "-o", tmp_path / "cut", "--quiet")
+    arguments = ["--as-draft-for", TINY, "--draft-prompts", "2", "--draft-tokens", "8", "--dtype", "float32", "--json"]
+    out, _ = run(capsys, "evaluate", tmp_path / "cut", *arguments)
+    (draft,) = json.loads(out)["drafts"]
+    assert 0 < draft["greedy"]["acceptance_rate"] <= 1
+    assert 1 < draft["sampled"]["tokens_per_verification"]["4"] <= 5

@@ -54,6 +54,20 @@ def evaluate(
     num_fewshot: Annotated[
         int | None, typer.Option(help="Examples before each question (default: the task's).", rich_help_panel=EVALUATE)
     ] = None,
+    as_draft_for: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure the models as drafts for this one in assisted generation.",
+            rich_help_panel=EVALUATE,
+            metavar="MODEL",
+        ),
+    ] = None,
+    draft_prompts: Annotated[
+        int, typer.Option(help="Prompts that a draft is measured on.", rich_help_panel=EVALUATE, min=1)
+    ] = 16,
+    draft_tokens: Annotated[
+        int, typer.Option(help="Tokens behind each of these prompts.", rich_help_panel=EVALUATE, min=2)
+    ] = 64,
     batch_size: Annotated[int, typer.Option(help="Questions in one forward.", rich_help_panel=EVALUATE, min=1)] = 1,
     cache: Annotated[
         bool,
@@ -88,13 +102,18 @@ def evaluate(
         num_fewshot=num_fewshot,
         batch_size=batch_size,
         cache=cache,
+        draft_prompts=draft_prompts,
+        draft_tokens=draft_tokens,
     )
     names = [*([dense] if dense else []), *(name for name in models if name != dense)]
     with silenced_transformers():
-        sessions = [
-            open_session(options.model_settings(name, revision, trust_remote_code, dtype, device)) for name in names
-        ]
-        result = evaluate_models(sessions, settings, output, Terminal(quiet), compare=dense is not None)
+        sessions, parents = (
+            [open_session(options.model_settings(name, revision, trust_remote_code, dtype, device)) for name in some]
+            for some in (names, [as_draft_for] if as_draft_for else [])
+        )
+        result = evaluate_models(
+            sessions, settings, output, Terminal(quiet), compare=dense is not None, parent=next(iter(parents), None)
+        )
     if json:
         print_json(result)
     else:
@@ -107,7 +126,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
 
     measured = result["models"]
     table = Table("", *(short_name(model["model"]) for model in measured))
-    for number, text in enumerate(measured[0]["perplexity"]):
+    for number, text in enumerate(measured[0]["perplexity"] if measured else ()):
         table.add_row(
             f"perplexity, {text['source']}", *(f"{model['perplexity'][number]['perplexity']:.4g}" for model in measured)
         )
@@ -117,9 +136,26 @@ def print_evaluation(result: dict[str, Any]) -> None:
         for metric in measured[0]["tasks"][task["name"]]["metrics"]:
             values = (model["tasks"][task["name"]]["metrics"].get(metric) for model in measured)
             table.add_row(f"{task['name']} {metric}", *("" if value is None else f"{value:.4g}" for value in values))
-    console.print(table)
+    if table.row_count:
+        console.print(table)
+    _print_drafts(result["drafts"])
     for compared in result["compared"]:
         _print_comparison(compared)
+
+
+def _print_drafts(drafts: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    if not drafts:
+        return
+    numbers = list(drafts[0]["greedy"]["tokens_per_verification"])
+    table = Table("draft", "", "kept", *(f"tokens per check, {number} proposed" for number in numbers))
+    for draft in drafts:
+        for kind in ("greedy", "sampled"):
+            found = draft[kind]
+            rates = (f"{found['tokens_per_verification'][number]:.2f}" for number in numbers)
+            table.add_row(short_name(draft["model"]), kind, f"{found['acceptance_rate']:.1%}", *rates)
+    console.print(table)
 
 
 def _print_comparison(compared: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from streamliner import models
 from streamliner._version import __version__
 from streamliner.errors import EvaluationError
+from streamliner.evaluate.draft import acceptance
 from streamliner.evaluate.perplexity import TextWindows, perplexity, text_windows
 from streamliner.evaluate.stability import accuracy_difference, flips, mean_stability, stability
 from streamliner.evaluate.tasks import Harness, Task, TaskResult
@@ -21,6 +22,8 @@ from streamliner.run import environment, write_json
 from streamliner.session import Reporter, Session, weights_hash
 
 SCHEMA_VERSION = 1
+DRAFT_CONTEXT = 32
+"""Tokens of the prompts that drafts are measured on."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class EvaluationSettings:
         limit: at most so many questions of a task.
         num_fewshot: None for the task's own.
         batch_size: questions in a forward.
+        draft_prompts, draft_tokens: prompts that a draft is measured on, and tokens behind each.
         cache: whether what was measured of the same weights before is taken from the cache.
     """
 
@@ -50,6 +54,8 @@ class EvaluationSettings:
     num_fewshot: int | None = None
     batch_size: int = 1
     cache: bool = True
+    draft_prompts: int = 16
+    draft_tokens: int = 64
 
 
 def evaluate_models(
@@ -59,8 +65,11 @@ def evaluate_models(
     reporter: Reporter,
     *,
     compare: bool = True,
+    parent: Session | None = None,
 ) -> dict[str, Any]:
     """Measure each model, and compare the others with the first, which is the dense one, if asked to.
+
+    With `parent` each is measured as a draft for it, on the first text, or python-docs.
 
     Results are kept as they come, by weights and text or task: stopped and called again, it goes on.
 
@@ -70,7 +79,7 @@ def evaluate_models(
     Raises:
         UserError: what was asked for cannot be done; the message says why.
     """
-    if not settings.perplexity and not settings.tasks:
+    if not settings.perplexity and not settings.tasks and parent is None:
         raise EvaluationError(
             "There is nothing to evaluate on.", "Add --perplexity wikitext2:test, or --tasks arc_easy."
         )
@@ -83,9 +92,11 @@ def evaluate_models(
     ]
     for text in texts:
         reporter.say(_describe(text))
-    measured = []
+    measured, drafts = [], []
     for session in sessions:
         measured.append(_measure(session, texts, tasks, harness, settings, reporter))
+        if parent is not None:
+            drafts.append({"model": session.source.name} | _as_draft(parent, session, settings, reporter))
         session.blocks = None  # make room for the next one
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -97,10 +108,30 @@ def evaluate_models(
             for session, each in zip(sessions[1:], measured[1:], strict=True)
             if compare
         ],
+        "drafts": drafts,
     }
     if out is not None:
         write_json(Path(out), result | environment())
     return result
+
+
+def _as_draft(parent: Session, draft: Session, settings: EvaluationSettings, reporter: Reporter) -> dict[str, Any]:
+    """Greedy and sampled, on prompts from the first text."""
+    source = next(iter(settings.perplexity), "python-docs:test")
+    tokenizer = models.load_tokenizer(parent.source)
+    prompts = text_windows(source, tokenizer, DRAFT_CONTEXT, limit=settings.draft_prompts).windows
+    found: dict[str, Any] = {"parent": parent.source.name, "source": source}
+    for kind in ("greedy", "sampled"):
+        with reporter.progress(f"{draft.source.name}: as a draft, {kind}") as progress:
+            found[kind] = acceptance(
+                parent.load(reporter),
+                draft.load(reporter),
+                prompts,
+                settings.draft_tokens,
+                sampled=kind == "sampled",
+                on_progress=progress,
+            ).to_json()
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""A cut model as a draft for its parent: speculative (assisted) generation.
+
+The draft proposes a few tokens, the parent verifies them in one forward and keeps those that it agrees with, and adds
+one of its own: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding" (arXiv 2211.17192). What
+comes out is the parent's text, so only speed is at stake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamliner.blocks import Blocks
+from streamliner.evaluate.perplexity import HEAD_BYTES
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """How often a parent keeps what a draft proposes, on text that the parent wrote.
+
+    Attributes:
+        rate: share of proposed tokens that are kept, given that those before were.
+        tokens_per_verification: kept tokens and the parent's own, for each number of proposed tokens, by that number.
+        positions: tokens of the parent's text that this was measured on.
+    """
+
+    rate: float
+    tokens_per_verification: dict[int, float]
+    positions: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return {
+            "acceptance_rate": self.rate,
+            "tokens_per_verification": {str(key): value for key, value in self.tokens_per_verification.items()},
+            "positions": self.positions,
+        }
+
+
+PROPOSED = (2, 4, 8)
+"""Numbers of tokens that a draft proposes at a time."""
+
+
+@torch.inference_mode()
+def acceptance(
+    parent: Blocks,
+    draft: Blocks,
+    prompts: Tensor,
+    new_tokens: int,
+    *,
+    sampled: bool,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Acceptance:
+    """Let the parent write, and see at each token whether the draft would have been followed.
+
+    Greedy, a proposal is kept if it is the parent's own word. Sampled at temperature 1, it is kept with probability
+    `sum over words of min(p, q)`, p of the parent and q of the draft (arXiv 2211.17192, section 3.2). Both models see
+    the parent's text, as they do when proposals are kept.
+
+    Args:
+        parent, draft: with the same tokenizer.
+        prompts: token ids, (prompts, tokens).
+        new_tokens: that the parent writes behind each.
+        sampled: at temperature 1, or else greedy.
+        seed: of the sampling.
+        on_progress: called with prompts done and in all.
+    """
+    kept: list[Tensor] = []
+    for number, prompt in enumerate(prompts):
+        torch.manual_seed(seed + number)
+        text = parent.model.generate(  # type: ignore[operator]
+            prompt[None].to(parent.device),
+            attention_mask=torch.ones_like(prompt[None]).to(parent.device),
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            do_sample=sampled,
+            temperature=1.0 if sampled else None,
+            top_k=0 if sampled else None,
+            top_p=1.0 if sampled else None,
+            pad_token_id=0,
+        )
+        kept.append(_kept(parent, draft, text, len(prompt), sampled))
+        on_progress(number + 1, len(prompts))
+    table = torch.stack(kept)
+    return Acceptance(
+        table.mean().item(),
+        {count: tokens_per_verification(table, count) for count in PROPOSED if count <= new_tokens},
+        table.numel(),
+    )
+
+
+def tokens_per_verification(kept: Tensor, proposed: int) -> float:
+    """Mean of 1 + the number of proposals kept in a row, over all places where a proposal can begin.
+
+    `kept` is (texts, tokens): the probability that a proposal at the place is kept, given that those before were.
+    """
+    rows = [row[start : start + proposed] for row in kept for start in range(len(row) - proposed + 1)]
+    return 1 + torch.stack(rows).cumprod(1).sum(1).mean().item()
+
+
+def _kept(parent: Blocks, draft: Blocks, text: Tensor, prompt: int, sampled: bool) -> Tensor:
+    """Probability that the draft's proposal for each token behind the prompt is kept, (tokens,) in float64."""
+    streams = [blocks.streams(text.cpu(), [len(blocks)])[len(blocks)] for blocks in (parent, draft)]
+    at_once = max(1, HEAD_BYTES // (parent.config.vocab_size * 12))
+    found = []
+    for start in range(prompt - 1, text.shape[1] - 1, at_once):
+        positions = torch.arange(start, min(start + at_once, text.shape[1] - 1))
+        p, q = (
+            blocks.logits(stream, text.cpu(), positions)[0].float().cpu()
+            for blocks, stream in zip((parent, draft), streams, strict=True)
+        )
+        if sampled:
+            found.append(torch.minimum(p.softmax(-1), q.softmax(-1)).sum(-1))
+        else:
+            found.append((p.argmax(-1) == q.argmax(-1)).float())
+    return torch.cat(found).double()
