@@ -125,6 +125,30 @@ def test_head_losses_and_gradients_equal_autograd(monkeypatch, at_once, top_k, w
     torch.testing.assert_close(gradient, torch.autograd.grad(2 * expected, stream)[0], rtol=1e-4, atol=1e-6)
 
 
+def test_gradients_in_float16_neither_vanish_nor_overflow():
+    """Near convergence, and with the first scale of a scaler: the same as in float32, but for rounding."""
+    torch.manual_seed(0)
+    words, dense = torch.randn(50, 8) * 0.3, torch.randn(4, 65, 8)
+    ids = torch.randint(0, 50, (4, 65))
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        stream = (dense + 1e-2).to(dtype).requires_grad_(True)
+        head = lambda s, p, dtype=dtype: s[:, p] @ words.to(dtype).T  # noqa: E731
+        total, _ = losses.head_losses(head, stream, dense.to(dtype), ids, {"kd": 1.0}, None, 50)
+        (total * 65536).backward()
+        gradients.append(stream.grad.float())
+    assert gradients[1].isfinite().all()
+    assert (gradients[1][:, :-1] != 0).float().mean() > 0.99
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0.2, atol=gradients[0].abs().max().item() * 0.2)
+
+
+def test_shared_weights_are_refused(tiny):
+    tiny.model.layers[7].mlp = tiny.model.layers[3].mlp
+    with pytest.raises(HealingError, match="Blocks 3, 7 share weights"):
+        make_objective(Blocks(tiny), (4, 5), settings(), bos=False)
+    make_objective(Blocks(tiny), (9,), settings(), bos=False)
+
+
 def test_stream_losses_leave_bos_out_and_normalise():
     output, target = torch.zeros(1, 3, 2), torch.tensor([[[1e4, 0.0], [2.0, 0.0], [0.0, 4.0]]])
     assert losses.stream_loss("mse", output, target, first=1).item() == pytest.approx((4 / 2 + 16 / 2) / 2)

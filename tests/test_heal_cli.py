@@ -97,6 +97,8 @@ def test_mistakes(capsys, cut, tmp_path):
     assert "There is no cut checkpoint" in heal(capsys, tmp_path / "nothing", tmp_path / "x", status=2)[1]
     assert "holds no streamliner.json" in heal(capsys, TINY, tmp_path / "x", status=2)[1]
     assert "is no run folder" in heal(capsys, cut, tmp_path / "x", "--run", str(cut), status=2)[1]
+    for folder in (tmp_path / "x", tmp_path / "x" / "run"):
+        assert "lies in the " in heal(capsys, cut, tmp_path / "x", "--run", folder, status=2)[1]
     assert "--loss has no l2" in heal(capsys, cut, tmp_path / "x", "--loss", "l2", status=2)[1]
     assert "is not a weight" in heal(capsys, cut, tmp_path / "x", "--loss", "mse=much", status=2)[1]
     assert "knows no such tracker" in heal(capsys, cut, tmp_path / "x", "--track", "paper", status=2)[1]
@@ -140,6 +142,68 @@ def test_another_dense_model_and_a_healed_one_are_refused(capsys, cut, tmp_path)
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     assert "was not cut from this dense model" in heal(capsys, other, tmp_path / "x", status=2)[1]
     assert not (tmp_path / "x").exists()
+
+
+def copied(folder, to):
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
+
+
+def test_what_no_class_knows_is_kept_and_what_did_not_change_is_the_same_bytes(capsys, cut, tmp_path):
+    """A tensor of a tower beside the model; norms in another precision than the rest; a lower one in memory."""
+    other = copied(cut, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors["vision_tower.proj.weight"] = torch.randn(3, 5)
+    tensors = {name: tensor.float() if "norm" in name else tensor for name, tensor in tensors.items()}
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    heal(capsys, other, tmp_path / "healed", "--dtype", "float16")
+    healed = load_file(tmp_path / "healed" / "model.safetensors")
+    assert healed.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert healed[name].dtype == tensor.dtype, name
+        assert torch.equal(healed[name], tensor) != name.startswith("model.layers.4.") or "norm" in name, name
+
+
+def test_a_config_cannot_smuggle_code_into_a_checkpoint(capsys, cut, tmp_path):
+    other = copied(cut, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["model_type"] = f'llama"; open("{tmp_path}/pwned", "w") #'
+    (other / "config.json").write_text(json.dumps(config))
+    assert "is of type" in heal(capsys, other, tmp_path / "x", "--network", "ffn", status=2)[1]
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_overwrite_replaces_the_output_and_continues_the_run(capsys, cut, tmp_path):
+    heal(capsys, cut, tmp_path / "healed")
+    before = (tmp_path / "healed.run" / "state.safetensors").stat().st_mtime_ns
+    assert "--overwrite" in heal(capsys, cut, tmp_path / "healed", status=2)[1]
+    _, err = heal(capsys, cut, tmp_path / "healed", "--overwrite")
+    assert "after step 6 of 6" in err
+    assert (tmp_path / "healed.run" / "state.safetensors").stat().st_mtime_ns == before
+    _, err = heal(capsys, cut, tmp_path / "healed", "--overwrite", "--seed", "1")
+    assert "Continuing" not in err
+
+
+def test_another_text_is_another_run(capsys, cut, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The for statement iterates over a sequence.\n" * 200)
+    heal(capsys, cut, tmp_path / "a", "--data", text, "--run", tmp_path / "run")
+    text.write_text("The while statement repeats as long as it holds.\n" * 200)
+    _, err = heal(capsys, cut, tmp_path / "b", "--data", text, "--run", tmp_path / "run", status=2)
+    assert "is of another run: text was" in err
+
+
+def test_prune_knows_before_the_search_that_it_cannot_heal(capsys, tmp_path):
+    search = ["prune", TINY, "--remove", "2", "--heal", "-o", tmp_path / "out"]
+    for arguments, message in (
+        (["--data", "nowhere.txt"], "There is no text nowhere.txt"),
+        (["--heal-set", "micro_batch=3"], "cannot be divided"),
+        (["--device", "auto"], "so --device auto does not go with it"),
+    ):
+        assert message in run(capsys, *search, *arguments, status=2)[1]
+    assert not list(tmp_path.iterdir())
 
 
 def test_trackers(capsys, cut, tmp_path):

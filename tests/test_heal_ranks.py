@@ -64,3 +64,22 @@ def test_a_batch_that_cannot_be_divided_is_refused(folder):
     assert process.returncode != 0
     assert "cannot be divided among 2 processes" in process.stderr
     assert not (folder / "odd").exists()
+
+
+def test_the_first_process_decides_when_to_save(folder, tmp_path):
+    """Clocks differ: with a save whenever a third of the time has gone into saving, each process would decide alone."""
+    script = tmp_path / "often.py"
+    script.write_text(
+        "import sys\nfrom streamliner.heal import train\ntrain.SAVE_SECONDS, train.SAVE_SHARE = 0.0, 0.3\n"
+        "from streamliner.cli import main\nmain(sys.argv[1:])\n"
+    )
+    command = [sys.executable, "-m", *TORCHRUN, str(script), "heal", str(folder / "cut"), "--dense", str(TINY), *HEAL]
+    done = subprocess.run(
+        [*command, "--steps", "60", "-o", str(tmp_path / "out")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -39,6 +39,7 @@ class Blocks:
         unread: blocks that a forward on text alone leaves out (those that read an image, in Mllama).
         stream_bytes, stream_device: bytes of the stream for one token, and where the last block puts it out.
         bytes_read: of weights that `fork` and `workspace` loaded, where they are offloaded.
+        plain_stream: whether the stream is (windows, tokens, hidden), not several streams in one tensor.
         takes_positions: whether the model's forward can be asked for the logits of some positions only.
     """
 
@@ -51,6 +52,7 @@ class Blocks:
         self._returned: list[tuple[Callable[[list[Any]], Any], list[int | str | None]] | None] = [None] * len(self)
         self.unread: tuple[int, ...] = ()
         self.bytes_read = self.stream_bytes = 0
+        self.plain_stream = True
         self.takes_positions = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.stream_device = self.device
         self._check_stream()
@@ -126,7 +128,8 @@ class Blocks:
         def final(*args: Any, **kwargs: Any) -> Any:
             found[last] = stream_out(before(*args, **kwargs))
             # The rest of the model goes on with one window: nobody asks for its logits.
-            return self.hand_on(last - 1, found[last][:1], args, kwargs)
+            one = found[last][:1] if self.plain_stream else found[last]
+            return self.hand_on(last - 1, one, args, kwargs)
 
         def note(depth: int, stream: Tensor) -> None:
             if depth in wanted and depth < last:
@@ -367,6 +370,7 @@ class Blocks:
             raise UnsupportedModelError(f"{name} does not run the blocks of {self.path} once each, in order.")
         self.unread = tuple(index for index in range(len(self)) if index not in order)
         last = stream_out(outputs[-1])
+        self.plain_stream = last.ndim == 3
         self.stream_bytes, self.stream_device = last.nbytes // (last.shape[0] * last.shape[1]), last.device
         for index, output, (args, kwargs), following in zip(order, outputs, inputs, [*inputs[1:], None], strict=True):
             stream_in(args, kwargs)

@@ -18,11 +18,11 @@ from streamliner.cut.checkpoint import read_sizes
 from streamliner.cut.config import with_legacy_rope
 from streamliner.cut.output import MARK, check_output
 from streamliner.errors import MissingExtraError, RemovalError, TextError, UnsupportedModelError
-from streamliner.heal.run import heal_checkpoint
+from streamliner.heal.run import RUN, heal_checkpoint, prepare_healing
 from streamliner.heal.settings import HealSettings
 from streamliner.inspection import by_reason, checkpoint_bytes, count_parameters, fixed_blocks
 from streamliner.measure import MEMORY_BUDGET, Counters, Probe
-from streamliner.run import Journal, check_run_folder, environment, write_json
+from streamliner.run import Journal, check_run_folder, environment, finite, write_json
 from streamliner.search import (
     Frontier,
     Plan,
@@ -256,11 +256,13 @@ def prune_and_heal(
         chosen = {"network": healing.network_depth} | settings.method_settings
         settings = dataclasses.replace(settings, method_settings=chosen)
     folder = check_run_folder(run_folder)
+    check_run_folder(folder / "healing", RUN)
+    healing, _, _ = prepare_healing(session, healing, reporter or Silent())  # before hours of search
     found = search_model(session, settings, folder, overwrite=overwrite, reporter=reporter)
     cut_folder = folder / "cut"
     result: dict[str, Any] = {}
     if not session.ranks.rank:
-        if not (cut_folder / MARK).exists() or read_plan(cut_folder).removed != found.plan.removed:
+        if not _is_cut(cut_folder, found.plan, verified):
             cut_to_folder(session, found.plan, cut_folder, overwrite=True, verified=verified, reporter=reporter)
         result = json.loads((cut_folder / MARK).read_text(encoding="utf-8"))["cut"] | {"output": str(cut_folder)}
     session.ranks.wait()
@@ -275,6 +277,15 @@ def prune_and_heal(
         reporter=reporter,
     )
     return found, result, healed
+
+
+def _is_cut(folder: Path, plan: Plan, verified: bool) -> bool:
+    """Whether an earlier run cut this plan of this model there, and verified it if that is asked for."""
+    if not (folder / MARK).exists():
+        return False
+    mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    there, here = (json.dumps(finite(each.to_json())) for each in (read_plan(folder), plan))
+    return there == here and (not verified or mark["cut"]["verification"] is not None)
 
 
 def save_as_folder(session: Session, out: str | Path, *, reporter: Reporter | None = None) -> None:

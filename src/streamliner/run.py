@@ -56,9 +56,12 @@ class Journal:
         if folder.is_dir() and any(folder.iterdir()) and not first.exists():
             raise OutputError(f"The folder {folder} exists and is no run folder.", "Choose another with -o.")
         folder.mkdir(parents=True, exist_ok=True)
-        if overwrite and rank == 0:
-            for old in folder.glob("journal*.jsonl"):
-                old.unlink()
+        if overwrite and rank == 0 and first.exists():
+            # What was measured is right for the same run; another one's gives way.
+            known = first.read_bytes().partition(b"\n")[0]
+            if not known or json.loads(known) != header:
+                for old in folder.glob("journal*.jsonl"):
+                    old.unlink()
         for path in sorted(folder.glob("journal*.jsonl")):
             self._read(path, header)
         if not self._path.exists():

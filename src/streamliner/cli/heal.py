@@ -124,10 +124,11 @@ def print_healed(result: dict[str, Any]) -> None:
     else:
         console.print(title)
     training = result["training"]
+    kept = f"; kept the state after step {training['best_step']}, the best of those that were validated"
+    losses = f", validation loss {training['first_loss']:.4g} before and {training['best_loss']:.4g} after"
     console.print(
-        f"Trained on {training['tokens']:,} tokens in {training['steps']} steps; kept the state after step "
-        f"{training['best_step']}, validation loss {training['first_loss']:.4g} before and {training['best_loss']:.4g} "
-        "after.",
+        f"Trained on {training['tokens']:,} tokens in {training['steps']} steps"
+        + (f"{kept}{losses}." if perplexity else ", without validation."),
         soft_wrap=True,
     )
     if result["custom_code"]:

@@ -92,7 +92,12 @@ MemoryBudget = Annotated[
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace an output that streamliner wrote.", rich_help_panel=OUTPUT)
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace an output that streamliner wrote, and a run of other settings.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON value on stdout.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.", rich_help_panel=OUTPUT)]
@@ -100,7 +105,7 @@ NoVerify = Annotated[
     bool,
     typer.Option(
         "--no-verify",
-        help="Skip reloading and comparing; then no weights are loaded. Structure is checked all the same.",
+        help="Skip reloading and comparing; a cut then loads no weights. Structure is checked all the same.",
         rich_help_panel=OUTPUT,
     ),
 ]

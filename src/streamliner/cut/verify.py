@@ -36,6 +36,7 @@ class Expectation:
             and left-padded in a batch. A few architectures disagree with themselves; the cut model need not be better.
         dtype, device: of the dense model.
         stack_path: where its blocks are, such as "model.layers".
+        of: what `logits` are of, for messages.
     """
 
     sample: Tensor
@@ -45,6 +46,7 @@ class Expectation:
     dtype: torch.dtype
     device: torch.device
     stack_path: str
+    of: str = "the dense model with the blocks bypassed"
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,14 @@ def verify(
     except StreamlinerError:
         raise
     except Exception as error:  # whatever transformers raises: the checkpoint is not one that it loads
-        raise VerificationError(f"transformers does not load the cut checkpoint: {str(error).strip()}") from error
+        raise VerificationError(f"transformers does not load the written checkpoint: {str(error).strip()}") from error
     # Tensors that are not this class's, such as an encoder's, are copied as they were; in a block there can be none.
     block = re.compile(rf"(^|\.){re.escape('.'.join(expected.stack_path.split('.')[-2:]))}\.\d+\.")
     strange = [name for name in info["unexpected_keys"] if block.search(name)]
     missing, mismatched = info["missing_keys"], info["mismatched_keys"]
     for kind, names in (("missing", missing), ("unexpected", strange), ("mismatched", mismatched)):
         if names:
-            raise VerificationError(f"The cut checkpoint has {kind} keys: {min(map(str, names))}.")
+            raise VerificationError(f"The written checkpoint has {kind} keys: {min(map(str, names))}.")
     model = model.eval() if device_map else model.eval().to(expected.device)
     sample = expected.sample.to(model.device)
     with torch.inference_mode():
@@ -126,15 +128,14 @@ def verify(
         expected.logits.float().abs().max().item(), 1.0
     ):
         raise VerificationError(
-            f"The logits of the cut checkpoint differ by {difference:.3g} "
-            "from those of the dense model with the blocks bypassed."
+            f"The logits of the written checkpoint differ by {difference:.3g} from those of {expected.of}."
         )
     cached, padded = _generations_agree(model, sample)
     if expected.cached and not cached:
-        raise VerificationError("The cut model generates other tokens with a cache than without.")
+        raise VerificationError("The written model generates other tokens with a cache than without.")
     if expected.padded and not padded:
         raise VerificationError(
-            "Left-padded in a batch, the cut model generates other tokens with a cache than without."
+            "Left-padded in a batch, the written model generates other tokens with a cache than without."
         )
     return Verification(
         max_logit_difference=difference,

@@ -13,6 +13,14 @@ from streamliner.blocks import Blocks
 from streamliner.errors import HealingError, MissingExtraError
 
 
+def check_peft() -> None:
+    """Raise MissingExtraError without the `heal` extra."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("LoRA", "heal") from error
+
+
 def add_adapters(blocks: Blocks, indices: Sequence[int], rank: int, seed: int) -> None:
     """Put trainable adapters of `rank`, in float32, on all linear maps of these blocks. They begin as nothing.
 
@@ -20,10 +28,8 @@ def add_adapters(blocks: Blocks, indices: Sequence[int], rank: int, seed: int) -
         MissingExtraError: without the `heal` extra.
         HealingError: the blocks have no linear maps.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise MissingExtraError("LoRA", "heal") from error
+    check_peft()
+    from peft import LoraConfig, inject_adapter_in_model
     from transformers.pytorch_utils import Conv1D
 
     names = [
@@ -60,12 +66,16 @@ def adapters_off(blocks: Blocks) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def merge_adapters(blocks: Blocks) -> None:
-    """Add the adapters to the weights, and take the adapters out."""
+def merge_adapters(blocks: Blocks) -> list[nn.Parameter]:
+    """Add the adapters to the weights, and take the adapters out; returns the weights that changed."""
+    changed: list[nn.Parameter] = []
     for name, layer in _layers(blocks):
         layer.merge()
         parent, _, own = name.rpartition(".")
-        setattr(blocks.model.get_submodule(parent), own, layer.get_base_layer())
+        base = layer.get_base_layer()
+        changed.append(base.weight)
+        setattr(blocks.model.get_submodule(parent), own, base)
+    return changed
 
 
 def _layers(blocks: Blocks) -> list[tuple[str, Any]]:

@@ -80,12 +80,13 @@ def write_code(model: nn.Module, config: dict[str, Any]) -> tuple[str, dict[str,
     """
     classes = (type(model.config), type(model))
     for cls in classes:
-        if not cls.__module__.startswith("transformers.models."):
+        if not (cls.__module__.startswith("transformers.models.") and cls.__name__.isidentifier()):
             raise HealingError(
                 f"{cls.__name__} is code of the checkpoint's own, which a network's code cannot extend.",
                 "Choose --network block.",
             )
-    model_type = PREFIX + config["model_type"]
+    # Of the class, never of the file: it becomes part of the code.
+    model_type = PREFIX + str(getattr(classes[0], "model_type"))  # noqa: B009
     names = {"config": classes[0].__name__, "model": classes[1].__name__, "model_type": model_type}
     code = inspect.getsource(feed_forward)
     imports = "".join(f"from {cls.__module__} import {cls.__name__}\n" for cls in classes)

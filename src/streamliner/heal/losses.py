@@ -19,6 +19,9 @@ LOSSES = (*STREAM_LOSSES, *HEAD_LOSSES)
 LOGIT_BYTES = 512_000_000
 """Of logits in float32 at once; a loss and its gradient hold about three times that."""
 
+HALF_SCALE = 1024.0
+"""Of gradients by logits in float16, whose values are at most about 2 and mostly below its smallest number."""
+
 Head = Callable[[Tensor, Tensor], Tensor]
 """(stream at depth N, positions) -> logits of these positions."""
 
@@ -119,7 +122,9 @@ class _HeadLosses(torch.autograd.Function):
         count = windows * (tokens - 1)
         at_once = max(1, LOGIT_BYTES // (4 * num_words * windows))
         needed = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(stream) if needed else None
+        # In float16 small gradients would vanish and large ones overflow before anybody scales them.
+        gradient = torch.zeros_like(stream, dtype=torch.float32) if needed else None
+        scale = HALF_SCALE if stream.dtype == torch.float16 else 1.0
         sums = {name: torch.zeros((), device=stream.device) for name in weights}
         for start in range(0, tokens - 1, at_once):
             positions = torch.arange(start, min(start + at_once, tokens - 1))
@@ -146,13 +151,13 @@ class _HeadLosses(torch.autograd.Function):
                 del each
             if gradient is not None:
                 assert by_logits is not None
-                by_logits = by_logits.view_as(logits).to(logits.dtype)
-                gradient += torch.autograd.grad(logits, piece, by_logits)[0]
+                by_logits = by_logits.mul_(scale).view_as(logits).to(logits.dtype)
+                gradient += torch.autograd.grad(logits, piece, by_logits)[0].float() / scale
         parts |= {name: value / count for name, value in sums.items()}
-        ctx.gradient = None if gradient is None else gradient / count
+        ctx.gradient, ctx.dtype = None if gradient is None else gradient / count, stream.dtype
         return torch.stack([weights[name] * value for name, value in parts.items()]).sum()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
         """Scale the gradient that `forward` found."""
-        return (upstream * ctx.gradient, *(None,) * 7)
+        return ((upstream * ctx.gradient).to(ctx.dtype), *(None,) * 7)

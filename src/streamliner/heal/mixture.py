@@ -6,6 +6,7 @@ that would have come next.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,8 @@ class Mixture:
     Attributes:
         sequence_length: tokens of a window.
         validation: the windows held out, (windows, tokens).
+        fingerprint: SHA-256 over the windows held out and the first one of each source behind them.
+        has_bos: whether windows begin with a BOS.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class Mixture:
         self._random = random.Random(seed)
         self._buffer: list[list[int]] = []
         held: list[list[int]] = []
+        first: list[list[int]] = []
         for source in self._sources:
             for _ in range(source.held_out):
                 window = source.pack()
@@ -125,9 +129,11 @@ class Mixture:
                     break
                 held.append(window)
             source.rewind()
-            source.next()  # a text that is too short is told now
+            first.append(source.next())  # a text that is too short is told now
             source.rewind()
+        self.has_bos = bool(bos_tokens(tokenizer))
         self.validation = torch.tensor(held, dtype=torch.long).view(-1, sequence_length)
+        self.fingerprint = hashlib.sha256(torch.tensor(held + first).numpy().tobytes()).hexdigest()
 
     @property
     def passes(self) -> dict[str, int]:

@@ -96,17 +96,34 @@ def make_objective(blocks: Blocks, removed: tuple[int, ...], settings: HealSetti
         gaps: tuple[Gap, ...] = ()
         networks: dict[int, nn.Module] = {}
     else:
-        if blocks.hands_on_state or blocks.unread:
+        if blocks.hands_on_state or blocks.unread or not blocks.plain_stream:
             raise HealingError(
-                f"In {type(blocks.model).__name__} blocks hand on more than the residual stream, or do not all run on "
+                f"In {type(blocks.model).__name__} blocks hand on more than one residual stream, or do not all run on "
                 "text: a network in a block's place would not do what it does.",
                 "Heal it with --network none --lora 16 --loss kd.",
             )
         gaps = find_gaps(removed, len(blocks), settings.network_depth)
+        _check_not_shared(blocks, [place for gap in gaps for place in gap.places], removed)
         networks = make_networks(
             blocks, gaps, settings.network, init=settings.init, residual=settings.residual, seed=settings.seed
         )
     if settings.lora:
         others = [index for index in range(len(blocks)) if index not in removed and index not in networks]
+        _check_not_shared(blocks, others, removed)
         add_adapters(blocks, others, settings.lora, settings.seed)
     return Objective(Graft(blocks, gaps, networks, removed), settings, skip=int(bos))
+
+
+def _check_not_shared(blocks: Blocks, changed: list[int], removed: tuple[int, ...]) -> None:
+    """Raise HealingError if a block whose weights will change shares some with another that stays."""
+    homes: dict[int, set[int]] = {}
+    for index, block in enumerate(blocks.modules):
+        if index not in removed:
+            for parameter in block.parameters():
+                homes.setdefault(id(parameter), set()).add(index)
+    shared = next((sorted(each) for each in homes.values() if len(each) > 1 and each & set(changed)), None)
+    if shared:
+        raise HealingError(
+            f"Blocks {', '.join(map(str, shared))} share weights, so training one would change the others.",
+            "Choose a plan whose networks take the places of other blocks.",
+        )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +17,27 @@ from torch import Tensor
 
 from streamliner import models
 from streamliner.blocks import Blocks
-from streamliner.calibration import bos_tokens
 from streamliner.cut import cut_model
 from streamliner.cut.output import MARK, check_output, output_folder
-from streamliner.cut.verify import expect, verify
+from streamliner.cut.verify import Expectation, expect, verify
 from streamliner.errors import HealingError, ModelError, OutputError, PlanError
+from streamliner.heal.adapters import check_peft
 from streamliner.heal.custom_code import FILE
+from streamliner.heal.feed_forward import FeedForward
 from streamliner.heal.graft import Graft
 from streamliner.heal.mixture import PRESETS, Mixture
 from streamliner.heal.objective import Objective, make_objective
-from streamliner.heal.save import settle, write_healed
+from streamliner.heal.save import settle, usual_precision, write_healed
 from streamliner.heal.settings import HealSettings
 from streamliner.heal.state import BEST, HISTORY, STATE, load_tensors
-from streamliner.heal.train import Trained, count_steps, make_accelerator, train
+from streamliner.heal.stock import as_stock_block
+from streamliner.heal.train import Trained, check_division, count_steps, find_trackers, make_accelerator, train
 from streamliner.measure import Loss
 from streamliner.measure.loss import next_token_losses
 from streamliner.run import check_run_folder, check_same_run, environment, write_json
 from streamliner.search import Plan, check_plan, read_plan
 from streamliner.session import Reporter, Session, Silent, weights_hash
+from streamliner.stack import has_encoder
 
 RUN = "healing.json"
 """Settings and provenance of a healing run, in its run folder."""
@@ -60,7 +66,7 @@ def heal_checkpoint(
         settings: network, losses, text, budget.
         out: folder for the checkpoint; appears whole or not at all.
         run_folder: of the training.
-        overwrite: replace an output of streamliner's, and start a run anew.
+        overwrite: replace an output of streamliner's, and start anew where the run folder is of another run.
         verified: reload and compare before `out` appears.
         sample: token ids to verify on, (1, tokens).
         reporter: told what goes on.
@@ -76,31 +82,110 @@ def heal_checkpoint(
     reporter = (reporter if ranks.rank == 0 else None) or Silent()
     cut_path, plan = _read_cut(cut_folder)
     check_plan(plan, dense.identity, dense.num_blocks)
-    check_output(out, overwrite=overwrite, model_folder=dense.source.path or None)
-    check_output(out, overwrite=overwrite, model_folder=cut_path)
+    for model_folder in (dense.source.path or None, cut_path):
+        check_output(out, overwrite=overwrite, model_folder=model_folder)
     folder = check_run_folder(run_folder, RUN)
-    _check_plain(dense, cut_path)
+    _check_apart(Path(out), folder, cut_path)
+    settings, mixture, steps = prepare_healing(dense, settings, reporter)
+    _check_same_type(dense, cut_path)
+    graft, trained, before = _train(
+        dense, cut_path, plan, settings, mixture, steps, folder, overwrite, sample, reporter
+    )
+    if ranks.rank:
+        return {}
+    custom, wasted = settle(graft, cut_path, sample)
+    result: dict[str, Any] = {
+        "gaps": [{"start": gap.start, "stop": gap.stop, "places": list(gap.places)} for gap in graft.gaps],
+        "removed": list(plan.removed),
+        "blocks_before": dense.num_blocks,
+        "blocks_after": dense.num_blocks - len(plan.removed),
+        "custom_code": bool(custom),
+        "parameters_for_nothing": wasted,
+        "settings": dataclasses.asdict(settings),
+        "training": dataclasses.asdict(trained),
+        "validation_perplexity": before | {"healed": _perplexity(graft, mixture.validation, healed=True)},
+        "verification": None,
+    }
+    expected = _expectation(graft, sample) if verified else None
+    with output_folder(out, overwrite=overwrite) as partial:
+        reporter.say(f"Writing {out} ...")
+        write_healed(graft, custom, cut_path, partial)
+        # Make room for the healed model: nothing else holds the dense one.
+        del graft
+        dense.blocks, trusted = None, bool(custom) or dense.settings.trust_remote_code
+        custom = {}
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if expected is not None:
+            reporter.say("Verifying: reload, logits against the healed model, generation with and without cache ...")
+            result["verification"] = verify(partial, expected, trust_remote_code=trusted).to_json()
+        old = json.loads((cut_path / MARK).read_text(encoding="utf-8"))
+        write_json(partial / MARK, old | {"healing": result})
+        _extend_model_card(partial, plan, result)
+    write_json(folder / "result.json", result)
+    return result | {"output": str(out)}
+
+
+def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) -> tuple[HealSettings, Mixture, int]:
+    """All that can be told of a healing before there is a plan and before weights are loaded.
+
+    Returns:
+        The settings with their text, the text, and optimiser steps.
+
+    Raises:
+        UserError: what was asked for cannot be done.
+    """
+    if dense.settings.device == "auto" or dense.settings.offload:
+        flag = "--offload" if dense.settings.offload else "--device auto"
+        raise HealingError(f"Healing needs the whole model on one device, so {flag} does not go with it.")
+    if has_encoder(dense.structure.shell):
+        raise HealingError(f"{dense.source.name} writes behind an encoder, so text alone does not train its blocks.")
+    if getattr(dense.config, "quantization_config", None):
+        raise HealingError(
+            f"The weights of {dense.source.name} are quantised, and trained ones would not be.",
+            "Cut and heal the model that it was quantised from, then quantise that.",
+        )
+    if settings.lora:
+        check_peft()
+    check_division(settings, dense.ranks.size)
+    find_trackers(settings)
     if not settings.data:
         settings = dataclasses.replace(settings, data=_usual_text(dense, reporter))
-    tokenizer = models.load_tokenizer(dense.source)
     mixture = Mixture(
         settings.data,
-        tokenizer,
+        models.load_tokenizer(dense.source),
         sequence_length=dense.window_length(settings.sequence_length),
         validation_windows=settings.validation_windows,
         seed=settings.seed,
     )
-    steps = count_steps(settings, mixture)
-    blocks = dense.load(reporter)
+    return settings, mixture, count_steps(settings, mixture)
+
+
+def _train(
+    dense: Session,
+    cut_path: Path,
+    plan: Plan,
+    settings: HealSettings,
+    mixture: Mixture,
+    steps: int,
+    folder: Path,
+    overwrite: bool,
+    sample: Tensor,
+    reporter: Reporter,
+) -> tuple[Graft, Trained, dict[str, Any]]:
+    """The trained graft, what came of it, and perplexities of the dense and the cut model."""
+    ranks, blocks = dense.ranks, dense.load(reporter)
     _check_same_weights(blocks, plan.removed, cut_path)
     identity = {
         "model": dense.identity | {"weights": weights_hash(blocks.model)},
         "removed": list(plan.removed),
         "dtype": str(blocks.dtype),
         "steps": steps,
+        "text": mixture.fingerprint,
         "settings": _that_matter(settings),
     }
-    objective = make_objective(blocks, plan.removed, settings, bos=bool(bos_tokens(tokenizer)))
+    objective = make_objective(blocks, plan.removed, settings, bos=mixture.has_bos)
+    graft = objective.graft
     _announce(objective, settings, steps, mixture, reporter)
     accelerator = make_accelerator(settings, blocks.dtype, blocks.device, folder)
     if ranks.rank == 0:
@@ -109,85 +194,63 @@ def heal_checkpoint(
     if (folder / STATE).exists():
         done = load_tensors(folder / STATE)[1]["progress"]["step"]
         reporter.say(f"Continuing the run in {folder} after step {done} of {steps}.")
+    elif ranks.rank == 0:
+        _try_out(graft, cut_path, folder, sample, reporter)
+    ranks.wait()
     if settings.track:
         accelerator.init_trackers("streamliner", config=_flat(dataclasses.asdict(settings)))
-    before = _perplexities(objective.graft, mixture.validation, reporter) if ranks.rank == 0 else {}
+    before = _perplexities(graft, mixture.validation, reporter) if ranks.rank == 0 else {}
     with reporter.training(steps) as on_row:
         trained = train(objective, mixture, settings, steps, accelerator, folder, identity, on_row)
     if settings.track:
         accelerator.end_training()
-    if ranks.rank:
-        return {}
-    return _finish(
-        dense,
-        objective,
-        plan,
-        cut_path,
-        out,
-        trained,
-        before,
-        mixture.validation,
-        settings,
-        folder,
-        overwrite=overwrite,
-        verified=verified,
-        sample=sample,
-        reporter=reporter,
-    )
+    accelerator.free_memory()
+    return graft, trained, before
 
 
-def _finish(
-    dense: Session,
-    objective: Objective,
-    plan: Plan,
-    cut_path: Path,
-    out: str | Path,
-    trained: Trained,
-    before: dict[str, Any],
-    validation: Tensor,
-    settings: HealSettings,
-    folder: Path,
-    *,
-    overwrite: bool,
-    verified: bool,
-    sample: Tensor,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    """Write and verify the checkpoint of a trained objective."""
-    graft = objective.graft
-    custom, wasted = settle(graft, cut_path, sample)
-    after = _perplexity(graft, validation, healed=True)
-    expected = None
-    if verified:
-        with graft.in_place():
-            healed_logits = _logits(graft.blocks, sample)
-        expected = dataclasses.replace(expect(graft.blocks, (), sample), logits=healed_logits)
-    verification = None
-    with output_folder(out, overwrite=overwrite) as partial:
-        reporter.say(f"Writing {out} ...")
-        write_healed(graft, custom, cut_path, partial)
-        dense.blocks = None
-        if expected is not None:
-            reporter.say("Verifying: reload, logits against the healed model, generation with and without cache ...")
-            trusted = bool(custom) or dense.settings.trust_remote_code
-            verification = verify(partial, expected, trust_remote_code=trusted).to_json()
-        result = {
-            "gaps": [{"start": gap.start, "stop": gap.stop, "places": list(gap.places)} for gap in graft.gaps],
-            "removed": list(plan.removed),
-            "blocks_before": dense.num_blocks,
-            "blocks_after": dense.num_blocks - len(plan.removed),
-            "custom_code": bool(custom),
-            "parameters_for_nothing": wasted,
-            "settings": dataclasses.asdict(settings),
-            "training": dataclasses.asdict(trained),
-            "validation_perplexity": before | {"healed": after},
-            "verification": verification,
-        }
-        old = json.loads((cut_path / MARK).read_text(encoding="utf-8"))
-        write_json(partial / MARK, old | {"healing": result})
-        _extend_model_card(partial, plan, result)
-    write_json(folder / "result.json", result)
-    return result | {"output": str(out)}
+def _try_out(graft: Graft, cut_path: Path, folder: Path, sample: Tensor, reporter: Reporter) -> None:
+    """Find before hours of training that a network without attention cannot be saved, or cannot generate.
+
+    A checkpoint with code of its own is written with random networks, reloaded and compared, as at the end.
+    """
+    trial = {place: copy.deepcopy(network) for place, network in graft.networks.items()}
+    custom = {place: network for place, network in trial.items() if isinstance(network, FeedForward)}
+    if not custom:
+        return
+    generator, precision = torch.Generator().manual_seed(0), usual_precision(cut_path)
+    for network in custom.values():
+        for parameter in network.parameters():  # as they begin they may do nothing
+            noise = torch.randn(parameter.shape, generator=generator) * 0.02
+            parameter.data = (parameter.data + noise.to(parameter)).to(precision).float()
+    if all(as_stock_block(network, graft.blocks, place, sample) is not None for place, network in custom.items()):
+        return
+    for stale in folder.glob(".trial-*"):  # of a process that was killed here
+        shutil.rmtree(stale, ignore_errors=True)
+    reporter.say("Trying out that such a network can be saved, reloaded and generates ...")
+    for network in custom.values():
+        network.to(graft.blocks.dtype).requires_grad_(False)
+    whole = Graft(graft.blocks, graft.gaps, trial, graft.removed)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".trial-") as name:
+            expected = _expectation(whole, sample)
+            write_healed(whole, custom, cut_path, Path(name))
+            verify(Path(name), expected, trust_remote_code=True)
+    except HealingError:
+        raise
+    except Exception as error:  # an architecture may fail with such a network in ways of its own
+        raise HealingError(
+            f"{type(graft.blocks.model).__name__} does not work with such a network: "
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}",
+            "Choose --network block.",
+        ) from error
+
+
+def _expectation(graft: Graft, sample: Tensor) -> Expectation:
+    """What the healed model in memory does, to compare the reloaded one with."""
+    dense = expect(graft.blocks, (), sample)
+    with torch.no_grad(), graft.in_place():
+        logits = graft.blocks.forward(sample).logits.cpu()
+    return dataclasses.replace(dense, logits=logits, of="the healed model in memory")
 
 
 def _read_cut(folder: str | Path) -> tuple[Path, Plan]:
@@ -212,15 +275,23 @@ def _usual_text(dense: Session, reporter: Reporter) -> tuple[tuple[str, float], 
     return (("python-docs", 1.0),)
 
 
-def _check_plain(dense: Session, cut_path: Path) -> None:
+def _check_apart(out: Path, folder: Path, cut_path: Path) -> None:
+    """Raise OutputError if one of the folders would lie in another."""
+    places = [("output", out.expanduser().absolute()), ("run folder", folder), ("cut checkpoint", cut_path.absolute())]
+    for name, path in places[:2]:
+        for other, holder in places:
+            if name != other and (path == holder or holder in path.parents):
+                raise OutputError(f"The {name} {path} lies in the {other}.", "Choose another folder.")
+
+
+def _check_same_type(dense: Session, cut_path: Path) -> None:
     config = json.loads((cut_path / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
-        raise HealingError(
-            f"The weights of {cut_path} are quantised, and trained ones would not be.",
-            "Cut and heal the model that it was quantised from, then quantise that.",
+    if config.get("model_type") != dense.config.model_type:
+        raise ModelError(
+            f"{cut_path} is of type {config.get('model_type')!r}, and the dense model of type "
+            f"{dense.config.model_type!r}.",
+            "Give the model it was cut from with --dense.",
         )
-    if dense.settings.device == "auto" or dense.settings.offload:
-        raise HealingError("Healing needs the whole model on one device.", "Name one with --device.")
 
 
 def _check_same_weights(blocks: Blocks, removed: tuple[int, ...], cut_path: Path) -> None:
@@ -231,9 +302,9 @@ def _check_same_weights(blocks: Blocks, removed: tuple[int, ...], cut_path: Path
             for name in file.keys():  # noqa: SIM118
                 if name not in tensors:  # named otherwise in memory
                     continue
-                there, here = file.get_tensor(name).flatten(), tensors[name].flatten().cpu()
+                there, here = file.get_tensor(name).flatten(), tensors[name].flatten()
                 step = max(1, len(there) // 256)
-                if len(there) != len(here) or not torch.equal(here[::step].to(there.dtype), there[::step]):
+                if len(there) != len(here) or not torch.equal(here[::step].cpu(), there[::step].to(here.dtype)):
                     raise ModelError(
                         f"{cut_path} was not cut from this dense model: {name} differs.",
                         "Give the model it was cut from with --dense.",
@@ -247,17 +318,20 @@ def _that_matter(settings: HealSettings) -> dict[str, Any]:
 
 
 def _enter(folder: Path, identity: dict[str, Any], settings: HealSettings, overwrite: bool) -> None:
-    """Make the run folder, or see that what is there is this run."""
+    """Make the run folder, or see that what is there is this run; with `overwrite` another run gives way."""
     folder.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        for name in (RUN, STATE, BEST, HISTORY):
-            (folder / name).unlink(missing_ok=True)
     if (folder / RUN).exists():
         try:
-            found = json.loads((folder / RUN).read_text(encoding="utf-8"))["identity"]
-        except (json.JSONDecodeError, KeyError) as error:
-            raise OutputError(f"{folder / RUN} cannot be read.", "Add --overwrite to start the run anew.") from error
-        check_same_run(folder, found, identity)
+            check_same_run(folder, json.loads((folder / RUN).read_text(encoding="utf-8"))["identity"], identity)
+        except (json.JSONDecodeError, KeyError, OutputError) as error:
+            if not overwrite:
+                if isinstance(error, OutputError):
+                    raise
+                raise OutputError(
+                    f"{folder / RUN} cannot be read.", "Add --overwrite to start the run anew."
+                ) from error
+            for name in (RUN, STATE, BEST, HISTORY):
+                (folder / name).unlink(missing_ok=True)
     value = {"schema_version": 1, "identity": identity, "settings": dataclasses.asdict(settings)}
     write_json(folder / RUN, value | environment())
 
@@ -272,11 +346,6 @@ def _announce(objective: Objective, settings: HealSettings, steps: int, mixture:
         f"Training {trainable:,} parameters on {losses}: {steps} steps of {settings.batch_size} windows of "
         f"{mixture.sequence_length} tokens, {tokens:,} tokens in all; {len(mixture.validation)} windows held out."
     )
-
-
-@torch.no_grad()
-def _logits(blocks: Blocks, sample: Tensor) -> Tensor:
-    return blocks.forward(sample).logits.cpu()  # type: ignore[no-any-return]
 
 
 def _perplexities(graft: Graft, validation: Tensor, reporter: Reporter) -> dict[str, Any]:

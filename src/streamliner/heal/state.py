@@ -39,6 +39,8 @@ class Progress:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], value: Any) -> None:
     """Tensors and a JSON value in one file, which is always whole: the old one or the new."""
+    for stale in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
+        stale.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(whole, temporary, metadata={"value": json.dumps(value)})

@@ -79,11 +79,41 @@ def count_steps(settings: HealSettings, mixture: Mixture) -> int:
     return steps
 
 
+def find_trackers(settings: HealSettings) -> list[Any] | None:
+    """accelerate's trackers by their names.
+
+    Raises:
+        HealingError, MissingExtraError: there is none of that name, or its library is not installed.
+    """
+    if not settings.track:
+        return None
+    from accelerate.tracking import filter_trackers
+
+    try:
+        trackers = filter_trackers(list(settings.track), ".")
+    except ValueError as error:
+        raise HealingError(f"accelerate knows no such tracker: {error}") from error
+    missing = set(settings.track) - {str(getattr(each, "value", each)) for each in trackers}
+    if missing:
+        raise MissingExtraError(f"The tracker {min(missing)}", "track")
+    return list(trackers)
+
+
+def check_division(settings: HealSettings, processes: int) -> None:
+    """Raise HealingError if a batch cannot be divided among processes and forwards."""
+    share = settings.batch_size // processes
+    if share * processes != settings.batch_size or share % settings.micro_batch:
+        raise HealingError(
+            f"A batch of {settings.batch_size} windows cannot be divided among {processes} processes with "
+            f"{settings.micro_batch} windows in a forward.",
+            "Choose --batch-size as a multiple of processes x --micro-batch.",
+        )
+
+
 def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.device, folder: Path) -> Any:
     """accelerate's `Accelerator` for these settings on this device."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.tracking import filter_trackers
 
     own = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
     precision = settings.mixed_precision or own
@@ -92,13 +122,7 @@ def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.d
             f"The model is in {str(dtype).removeprefix('torch.')} and the network is trained in float32.",
             "Leave out --mixed-precision no, or add --dtype float32.",
         )
-    try:
-        trackers = filter_trackers(list(settings.track), folder) if settings.track else None
-        missing = set(settings.track) - {str(getattr(each, "value", each)) for each in trackers or []}
-    except ValueError as error:
-        raise HealingError(f"accelerate knows no such tracker: {error}") from error
-    if missing:
-        raise MissingExtraError(f"The tracker {min(missing)}", "track")
+    trackers = find_trackers(settings)
     AcceleratorState._reset_state()  # of an earlier run in this process, which may have had another precision
     accelerator = Accelerator(
         mixed_precision=precision,
@@ -140,16 +164,13 @@ def train(
         on_row: called after every step with what happened.
 
     Raises:
-        HealingError: the loss is not finite.
+        HealingError: the loss is not finite, or the batch cannot be divided.
     """
     size, rank = accelerator.num_processes, accelerator.process_index
+    check_division(settings, size)
     share = settings.batch_size // size
-    if share * size != settings.batch_size or share % settings.micro_batch:
-        raise HealingError(
-            f"A batch of {settings.batch_size} windows cannot be divided among {size} processes with "
-            f"{settings.micro_batch} windows in a forward.",
-            "Choose --batch-size as a multiple of processes x --micro-batch.",
-        )
+    if size > 1:
+        _freeze_unused(objective, mixture)
     trainable = objective.trainable()
     optimiser = torch.optim.AdamW(
         trainable.values(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay
@@ -200,9 +221,13 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = lr
         windows = mixture.batch(settings.batch_size)[rank * share : (rank + 1) * share]
-        sums = _accumulate(prepared, wrapped, windows.to(validation.device), settings.micro_batch, accelerator)
+        sums = _accumulate(prepared, windows.to(validation.device), settings.micro_batch, accelerator)
+        # The first process decides when to save: clocks differ, and all must wait for each other then.
+        due = progress.step + 1 == steps or (rank == 0 and clock.is_time(progress.step + 1))
+        sums["save"] = torch.full_like(sums["loss"], float(due) * size)
         losses = {name: value / size for name, value in accelerator.reduce(sums).items()} if size > 1 else sums
         loss = {name: value.item() for name, value in losses.items()}
+        due = loss.pop("save") > 0
         if loss["loss"] != loss["loss"] or loss["loss"] in (float("inf"), float("-inf")):
             raise HealingError(
                 f"The loss of step {progress.step + 1} is {loss['loss']}.",
@@ -219,7 +244,7 @@ def train(
         history.add(row)
         accelerator.log({key: value for key, value in row.items() if value is not None}, step=progress.step)
         on_row(row | {"steps": steps})
-        if progress.step == steps or clock.is_time(progress.step):
+        if due:
             clock.saved(save)
     if progress.best_loss is not None:
         best, _ = load_tensors(folder / BEST)
@@ -239,6 +264,16 @@ def train(
     )
 
 
+def _freeze_unused(objective: Objective, mixture: Mixture) -> None:
+    """Freeze what no loss reaches, such as attention to an encoder that is not there: processes would wait for it."""
+    windows = mixture.validation[:1] if len(mixture.validation) else torch.arange(2, 10)[None]
+    with torch.autocast(objective.graft.blocks.device.type, torch.bfloat16):
+        objective(windows.to(objective.graft.blocks.device))[0].backward()
+    for parameter in objective.trainable().values():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+
+
 def _schedule(optimiser: torch.optim.Optimizer, settings: HealSettings, steps: int) -> Callable[[int], float]:
     """Share of the learning rate at optimiser step 1 to `steps`: warm-up, then a cosine to the minimum at the last."""
     from transformers import get_cosine_with_min_lr_schedule_with_warmup
@@ -252,9 +287,7 @@ def _schedule(optimiser: torch.optim.Optimizer, settings: HealSettings, steps: i
     return schedule.lr_lambdas[0]  # type: ignore[no-any-return]
 
 
-def _accumulate(
-    prepared: Any, optimiser: Any, windows: Tensor, micro_batch: int, accelerator: Any
-) -> dict[str, Tensor]:
+def _accumulate(prepared: Any, windows: Tensor, micro_batch: int, accelerator: Any) -> dict[str, Tensor]:
     """Gradients of the mean loss over `windows`, some at a time; returns that mean, and those of its parts."""
     parts = torch.split(windows, micro_batch)
     sums: dict[str, Tensor] = {}
