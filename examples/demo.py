@@ -1,10 +1,10 @@
-"""The main job on a real model: Gemma 3 270M loses three of its 18 blocks, on a machine with no hub.
+"""The main job on a real model: Gemma 3 270M loses three of its 18 blocks and is healed, on a machine with no hub.
 
     make demo        or        python examples/demo.py [--folder .demo] [--remove 3]
 
 The model comes from a package (the `demo` extra) as a GGUF file and is converted to a folder once. Then SLEB chooses
-blocks on text that every Python carries, the checkpoint is cut and verified, and both models are measured on text that
-the search did not see.
+blocks on text that every Python carries, the checkpoint is cut and verified, a block is trained in the place of those that
+went, and all models are measured on text that neither search nor training saw.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from streamliner import models, pipeline
 from streamliner.blocks import Blocks
 from streamliner.calibration import make_calibration_set
 from streamliner.cli.console import Terminal, human_bytes
+from streamliner.heal import HealSettings
 from streamliner.measure import Probe
 from streamliner.pipeline import SearchSettings
+from streamliner.placement import faster_precision
 from streamliner.session import ModelSettings, open_session, silenced_transformers
 
 PROMPT = "The Python programming language is"
@@ -48,10 +50,27 @@ def main() -> None:
         found, result = pipeline.prune_model(
             session, settings, out, arguments.folder / "run", overwrite=True, reporter=reporter
         )
-        reporter.say("Measuring both models on python-docs:test, which the search did not see ...")
-        measured = measure({"dense": dense_folder, "cut": out})
+        healed = arguments.folder / f"{NAME}-healed"
+        faster = faster_precision(torch.float32, torch.device("cpu"))
+        healing = HealSettings(
+            data=(("python-docs", 1.0),),
+            sequence_length=128,
+            tokens=40_000,
+            batch_size=8,
+            micro_batch=4,
+            learning_rate=1e-3,
+            mixed_precision="bf16" if faster else "no",
+            validations=2,
+            validation_windows=8,
+        )
+        session = open_session(ModelSettings(str(dense_folder)))
+        pipeline.heal_model(
+            session, out, healing, healed, arguments.folder / "healing", overwrite=True, reporter=reporter
+        )
+        reporter.say("Measuring the models on python-docs:test, which neither search nor training saw ...")
+        measured = measure({"dense": dense_folder, "cut": out, "healed": healed})
     print_results(found, result, measured)
-    print(f"Done in {time.monotonic() - start:.0f} s. Load it with AutoModelForCausalLM.from_pretrained('{out}').")
+    print(f"Done in {time.monotonic() - start:.0f} s. Load it with AutoModelForCausalLM.from_pretrained('{healed}').")
 
 
 def get_model(folder: Path, reporter: Any) -> Path:
@@ -100,24 +119,25 @@ def tokens_per_second(model: Any, window: torch.Tensor) -> tuple[float, float]:
 
 
 def print_results(found: Any, result: dict[str, Any], measured: dict[str, dict[str, Any]]) -> None:
-    dense, cut = measured["dense"], measured["cut"]
-    table = Table("", "dense", "cut", title=f"{NAME} without blocks {', '.join(map(str, found.plan.order))} (in order)")
+    table = Table("", *measured, title=f"{NAME} without blocks {', '.join(map(str, found.plan.order))} (in order)")
     table.add_row(
         "calibration perplexity (python-docs)",
         *(f"{torch.tensor(v).exp():.2f}" for v in (found.plan.dense_loss, found.plan.loss)),
+        "",
     )
     table.add_row(
-        "perplexity on text not seen (python-docs:test)", *(f"{m['loss'].perplexity:.2f}" for m in (dense, cut))
+        "perplexity on text not seen (python-docs:test)",
+        *(f"{m['loss'].perplexity:.2f}" for m in measured.values()),
     )
     table.add_row(
         "  loss, nats per token, with standard error",
-        *(f"{m['loss'].mean:.3f} ± {m['loss'].standard_error:.3f}" for m in (dense, cut)),
+        *(f"{m['loss'].mean:.3f} ± {m['loss'].standard_error:.3f}" for m in measured.values()),
     )
     for name in ("blocks", "parameters"):
-        table.add_row(name, f"{result[f'{name}_before']:,}", f"{result[f'{name}_after']:,}")
-    table.add_row("bytes", human_bytes(result["bytes_before"]), human_bytes(result["bytes_after"]))
+        table.add_row(name, *(f"{result[f'{name}_{when}']:,}" for when in ("before", "after", "after")))
+    table.add_row("bytes", *(human_bytes(result[f"bytes_{when}"]) for when in ("before", "after", "after")))
     for key, name in (("prompt", "prompt, tokens per second"), ("generation", "generation, tokens per second")):
-        table.add_row(name, *(f"{statistics.median(m[key]):.1f}" for m in (dense, cut)))
+        table.add_row(name, *(f"{statistics.median(m[key]):.1f}" for m in measured.values()))
     console = Console(highlight=False)
     console.print(table)
     check = result["verification"]
