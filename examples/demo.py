@@ -3,8 +3,8 @@
     make demo        or        python examples/demo.py [--folder .demo] [--remove 3]
 
 The model comes from a package (the `demo` extra) as a GGUF file and is converted to a folder once. Then SLEB chooses
-blocks on text that every Python carries, the checkpoint is cut and verified, a block is trained in the place of those that
-went, and all models are measured on text that neither search nor training saw.
+blocks on text that every Python carries, the checkpoint is cut and verified, a block is trained in the place of those
+that went, and all models are measured on text that neither search nor training saw.
 """
 
 from __future__ import annotations
