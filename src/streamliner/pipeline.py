@@ -145,6 +145,9 @@ def search_model(
     if not ranks.rank:
         write_json(folder / "frontier.json", {"schema_version": 1} | dataclasses.asdict(frontier))
         write_json(folder / "plan.json", plan.to_json())
+        if probe.measured_similarity is not None:
+            cosine = probe.measured_similarity.cosine.tolist()
+            write_json(folder / "similarity.json", {"schema_version": 1, "cosine": cosine})
     return SearchResult(plan, frontier, probe.counters, calibration)
 
 

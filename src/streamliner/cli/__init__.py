@@ -12,7 +12,7 @@ from types import FrameType
 import typer
 
 from streamliner._version import __version__
-from streamliner.cli import benchmark, cut, evaluate, heal, inspect, methods, prune, search
+from streamliner.cli import benchmark, cut, evaluate, heal, inspect, methods, prune, report, search
 from streamliner.cli.console import error_console
 from streamliner.errors import InterruptedByUser, StreamlinerError
 
@@ -34,6 +34,7 @@ for verb in (
     heal.heal,
     evaluate.evaluate,
     benchmark.benchmark,
+    report.report,
     methods.methods,
 ):
     app.command()(verb)

@@ -299,6 +299,11 @@ class Probe:
             losses += head_losses(self._blocks, some, ids, fit).tolist()
         return losses
 
+    @property
+    def measured_similarity(self) -> Similarity | None:
+        """What `similarity` gave, None if nobody asked for it."""
+        return self._similarity
+
     def similarity(self) -> Similarity:
         """Likeness of the dense model's residual streams at all pairs of depths. One pass, one batch in memory."""
         if self._similarity is None:

@@ -1,0 +1,164 @@
+"""`streamliner report`: one page with everything in it, seen by a real browser; the same as Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from conftest import TINY
+from streamliner.report.figures import Series, _log_ticks, _ticks, matrix, plot
+from test_cli import run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two searches, one of them healed, an evaluation and a benchmark."""
+    path = tmp_path_factory.mktemp("report")
+    import os
+    import sys
+
+    def streamliner(*arguments):
+        command = [sys.executable, "-m", "streamliner", *map(str, arguments), "--quiet"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(path / "cache")}
+        subprocess.run(command, check=True, capture_output=True, env=environment)
+
+    short = ["--num-samples", "2", "--sequence-length", "64"]
+    healing = ["--heal", "--tokens", "2k", "--heal-set", "batch_size=2", "--heal-set", "validation_windows=2"]
+    streamliner("prune", TINY, "--method", "streamline", "--remove", "2", *short, *healing, "-o", path / "out")
+    streamliner("search", TINY, "--remove", "2", *short, "-o", path / "sleb")
+    texts = ["--perplexity", "python-docs:test", "--window", "64", "--max-windows", "3"]
+    drafts = ["--as-draft-for", TINY, "--draft-prompts", "1", "--draft-tokens", "4"]
+    streamliner("evaluate", path / "out", "--dense", TINY, *texts, *drafts, "-o", path / "evaluation.json")
+    small = ["--prompt-tokens", "16", "--new-tokens", "2", "--repeats", "1"]
+    streamliner("benchmark", path / "out", "--dense", TINY, *small, "-o", path / "benchmark.json")
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(folder):
+    from streamliner.report import write_report
+
+    sources = [folder / name for name in ("out.run", "sleb", "evaluation.json", "benchmark.json")]
+    html, markdown = write_report([str(source) for source in sources], folder / "report.html")
+    return html, markdown
+
+
+class Seen(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.labels, self.headings = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.open.append(tag)
+        values = dict(attributes)
+        self.links += [values[name] for name in ("src", "href", "xlink:href", "data") if name in values]
+        if tag == "svg":
+            self.labels.append(values["aria-label"])
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            while self.open.pop() != tag:
+                pass
+
+
+def test_the_page_holds_everything_and_asks_for_nothing(page):
+    text = page[0].read_text()
+    seen = Seen(text)
+    assert seen.links == ["data:,"]
+    assert "script" not in seen.tags
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", text)
+    assert len(text) < 2_000_000
+    assert [heading.partition(":")[0] for heading in seen.headings] == [
+        *("Search", "Search", "Frontier", "Healing", "Evaluation", "Speed", "How to reproduce it")
+    ]
+    assert seen.tags.count("table") >= 8
+    assert len(seen.labels) == 5  # two searches, a matrix, the frontier, the healing
+    assert all(len(label) > 20 for label in seen.labels)
+
+
+def test_numbers_are_those_of_the_files(page, folder):
+    html, markdown = (path.read_text() for path in page)
+    frontier = json.loads((folder / "sleb" / "frontier.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    for text in (html, markdown):
+        for point in frontier["points"]:
+            assert f"{point['loss']:.4f}" in text
+        for model in evaluation["models"]:
+            assert f"{model['perplexity'][0]['perplexity']:.4g}" in text
+        assert "streamliner prune" in text
+        assert "python-docs" in text
+        assert "As a draft" in text
+
+
+def look(page, folder, size="1200,900"):
+    """Open a page in Chromium; returns what its console said, and the picture."""
+    shot = folder / "page.png"
+    done = subprocess.run(
+        [
+            *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-extensions"),
+            *("--enable-logging=stderr", f"--window-size={size}", f"--user-data-dir={folder / 'profile'}"),
+            *(f"--screenshot={shot}", page.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line], shot
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("size", ["1200,900", "390,800"])
+def test_a_real_browser_shows_it_without_a_word(page, tmp_path, size):
+    """The page's own policy forbids requests, and the browser would say on its console that it stopped one."""
+    said, shot = look(page[0], tmp_path, size)
+    assert said == []
+    assert shot.stat().st_size > 10_000
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_request_would_be_seen(page, tmp_path):
+    asking = tmp_path / "asking.html"
+    asking.write_text(page[0].read_text().replace("<body>", '<body><img src="http://127.0.0.1:9/x.png">'))
+    said, _ = look(asking, tmp_path)
+    assert any("Content Security Policy" in line for line in said)
+
+
+def test_on_the_command_line(capsys, folder, tmp_path):
+    out, _ = run(capsys, "report", folder / "sleb", "-o", tmp_path / "x.html")
+    assert "x.html and" in " ".join(out.split())
+    assert "--overwrite" in run(capsys, "report", folder / "sleb", "-o", tmp_path / "x.html", status=2)[1]
+    assert "There is no run in" in run(capsys, "report", tmp_path, "-o", tmp_path / "y.html", status=2)[1]
+    assert "not the name of an HTML file" in run(capsys, "report", folder / "sleb", "-o", tmp_path / "y", status=2)[1]
+    assert not (tmp_path / "y.html").exists()
+
+
+def test_ticks_are_round_and_within():
+    assert _ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert _ticks(0.0, 0.31) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert _ticks(3, 3) == [3]
+    assert _log_ticks(0, 2) == [1, 2, 5, 10, 20, 50, 100]
+    assert _log_ticks(1.0, 1.2) == pytest.approx([10, 11, 12, 13, 14, 15])
+
+
+def test_pictures_leave_out_what_cannot_be_drawn():
+    nothing = plot([Series("a", [(0, float("nan"))])], "x", "y", "alt", "caption")
+    assert nothing.svg == ""
+    some = plot([Series("a", [(0, 1.0), (1, float("inf")), (2, 3.0)])], "x", "y", "a < b", "caption", log=True)
+    assert some.svg.count("<circle") == 2
+    assert 'aria-label="a &lt; b"' in some.svg
+    assert matrix([[1.0, 0.5], [0.5, 1.0]], [1], "alt", "caption").svg.count('class="cell"') == 4
