@@ -12,6 +12,7 @@ import zoo
 from families import FAMILIES, make_model
 from streamliner.blocks import Blocks
 from streamliner.calibration import CalibrationSet, make_calibration_set
+from streamliner.fork import fork
 from streamliner.measure import Probe
 from streamliner.run import Journal
 from streamliner.search import make_method, search
@@ -93,8 +94,10 @@ def test_where_it_is_not_right_the_plain_way_is_taken_and_said_once(model_type):
 
 
 def test_a_fork_that_is_wrong_is_noticed(blocks, calibration, monkeypatch):
-    right, said = blocks.fork, []
-    monkeypatch.setattr(blocks, "fork", lambda *args, **kwargs: (right(*args, **kwargs)[0].flip(1), 1))
+    right, said = fork, []
+    monkeypatch.setattr(
+        "streamliner.measure.probe.fork", lambda *args, **kwargs: (right(*args, **kwargs)[0].flip(1), 1)
+    )
     found = Probe(blocks, calibration, say=said.append).losses_without_each((), (3, 4))
     assert found == Probe(blocks, calibration, fork=False).losses_without_each((), (3, 4))
     assert "its losses differ" in said[0]

@@ -8,6 +8,7 @@ import torch
 from conftest import TINY
 from streamliner.blocks import Blocks
 from streamliner.errors import ModelError
+from streamliner.fork import fork
 from streamliner.measure import Probe
 from streamliner.placement import faster_precision
 from streamliner.search import make_method, search
@@ -79,7 +80,7 @@ def test_a_block_runs_as_before_after_its_weights_were_present(offloaded, calibr
     ids = calibration.windows[:1]
     with torch.inference_mode():
         before = offloaded.forward(ids).logits
-        offloaded.fork([(), (3,)], ids)
+        fork(offloaded, [(), (3,)], ids)
         assert torch.equal(offloaded.forward(ids).logits, before)
     assert isinstance(offloaded, Blocks)
     assert all(parameter.is_meta for parameter in offloaded.modules.parameters())

@@ -1,8 +1,8 @@
-"""The stack at work: bypass blocks, resume at a depth, fork at each, watch the residual stream.
+"""The stack at work: bypass blocks, resume at a depth, watch the residual stream.
 
-With `stack.py`, which finds it, this is all that looks inside a model. It knows three facts of an architecture: the
-list of block modules, that a block maps the residual stream to the residual stream, and how a block hands it on.
-Embeddings, masks, rotary tables, the final norm and the head stay in the model's own `forward`. The first two facts are
+With `stack.py`, which finds it, this is all that looks inside a model; `fork.py` builds on it. It knows three facts of
+an architecture: the list of block modules, that a block maps the residual stream to the residual stream, and how a
+block hands it on. Embeddings, masks, rotary tables, the final norm and the head stay in the model's own `forward`. The first two facts are
 found by structure and then checked on a forward pass of a few tokens, so a model that works otherwise is refused
 instead of half handled.
 """
@@ -10,19 +10,17 @@ instead of half handled.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from streamliner.errors import RemovalError, StreamlinerError, UnsupportedModelError
 from streamliner.stack import find_stack, text_inputs
 
 ForwardFunction = Callable[..., Any]
-_Classes = dict[tuple[int, ...], tuple[int, ...]]
 
 
 RESCALED = "Set rescale_every to 0 in its config.json: the model is the same but for rounding, and has plain blocks."
@@ -38,7 +36,7 @@ class Blocks:
         config: the config object that describes the stack: the model's, or the text config nested in it.
         unread: blocks that a forward on text alone leaves out (those that read an image, in Mllama).
         stream_bytes, stream_device: bytes of the stream for one token, and where the last block puts it out.
-        bytes_read: of weights that `fork` and `workspace` loaded, where they are offloaded.
+        bytes_read: of weights that `present` loaded, where they are offloaded.
         plain_stream: whether the stream is (windows, tokens, hidden), not several streams in one tensor.
         takes_positions: whether the model's forward can be asked for the logits of some positions only.
     """
@@ -145,96 +143,6 @@ class Blocks:
         """Whether nothing goes from block to block beside the stream, so that rows of a batch may skip blocks."""
         return not self.unread and not self.hands_on_state
 
-    def fork(
-        self,
-        removals: Sequence[tuple[int, ...]],
-        input_ids: Tensor,
-        *,
-        rows_at_once: int = 1 << 30,
-        empty: Callable[..., Tensor] = torch.empty,
-        start: tuple[int, Tensor] | None = None,
-        keep: Callable[[int, Tensor], None] = lambda depth, stream: None,
-        **inputs: Any,
-    ) -> tuple[Tensor, int]:
-        """Depth N of the model without each set of `removals`, on each window, from one forward.
-
-        Where sets agree in what they leave out so far they are one row of the batch; a row splits at the first block
-        that some of its sets leave out and others do not. So each block's weights are touched once, and what sets have
-        in common is computed once.
-
-        Args:
-            removals: different sets of blocks to leave out.
-            input_ids: (windows, tokens).
-            rows_at_once: most rows that a block is run on in one call.
-            empty: makes the tensor of all rows, `torch.empty` or one that puts it elsewhere.
-            start: a depth up to which all removals agree, and the stream there, (windows, tokens, hidden...), as `keep`
-                got it: blocks below do not run.
-            keep: called with the depth where the first two part, and the stream there.
-            inputs: further arguments of the model's forward.
-
-        Returns:
-            The streams, (windows, removals, tokens, hidden...), and how many rows went through blocks.
-        """
-        passes = 0
-        rows: Tensor | None = None
-        # What was left out so far -> the sets that did so; the row of the first of them is the row of all.
-        depth, stream_there = start or (0, None)
-        heads: _Classes = {tuple(block for block in removals[0] if block < depth): tuple(range(len(removals)))}
-
-        def room(stream: Tensor) -> Tensor:
-            shape = (len(input_ids), len(removals), *stream.shape[1:])
-            return empty(shape, dtype=stream.dtype, device=stream.device)
-
-        def run(index: int, original: ForwardFunction) -> ForwardFunction:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                nonlocal passes, rows, heads
-                stream = stream_in(args, kwargs)
-                if index < depth:
-                    return self.hand_on(index, stream, args, kwargs)
-                if rows is None:
-                    rows = room(stream)
-                    rows[:, 0] = stream if stream_there is None else stream_there
-                every = rows
-                if len(heads) == 1 and 0 < sum(index in removed for removed in removals) < len(removals):
-                    keep(index, rows[:, 0])
-                heads = _split(heads, removals, index, lambda old, new: every[:, new].copy_(every[:, old]))
-                through = sorted(sets[0] for left_out, sets in heads.items() if index not in left_out)
-                places = [(window, row) for window in range(len(rows)) for row in through]
-                passes += len(places)
-                with self._present(index) if places else nullcontext():
-                    for first in range(0, len(places), rows_at_once):
-                        part = tuple(zip(*places[first : first + rows_at_once], strict=True))
-                        some = rows[part[0], part[1]].to(stream.device)
-                        rows[part[0], part[1]] = stream_out(original(some, *args[1:], **kwargs)).to(rows.device)
-                # The model itself goes on with one row: the head need not see them all.
-                returned = self._returned[index]
-                out = rows[0, :1].to(stream.device)
-                return out if returned is None else returned[0]([out, *(None for _ in returned[1])])
-
-            return forward
-
-        if start is None and len(input_ids) > 1:
-            for window, ids in enumerate(torch.split(input_ids, 1)):
-                embedded = self._embedded(ids, **inputs)
-                rows = room(embedded) if rows is None else rows
-                rows[window, 0] = embedded[0]
-        # Masks and positions of the first window serve all. Where blocks get something for each token by its id, that
-        # is wrong for the other windows, and the check that the probe makes finds it.
-        with self.replaced({index: run(index, module.forward) for index, module in enumerate(self.modules)}):
-            self.forward(input_ids[:1], **inputs)
-        assert rows is not None
-        return rows, passes
-
-    def _embedded(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """The stream at depth 0."""
-        found: list[Tensor] = []
-        with (
-            self.replaced({index: self.pass_on(index) for index in range(len(self))}),
-            self.watch(lambda depth, stream: found.append(stream) if depth == 0 else None),
-        ):
-            self.forward(input_ids, **inputs)
-        return found[0]
-
     @contextmanager
     def watch(self, on_stream: Callable[[int, Tensor], None]) -> Iterator[None]:
         """While open, every forward calls `on_stream(depth, stream)` for depth 0 to N, in order.
@@ -266,29 +174,8 @@ class Blocks:
         loaded = _offloading(self.modules[index])
         return sum(parameter.nbytes for module, _ in loaded for parameter in module.parameters(recurse=False))
 
-    def workspace(self, input_ids: Tensor, **inputs: Any) -> int:
-        """At most so many bytes does a block take for one row of these tokens: all that it allocates in one call.
-
-        `input_ids` is (1, tokens). Measured in one forward of the model.
-        """
-        most = 0
-
-        def measured(index: int, original: ForwardFunction) -> ForwardFunction:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                nonlocal most
-                with self._present(index), _Allocations() as allocations:
-                    output = original(*args, **kwargs)
-                most = max(most, allocations.bytes)
-                return output
-
-            return forward
-
-        with self.replaced({index: measured(index, module.forward) for index, module in enumerate(self.modules)}):
-            self.forward(input_ids, **inputs)
-        return most
-
     @contextmanager
-    def _present(self, index: int) -> Iterator[None]:
+    def present(self, index: int) -> Iterator[None]:
         """While open, the weights of a block are where it runs: offloaded ones are loaded once for all its calls."""
         loaded = _offloading(self.modules[index])
         self.bytes_read += self.offloaded_bytes(index)
@@ -401,23 +288,6 @@ class Blocks:
             ) from error
 
 
-class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of all that operations put out."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        self.bytes += sum(
-            item.nbytes
-            for item in (out if isinstance(out, (tuple, list)) else (out,))
-            if isinstance(item, Tensor) and not item._is_view()
-        )
-        return out
-
-
 def _offloading(block: nn.Module) -> list[tuple[nn.Module, Any]]:
     """The parts of a block whose weights a hook of accelerate loads for each call, with the hook."""
     hooks = ((module, getattr(module, "_hf_hook", None)) for module in block.modules())
@@ -453,24 +323,6 @@ def check_indices(removed: Iterable[int], num_blocks: int) -> tuple[int, ...]:
     if len(indices) == num_blocks:
         raise RemovalError(f"All {num_blocks} blocks would go; at least one must stay.")
     return indices
-
-
-def _split(
-    heads: _Classes,
-    removals: Sequence[tuple[int, ...]],
-    index: int,
-    copy: Callable[[int, int], object],
-) -> _Classes:
-    """Split each class of sets at block `index`; `copy(old, new)` where one needs a row of its own."""
-    split: _Classes = {}
-    for left_out, sets in heads.items():
-        without = tuple(number for number in sets if index in removals[number])
-        within = tuple(number for number in sets if index not in removals[number])
-        if without and within:
-            copy(sets[0], within[0] if without[0] == sets[0] else without[0])
-        split |= {(*left_out, index): without} if without else {}
-        split |= {left_out: within} if within else {}
-    return split
 
 
 def stream_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from streamliner import models
-from streamliner.blocks import Blocks
-from streamliner.cut import cut_model
 from streamliner.cut.output import MARK, check_output, output_folder
 from streamliner.cut.verify import Expectation, expect, verify
-from streamliner.errors import HealingError, ModelError, OutputError, PlanError
+from streamliner.errors import HealingError, OutputError
 from streamliner.heal.adapters import check_peft
+from streamliner.heal.checks import check_apart, check_same_type, check_same_weights, read_cut
 from streamliner.heal.custom_code import FILE
 from streamliner.heal.feed_forward import FeedForward
 from streamliner.heal.graft import Graft
@@ -35,7 +33,7 @@ from streamliner.heal.train import Trained, check_division, count_steps, find_tr
 from streamliner.measure import Loss
 from streamliner.measure.loss import next_token_losses
 from streamliner.run import check_run_folder, check_same_run, environment, write_json
-from streamliner.search import Plan, check_plan, read_plan
+from streamliner.search import Plan, check_plan
 from streamliner.session import Reporter, Session, Silent, weights_hash
 from streamliner.stack import has_encoder
 
@@ -80,14 +78,14 @@ def heal_checkpoint(
     """
     ranks = dense.ranks
     reporter = (reporter if ranks.rank == 0 else None) or Silent()
-    cut_path, plan = _read_cut(cut_folder)
+    cut_path, plan = read_cut(cut_folder)
     check_plan(plan, dense.identity, dense.num_blocks)
     for model_folder in (dense.source.path or None, cut_path):
         check_output(out, overwrite=overwrite, model_folder=model_folder)
     folder = check_run_folder(run_folder, RUN)
-    _check_apart(Path(out), folder, cut_path)
+    check_apart(Path(out), folder, cut_path)
     settings, mixture, steps = prepare_healing(dense, settings, reporter)
-    _check_same_type(dense, cut_path)
+    check_same_type(dense, cut_path)
     graft, trained, before = _train(
         dense, cut_path, plan, settings, mixture, steps, folder, overwrite, sample, reporter
     )
@@ -175,7 +173,7 @@ def _train(
 ) -> tuple[Graft, Trained, dict[str, Any]]:
     """The trained graft, what came of it, and perplexities of the dense and the cut model."""
     ranks, blocks = dense.ranks, dense.load(reporter)
-    _check_same_weights(blocks, plan.removed, cut_path)
+    check_same_weights(blocks, plan.removed, cut_path)
     identity = {
         "model": dense.identity | {"weights": weights_hash(blocks.model)},
         "removed": list(plan.removed),
@@ -253,62 +251,11 @@ def _expectation(graft: Graft, sample: Tensor) -> Expectation:
     return dataclasses.replace(dense, logits=logits, of="the healed model in memory")
 
 
-def _read_cut(folder: str | Path) -> tuple[Path, Plan]:
-    """The cut checkpoint's folder and its plan."""
-    path = Path(folder).expanduser()
-    if not path.is_dir() or not (path / "config.json").is_file():
-        raise ModelError(f"There is no cut checkpoint {folder}.", "Make one with streamliner cut or prune.")
-    if not (path / MARK).is_file():
-        raise PlanError(
-            f"{folder} holds no {MARK}, so what was removed from it is not known.",
-            "Give a folder that streamliner cut or prune wrote.",
-        )
-    if "healing" in json.loads((path / MARK).read_text(encoding="utf-8")):
-        raise HealingError(f"{folder} is healed already.", "Give the cut checkpoint that it was made from.")
-    return path, read_plan(path)
-
-
 def _usual_text(dense: Session, reporter: Reporter) -> tuple[tuple[str, float], ...]:
     if dense.source.kind == "hub":
         return PRESETS["slimpajama"]
     reporter.say("Training on python-docs, which needs no network and is little. Name your own text with --data.")
     return (("python-docs", 1.0),)
-
-
-def _check_apart(out: Path, folder: Path, cut_path: Path) -> None:
-    """Raise OutputError if one of the folders would lie in another."""
-    places = [("output", out.expanduser().absolute()), ("run folder", folder), ("cut checkpoint", cut_path.absolute())]
-    for name, path in places[:2]:
-        for other, holder in places:
-            if name != other and (path == holder or holder in path.parents):
-                raise OutputError(f"The {name} {path} lies in the {other}.", "Choose another folder.")
-
-
-def _check_same_type(dense: Session, cut_path: Path) -> None:
-    config = json.loads((cut_path / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") != dense.config.model_type:
-        raise ModelError(
-            f"{cut_path} is of type {config.get('model_type')!r}, and the dense model of type "
-            f"{dense.config.model_type!r}.",
-            "Give the model it was cut from with --dense.",
-        )
-
-
-def _check_same_weights(blocks: Blocks, removed: tuple[int, ...], cut_path: Path) -> None:
-    """Raise ModelError unless the cut checkpoint's tensors are the dense model's: some values of each are compared."""
-    tensors = cut_model(blocks.model, removed).state_dict()
-    for path in sorted(cut_path.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if name not in tensors:  # named otherwise in memory
-                    continue
-                there, here = file.get_tensor(name).flatten(), tensors[name].flatten()
-                step = max(1, len(there) // 256)
-                if len(there) != len(here) or not torch.equal(here[::step].cpu(), there[::step].to(here.dtype)):
-                    raise ModelError(
-                        f"{cut_path} was not cut from this dense model: {name} differs.",
-                        "Give the model it was cut from with --dense.",
-                    )
 
 
 def _that_matter(settings: HealSettings) -> dict[str, Any]:

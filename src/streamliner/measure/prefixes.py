@@ -31,7 +31,7 @@ class Prefixes:
         return max(fit, key=lambda found: found[0], default=None)
 
     def keeper(self, windows: Sequence[int], removals: Sequence[tuple[int, ...]]) -> Callable[[int, Tensor], None]:
-        """For `Blocks.fork`: keeps what it is called with."""
+        """For `fork`: keeps what it is called with."""
 
         def keep(depth: int, stream: Tensor) -> None:
             left_out = _below(depth, removals[0])

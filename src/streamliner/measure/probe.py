@@ -17,6 +17,7 @@ from torch.nn import functional
 from streamliner.blocks import Blocks, check_indices
 from streamliner.calibration import CalibrationSet
 from streamliner.errors import StreamlinerError
+from streamliner.fork import fork, workspace
 from streamliner.measure.head import head_losses
 from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses
 from streamliner.measure.prefixes import Prefixes
@@ -253,7 +254,8 @@ class Probe:
         windows = self._windows[list(numbers)]
         losses: list[list[float]] = []
         for some in self._that_fit(windows, keys):
-            rows, passes = self._blocks.fork(
+            rows, passes = fork(
+                self._blocks,
                 some,
                 windows,
                 rows_at_once=self._rows_at_once(),
@@ -286,7 +288,7 @@ class Probe:
 
     def _rows_at_once(self) -> int:
         if self._workspace is None:
-            self._workspace = self._blocks.workspace(self._windows[:1], **self._without_logits)
+            self._workspace = workspace(self._blocks, self._windows[:1], **self._without_logits)
         return max(1, self._budget // 2 // self._workspace)
 
     def _head_losses(self, rows: Tensor, window: Tensor) -> list[float]:
