@@ -2,9 +2,9 @@
 
 With `stack.py`, which finds it, this is all that looks inside a model; `fork.py` builds on it. It knows three facts of
 an architecture: the list of block modules, that a block maps the residual stream to the residual stream, and how a
-block hands it on. Embeddings, masks, rotary tables, the final norm and the head stay in the model's own `forward`. The first two facts are
-found by structure and then checked on a forward pass of a few tokens, so a model that works otherwise is refused
-instead of half handled.
+block hands it on. Embeddings, masks, rotary tables, the final norm and the head stay in the model's own `forward`. The
+first two facts are found by structure and then checked on a forward pass of a few tokens, so a model that works
+otherwise is refused instead of half handled.
 """
 
 from __future__ import annotations
