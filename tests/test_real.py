@@ -14,6 +14,8 @@ from streamliner import models, pipeline
 from streamliner.blocks import Blocks
 from streamliner.calibration import make_calibration_set
 from streamliner.cut import expect
+from streamliner.evaluate.perplexity import perplexity, text_windows
+from streamliner.heal import HealSettings
 from streamliner.measure import Probe
 from streamliner.search import make_method, search
 from streamliner.session import ModelSettings, Silent, open_session
@@ -80,3 +82,35 @@ def test_cut_and_verified(folder):
     from_gguf, from_folder = (load_file(folder / name / "model.safetensors") for name in ("cut-from-gguf", "cut"))
     assert from_gguf.keys() == from_folder.keys()
     assert all(torch.equal(from_gguf[name], from_folder[name]) for name in from_gguf)
+
+
+def test_perplexity_equals_a_plain_loop(folder):
+    source = models.locate(str(folder / "dense"))
+    model, tokenizer = models.load_model(source), models.load_tokenizer(source)
+    windows = text_windows("python-docs:test", tokenizer, 48, limit=2)
+    found = perplexity(Blocks(model), windows)
+    with torch.inference_mode():
+        plain = [model(input_ids=window[None], labels=window[None]).loss.item() for window in windows.windows]
+    assert found.mean == pytest.approx(sum(plain) / 2, rel=1e-5)
+    assert windows.windows[0, 0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize(("network", "loss"), [("block", "mse"), ("swiglu", "lm")])
+def test_healed_and_verified(folder, tmp_path, network, loss):
+    """Gemma's blocks have norms behind their parts and a GELU, so a SwiGLU brings its own code."""
+    settings = HealSettings(
+        network=network,
+        loss={loss: 1.0},
+        data=(("python-docs", 1.0),),
+        sequence_length=32,
+        steps=2,
+        batch_size=2,
+        validations=1,
+        validation_windows=1,
+    )
+    session = open_session(ModelSettings(str(folder / "dense")))
+    result = pipeline.heal_model(session, folder / "cut-from-gguf", settings, tmp_path / "healed", tmp_path / "run")
+    assert [gap["places"] for gap in result["gaps"]] == [[6], [9], [12]]
+    assert result["verification"]["cached_generation"]
+    assert result["custom_code"] == (network == "swiglu")
+    assert result["training"]["best_loss"] < result["training"]["first_loss"]
