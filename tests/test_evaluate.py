@@ -226,6 +226,16 @@ def test_the_table_compares(capsys, text, tmp_path):
     assert "behind" not in out  # nobody said which is dense
 
 
+def test_samples(capsys, tiny, tokenizer, text):
+    arguments = ["--perplexity", text, "--window", "64", "--max-windows", "1", "--samples", "1", "--dtype", "float32"]
+    (sample,) = json.loads(run(capsys, "evaluate", TINY, *arguments, "--json")[0])["samples"]
+    ids = text_windows(str(text), tokenizer, 32, limit=1).windows
+    out = tiny.generate(ids, max_new_tokens=40, do_sample=False)
+    assert sample["continuations"] == [tokenizer.decode(out[0, 32:], skip_special_tokens=True)]
+    assert sample["prompt"] == tokenizer.decode(ids[0], skip_special_tokens=True)
+    assert sample["continuations"][0] in run(capsys, "evaluate", TINY, *arguments)[0]
+
+
 def test_mistakes(capsys, tasks):
     pytest.importorskip("lm_eval")
     assert "nothing to evaluate on" in run(capsys, "evaluate", TINY, status=2)[1]

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     streamliner("prune", TINY, "--method", "streamline", "--remove", "2", *short, *healing, "-o", path / "out")
     streamliner("search", TINY, "--remove", "2", *short, "-o", path / "sleb")
     texts = ["--perplexity", "python-docs:test", "--window", "64", "--max-windows", "3"]
-    drafts = ["--as-draft-for", TINY, "--draft-prompts", "1", "--draft-tokens", "4"]
+    drafts = ["--as-draft-for", TINY, "--draft-prompts", "1", "--draft-tokens", "4", "--samples", "2"]
     streamliner("evaluate", path / "out", "--dense", TINY, *texts, *drafts, "-o", path / "evaluation.json")
     small = ["--prompt-tokens", "16", "--new-tokens", "2", "--repeats", "1"]
     streamliner("benchmark", path / "out", "--dense", TINY, *small, "-o", path / "benchmark.json")
@@ -101,6 +101,7 @@ def test_numbers_are_those_of_the_files(page, folder):
         assert "streamliner prune" in text
         assert "python-docs" in text
         assert "As a draft" in text
+        assert text.count("begun with") == 2
 
 
 def look(page, folder, size="1200,900"):

@@ -68,6 +68,10 @@ def evaluate(
     draft_tokens: Annotated[
         int, typer.Option(help="Tokens behind each of these prompts.", rich_help_panel=EVALUATE, min=2)
     ] = 64,
+    samples: Annotated[
+        int,
+        typer.Option(help="Beginnings of the first text that models go on with, to look at.", rich_help_panel=EVALUATE),
+    ] = 0,
     batch_size: Annotated[int, typer.Option(help="Questions in one forward.", rich_help_panel=EVALUATE, min=1)] = 1,
     cache: Annotated[
         bool,
@@ -104,6 +108,7 @@ def evaluate(
         cache=cache,
         draft_prompts=draft_prompts,
         draft_tokens=draft_tokens,
+        samples=samples,
     )
     names = [*([dense] if dense else []), *(name for name in models if name != dense)]
     with silenced_transformers():
@@ -122,6 +127,7 @@ def evaluate(
 
 def print_evaluation(result: dict[str, Any]) -> None:
     """Models side by side; then, for each but the dense one, how it compares."""
+    from rich.markup import escape
     from rich.table import Table
 
     measured = result["models"]
@@ -139,6 +145,10 @@ def print_evaluation(result: dict[str, Any]) -> None:
     if table.row_count:
         console.print(table)
     _print_drafts(result["drafts"])
+    for sample in result["samples"]:
+        console.print(f"[dim]{escape(sample['prompt'])}[/] ...", soft_wrap=True)
+        for model, text in zip(measured, sample["continuations"], strict=True):
+            console.print(f"[bold]{escape(short_name(model['model']))}:[/] {escape(text)}", soft_wrap=True)
     for compared in result["compared"]:
         _print_comparison(compared)
 

@@ -15,6 +15,7 @@ from streamliner._version import __version__
 from streamliner.errors import EvaluationError
 from streamliner.evaluate.draft import acceptance
 from streamliner.evaluate.perplexity import TextWindows, perplexity, text_windows
+from streamliner.evaluate.samples import continuations
 from streamliner.evaluate.stability import accuracy_difference, flips, mean_stability, stability
 from streamliner.evaluate.tasks import Harness, Task, TaskResult
 from streamliner.measure import Loss
@@ -22,8 +23,8 @@ from streamliner.run import environment, write_json
 from streamliner.session import Reporter, Session, weights_hash
 
 SCHEMA_VERSION = 1
-DRAFT_CONTEXT = 32
-"""Tokens of the prompts that drafts are measured on."""
+SHORT = 32
+"""Tokens of the prompts that drafts and samples begin with."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class EvaluationSettings:
         num_fewshot: None for the task's own.
         batch_size: questions in a forward.
         draft_prompts, draft_tokens: prompts that a draft is measured on, and tokens behind each.
+        samples: how many beginnings of the first text models go on with, for the eye.
         cache: whether what was measured of the same weights before is taken from the cache.
     """
 
@@ -56,6 +58,7 @@ class EvaluationSettings:
     cache: bool = True
     draft_prompts: int = 16
     draft_tokens: int = 64
+    samples: int = 0
 
 
 def evaluate_models(
@@ -92,11 +95,16 @@ def evaluate_models(
     ]
     for text in texts:
         reporter.say(_describe(text))
-    measured, drafts = [], []
+    measured, drafts, written = [], [], []
+    source = next(iter(settings.perplexity), "python-docs:test")
+    prompts = text_windows(source, tokenizer, SHORT, limit=settings.samples).windows if settings.samples else None
     for session in sessions:
         measured.append(_measure(session, texts, tasks, harness, settings, reporter))
         if parent is not None:
             drafts.append({"model": session.source.name} | _as_draft(parent, session, settings, reporter))
+        if prompts is not None:
+            reporter.say(f"{session.source.name}: samples ...")
+            written.append(continuations(session.load(reporter), tokenizer, prompts))
         session.blocks = None  # make room for the next one
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -109,6 +117,13 @@ def evaluate_models(
             if compare
         ],
         "drafts": drafts,
+        "samples": [
+            {
+                "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
+                "continuations": [each[i] for each in written],
+            }
+            for i, prompt in enumerate([] if prompts is None else prompts)
+        ],
     }
     if out is not None:
         write_json(Path(out), result | environment())
@@ -119,7 +134,7 @@ def _as_draft(parent: Session, draft: Session, settings: EvaluationSettings, rep
     """Greedy and sampled, on prompts from the first text."""
     source = next(iter(settings.perplexity), "python-docs:test")
     tokenizer = models.load_tokenizer(parent.source)
-    prompts = text_windows(source, tokenizer, DRAFT_CONTEXT, limit=settings.draft_prompts).windows
+    prompts = text_windows(source, tokenizer, SHORT, limit=settings.draft_prompts).windows
     found: dict[str, Any] = {"parent": parent.source.name, "source": source}
     for kind in ("greedy", "sampled"):
         with reporter.progress(f"{draft.source.name}: as a draft, {kind}") as progress:

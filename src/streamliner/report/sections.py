@@ -250,6 +250,10 @@ def _evaluation(value: dict[str, Any]) -> Section:
             )
         rows.append(["mean", "", "", "", f"{compared['mean_stability']:.3f}", "", "", "", ""])
         section.tables.append(Table(rows))
+    for sample in value.get("samples", []):
+        rows = [["begun with", sample["prompt"]]]
+        rows += [[name, text] for name, text in zip(names, sample["continuations"], strict=True)]
+        section.tables.append(Table(rows))
     for draft in value.get("drafts", []):
         rows = [[f"{Path(draft['model']).name} as a draft", "kept", *draft["greedy"]["tokens_per_verification"]]]
         for kind in ("greedy", "sampled"):
