@@ -17,7 +17,7 @@ from torch import Tensor
 from streamliner import models
 from streamliner.cut.output import MARK, check_output, output_folder
 from streamliner.cut.verify import Expectation, expect, verify
-from streamliner.errors import HealingError, OutputError
+from streamliner.errors import HealingError, InterruptedByUser, OutputError
 from streamliner.heal.adapters import check_peft
 from streamliner.heal.checks import check_apart, check_same_type, check_same_weights, read_cut
 from streamliner.heal.custom_code import FILE
@@ -233,8 +233,8 @@ def _try_out(graft: Graft, cut_path: Path, folder: Path, sample: Tensor, reporte
             expected = _expectation(whole, sample)
             write_healed(whole, custom, cut_path, Path(name))
             verify(Path(name), expected, trust_remote_code=True)
-    except HealingError:
-        raise
+    except (HealingError, InterruptedByUser, OSError, MemoryError, torch.OutOfMemoryError):
+        raise  # these say nothing of the architecture
     except Exception as error:  # an architecture may fail with such a network in ways of its own
         raise HealingError(
             f"{type(graft.blocks.model).__name__} does not work with such a network: "
