@@ -37,6 +37,14 @@ def test_every_verb_and_flag_is_documented(verb):
             assert parameter.help, parameter.name
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb(verb, capsys):
+    out, _ = run(capsys, verb, "--help")
+    assert "Usage:" in out
+    if verb in ("search", "prune"):
+        assert "hf:dataset[/config]" in out
+
+
 def test_flags_and_settings_have_the_same_defaults():
     defaults = {field.name: field.default for field in dataclasses.fields(SearchSettings)}
     for verb in ("search", "prune"):

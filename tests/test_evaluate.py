@@ -236,6 +236,20 @@ def test_samples(capsys, tiny, tokenizer, text):
     assert sample["continuations"][0] in run(capsys, "evaluate", TINY, *arguments)[0]
 
 
+def test_where_the_result_cannot_go_is_told_before_anything_is_measured(capsys, text, tmp_path):
+    (tmp_path / "notes.txt").write_text("precious")
+    for verb in ("evaluate", "benchmark"):
+        for place, message in (
+            (tmp_path / "notes.txt", "--overwrite"),
+            (tmp_path, "is a folder"),
+            (tmp_path / "no" / "x.json", "does not exist"),
+        ):
+            _, err = run(capsys, verb, TINY, "-o", place, status=2)
+            assert message in err
+            assert "Loading" not in err
+    assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
 def test_mistakes(capsys, tasks):
     pytest.importorskip("lm_eval")
     assert "nothing to evaluate on" in run(capsys, "evaluate", TINY, status=2)[1]
@@ -275,7 +289,7 @@ def test_acceptance_equals_a_plain_count(tiny, calibration):
         [[smaller(plain[:, :end]).logits[0, -1].argmax().item() == plain[0, end].item() for end in range(32, 72)]]
     ).double()
     assert found.rate == pytest.approx(kept.mean().item())
-    assert found.tokens_per_verification[4] == pytest.approx(tokens_per_verification(kept, 4))
+    assert found.tokens_per_verification[4] == pytest.approx(tokens_per_verification(kept, 4, 8))
     assert 0 < found.rate < 1
 
 
@@ -283,8 +297,11 @@ def test_tokens_per_verification_by_hand():
     """Kept or not: 1 1 0. Two proposed: from the first place both are kept (3 tokens), from the second one (2)."""
     from streamliner.evaluate.draft import tokens_per_verification
 
-    assert tokens_per_verification(torch.tensor([[1.0, 1.0, 0.0]]), 2) == 2.5
-    assert tokens_per_verification(torch.tensor([[0.5, 0.5]]), 2) == 1 + 0.5 + 0.25
+    assert tokens_per_verification(torch.tensor([[1.0, 1.0, 0.0]]), 2, 2) == 2.5
+    table = torch.rand(3, 12).double()
+    found = [tokens_per_verification(table, proposed, 8) for proposed in (1, 2, 4, 8)]
+    assert found == sorted(found)
+    assert tokens_per_verification(torch.tensor([[0.5, 0.5]]), 2, 2) == 1 + 0.5 + 0.25
 
 
 def test_draft_on_the_command_line(capsys, tmp_path):

@@ -108,6 +108,10 @@ def test_mistakes(capsys, cut, tmp_path):
         "not --heal"
         in run(capsys, "prune", str(TINY), "--remove", "2", "--lora", "4", "-o", str(tmp_path / "x"), status=2)[1]
     )
+    assert "was cut from: " in run(capsys, "heal", cut, "--dense", cut, "-o", tmp_path / "x", *QUICK, status=2)[1]
+    for flag, value, message in (("--lora", -3, "0 or more"), ("--init", "last", "what a block starts as")):
+        assert message in heal(capsys, cut, tmp_path / "x", "--network", "swiglu", flag, value, status=2)[1]
+    assert "--lr must be" in heal(capsys, cut, tmp_path / "x", "--lr", "-1", status=2)[1]
     assert (
         "is no setting of healing"
         in run(

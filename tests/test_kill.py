@@ -120,6 +120,33 @@ def test_sigkill_at_ten_random_moments_of_a_search(tmp_path, effort):
     assert len(measured) == len(set(measured))
 
 
+def test_interrupted_healing_keeps_its_last_step(tmp_path):
+    """Ctrl-C waits for the end of the step and saves."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    cut = [sys.executable, "-m", "streamliner", "cut", str(TINY), "--blocks", "4,5", "-o", str(tmp_path / "cut"), "-q"]
+    subprocess.run(cut, check=True, env=environment, stdout=subprocess.DEVNULL)
+    heal = [
+        *(sys.executable, "-m", "streamliner", "heal", str(tmp_path / "cut"), "--dense", str(TINY)),
+        *("-o", str(tmp_path / "healed"), "--steps", "2000", "--batch-size", "2", "--sequence-length", "64"),
+        *("--validation-windows", "2", "--validations", "1"),
+    ]
+    process = subprocess.Popen(heal, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    history = tmp_path / "healed.run" / "history.jsonl"
+    while not history.exists() or len(history.read_bytes().splitlines()) < 30:
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues" in err
+    steps = len(history.read_bytes().splitlines()) - 1
+    process = subprocess.Popen(heal, env=environment, stderr=subprocess.PIPE, text=True)
+    assert any(f"after step {steps} of 2000" in line for line in process.stderr)
+    process.kill()
+    process.wait()
+    process.stderr.close()
+
+
 def test_sigkill_at_twenty_random_moments_of_healing(tmp_path):
     """The same command then ends with the same bytes: weights, losses, and the state that was best."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

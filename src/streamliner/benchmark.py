@@ -94,6 +94,9 @@ def benchmark_models(
     if len(devices) > 1:
         raise EvaluationError(f"The models are on different devices: {', '.join(sorted(devices))}.", "Add --device.")
     settings = BenchmarkSettings.usual(loaded[0].device, **given)
+    for session in sessions:
+        session.window_length(settings.prompt_tokens, "--prompt-tokens")
+        session.window_length(settings.context_tokens + settings.new_tokens, "--context-tokens and --new-tokens")
     words = min(blocks.config.vocab_size for blocks in loaded)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(words // 10, words // 2, (settings.batch_size, settings.prompt_tokens), generator=generator)

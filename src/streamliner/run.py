@@ -113,6 +113,19 @@ def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
     return path
 
 
+def check_result_file(file: str | Path | None, *, overwrite: bool = False) -> None:
+    """Raise OutputError before any work if a result cannot be written to `file`; None is fine."""
+    if file is None:
+        return
+    path = Path(file).expanduser().absolute()
+    if path.is_dir():
+        raise OutputError(f"{file} is a folder, and -o takes the name of a file.")
+    if not path.parent.is_dir():
+        raise OutputError(f"The folder {path.parent} does not exist.", "Make it, or choose another file with -o.")
+    if path.exists() and not overwrite:
+        raise OutputError(f"The output {file} exists.", "Choose another name, or add --overwrite to replace it.")
+
+
 def check_same_run(folder: Path, found: Any, wanted: Any) -> None:
     """Raise OutputError, with the first difference, unless the run in `folder` is the one that is wanted."""
     difference = _first_difference(found, json.loads(json.dumps(wanted)))

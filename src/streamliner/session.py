@@ -94,7 +94,7 @@ class Session:
         """What a plan must agree with."""
         return model_identity(self.source.name, self.stack.config)
 
-    def window_length(self, asked: int | None) -> int:
+    def window_length(self, asked: int | None, flag: str = "--sequence-length") -> int:
         """Tokens of a window: as asked for, or SLEB's 2048, or the model's limit if that is less.
 
         Raises:
@@ -104,7 +104,7 @@ class Session:
         length = asked or min(SEQUENCE_LENGTH, most or SEQUENCE_LENGTH)
         if most and length > most:
             raise TextError(
-                f"--sequence-length {length} is more than the {most} positions of {self.source.name}.",
+                f"{flag} {length} is more than the {most} positions of {self.source.name}.",
                 f"Use {most} or less.",
             )
         return length

@@ -40,6 +40,16 @@ for verb in (
     app.command()(verb)
 
 
+_IN_RUN = "What was done is kept in the run folder: the same command continues."
+KEPT = {
+    "search": _IN_RUN,
+    "prune": _IN_RUN,
+    "heal": _IN_RUN,
+    "evaluate": "Texts and tasks that were measured to their end are kept: the same command goes on.",
+}
+"""What is kept when somebody presses Ctrl-C, by verb."""
+
+
 def _version(asked: bool) -> None:
     if asked:
         print(__version__)
@@ -71,7 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
     # An error of ours, as click would turn KeyboardInterrupt into a bare "Aborted".
-    raise InterruptedByUser("Stopped.", "What was measured is kept in the run folder: the same command continues.")
+    verb = next((argument for argument in sys.argv[1:] if argument in KEPT), "")
+    raise InterruptedByUser("Stopped.", KEPT.get(verb, ""))
 
 
 def _escaped(text: str) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from streamliner.cli import options
 from streamliner.cli.console import Terminal, console, human_bytes, print_json, short_name
+from streamliner.format import number
 
 BENCHMARK = "Benchmark"
 
@@ -46,12 +47,16 @@ def benchmark(
     trust_remote_code: options.TrustRemoteCode = False,
     dtype: options.Dtype = "auto",
     device: options.Device = None,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Time prompts and generation, the models in turn, beside what the removed share of time allows."""
     from streamliner.benchmark import benchmark_models
+    from streamliner.run import check_result_file
     from streamliner.session import open_session, silenced_transformers
+
+    check_result_file(output, overwrite=overwrite)
 
     names = [*([dense] if dense else []), *(name for name in models if name != dense)]
     given = {
@@ -79,7 +84,7 @@ def print_benchmark(result: dict[str, Any]) -> None:
     settings, measured = result["settings"], result["models"]
     console.print(
         f"{result['dtype']} on {result['device']}; prompt of {settings['prompt_tokens']} tokens; "
-        f"{settings['batch_size']} texts of {settings['context_tokens']} tokens, {settings['new_tokens']} generated; "
+        f"{settings['batch_size']} x {settings['context_tokens']} tokens, {settings['new_tokens']} generated for each; "
         f"medians of {settings['repeats']}, slowest and fastest in brackets.",
         soft_wrap=True,
     )
@@ -88,7 +93,10 @@ def print_benchmark(result: dict[str, Any]) -> None:
         cells = (model[name] for model in measured)
         table.add_row(
             f"{name}, tokens/s",
-            *(f"{each['tokens_per_second']:.4g} ({each['slowest']:.4g} to {each['fastest']:.4g})" for each in cells),
+            *(
+                f"{number(each['tokens_per_second'])} ({number(each['slowest'])} to {number(each['fastest'])})"
+                for each in cells
+            ),
         )
     table.add_row("blocks", *(str(model["blocks"]) for model in measured))
     table.add_row("weights", *(human_bytes(model["weight_bytes"]) for model in measured))

@@ -8,6 +8,7 @@ import typer
 
 from streamliner.cli import options
 from streamliner.cli.console import Terminal, console, print_json, short_name
+from streamliner.format import number as shown
 
 EVALUATE = "Evaluate"
 
@@ -85,6 +86,7 @@ def evaluate(
     trust_remote_code: options.TrustRemoteCode = False,
     dtype: options.Dtype = "auto",
     device: options.Device = None,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -93,7 +95,10 @@ def evaluate(
     What is measured is kept at once: stopped and called again, it goes on, and a dense model is measured once.
     """
     from streamliner.evaluate.run import EvaluationSettings, evaluate_models
+    from streamliner.run import check_result_file
     from streamliner.session import open_session, silenced_transformers
+
+    check_result_file(output, overwrite=overwrite)
 
     settings = EvaluationSettings(
         perplexity=tuple(perplexity or ()),
@@ -134,7 +139,8 @@ def print_evaluation(result: dict[str, Any]) -> None:
     table = Table("", *(short_name(model["model"]) for model in measured))
     for number, text in enumerate(measured[0]["perplexity"] if measured else ()):
         table.add_row(
-            f"perplexity, {text['source']}", *(f"{model['perplexity'][number]['perplexity']:.4g}" for model in measured)
+            f"perplexity, {text['source']}",
+            *(f"{shown(model['perplexity'][number]['perplexity'])}" for model in measured),
         )
         cells = (model["perplexity"][number] for model in measured)
         table.add_row("  loss", *(_with_error(each["loss"], each["standard_error"]) for each in cells))
@@ -145,12 +151,12 @@ def print_evaluation(result: dict[str, Any]) -> None:
     if table.row_count:
         console.print(table)
     _print_drafts(result["drafts"])
-    for sample in result["samples"]:
-        console.print(f"[dim]{escape(sample['prompt'])}[/] ...", soft_wrap=True)
-        for model, text in zip(measured, sample["continuations"], strict=True):
-            console.print(f"[bold]{escape(short_name(model['model']))}:[/] {escape(text)}", soft_wrap=True)
     for compared in result["compared"]:
         _print_comparison(compared)
+    for place, sample in enumerate(result["samples"], 1):
+        console.print(f"Sample {place}, begun with: [dim]{escape(sample['prompt'])}[/]", soft_wrap=True)
+        for model, text in zip(measured, sample["continuations"], strict=True):
+            console.print(f"[bold]{escape(short_name(model['model']))}:[/] {escape(text)}", soft_wrap=True)
 
 
 def _print_drafts(drafts: list[dict[str, Any]]) -> None:

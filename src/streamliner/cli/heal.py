@@ -8,6 +8,7 @@ import typer
 
 from streamliner.cli import options
 from streamliner.cli.console import Terminal, console, print_json
+from streamliner.format import number
 
 
 def heal(
@@ -119,7 +120,7 @@ def print_healed(result: dict[str, Any]) -> None:
     perplexity = {name: value for name, value in result["validation_perplexity"].items() if value is not None}
     if perplexity:
         table = Table("", *perplexity, title=title)
-        table.add_row("perplexity on held-out windows", *(f"{value:.4g}" for value in perplexity.values()))
+        table.add_row("perplexity on held-out windows", *map(number, perplexity.values()))
         console.print(table)
     else:
         console.print(title)
@@ -131,6 +132,11 @@ def print_healed(result: dict[str, Any]) -> None:
         + (f"{kept}{losses}." if perplexity else ", without validation."),
         soft_wrap=True,
     )
+    if perplexity and perplexity["healed"] > perplexity["cut"]:
+        console.print(
+            "The healed model is worse than the cut one on the held-out windows: train longer, or with --loss lm.",
+            soft_wrap=True,
+        )
     if result["custom_code"]:
         console.print(
             "No stock class has such a network, so the checkpoint brings its own code: load it with "
@@ -154,3 +160,7 @@ def print_healed(result: dict[str, Any]) -> None:
             soft_wrap=True,
         )
     console.print(f"Written to {result['output']}", soft_wrap=True)
+    console.print(
+        f"Judge it on other text: streamliner evaluate {result['output']} --dense MODEL --perplexity SOURCE",
+        soft_wrap=True,
+    )

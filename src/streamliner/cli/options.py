@@ -55,8 +55,8 @@ ProtectLast = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        help="wikitext2, c4, python-docs (each with :split), a .txt or .jsonl[:field] file, a folder, or "
-        "hf:dataset[/config][:split[:field]]. Default: wikitext2 for a hub model, "
+        help="wikitext2, c4, python-docs (each with :split), a .txt or .jsonl\\[:field] file, a folder, or "
+        "hf:dataset\\[/config]\\[:split\\[:field]]. Default: wikitext2 for a hub model, "
         "else python-docs, which needs no network.",
         rich_help_panel=SEARCH,
         metavar="SOURCE",
@@ -341,8 +341,10 @@ def heal_set(pairs: list[str] | None) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for pair in pairs or []:
         key, equals, text = pair.partition("=")
+        key = key.replace("-", "_")
+        key = {"lr": "learning_rate", "min_lr": "min_learning_rate"}.get(key, key)
         if not equals or key not in types:
-            raise UserError(f"--heal-set {pair} is no setting of healing.", f"There are {', '.join(types)}.")
+            raise UserError(f"--heal-set {pair} is no setting of healing.", f"The settings are {', '.join(types)}.")
         kind = next(kind for kind in ("bool", "float", "int", "tuple", "str") if kind in types[key])
         try:
             if kind == "bool":

@@ -27,15 +27,13 @@ def report(
 ) -> None:
     """Show what came of runs on one page: searches, frontier, healing, evaluation, speed, and how to do it again."""
     from streamliner.report import write_report
+    from streamliner.run import check_result_file
 
     path = Path(output).expanduser()
     if path.suffix not in (".html", ".htm"):
         raise OutputError(f"{output} is not the name of an HTML file.", "Write for instance -o report.html.")
-    for existing in (path, path.with_suffix(".md")):
-        if existing.exists() and not overwrite:
-            raise OutputError(
-                f"The output {existing} exists.", "Choose another name, or add --overwrite to replace it."
-            )
+    for file in (path, path.with_suffix(".md")):
+        check_result_file(file, overwrite=overwrite)
     files = [str(file) for file in write_report(sources, path)]
     if json:
         print_json({"files": files})

@@ -87,19 +87,20 @@ def acceptance(
         kept.append(_kept(parent, draft, text, len(prompt), sampled))
         on_progress(number + 1, len(prompts))
     table = torch.stack(kept)
+    counts = [count for count in PROPOSED if count <= new_tokens]
     return Acceptance(
         table.mean().item(),
-        {count: tokens_per_verification(table, count) for count in PROPOSED if count <= new_tokens},
+        {count: tokens_per_verification(table, count, max(counts)) for count in counts},
         table.numel(),
     )
 
 
-def tokens_per_verification(kept: Tensor, proposed: int) -> float:
-    """Mean of 1 + the number of proposals kept in a row, over all places where a proposal can begin.
+def tokens_per_verification(kept: Tensor, proposed: int, room: int) -> float:
+    """Mean of 1 + the number of proposals kept in a row, over all places behind which `room` tokens follow.
 
     `kept` is (texts, tokens): the probability that a proposal at the place is kept, given that those before were.
     """
-    rows = [row[start : start + proposed] for row in kept for start in range(len(row) - proposed + 1)]
+    rows = [row[start : start + proposed] for row in kept for start in range(len(row) - room + 1)]
     return 1 + torch.stack(rows).cumprod(1).sum(1).mean().item()
 
 

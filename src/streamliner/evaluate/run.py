@@ -89,7 +89,7 @@ def evaluate_models(
     harness = Harness(settings.tasks_path) if settings.tasks else None
     tasks = harness.find(settings.tasks, settings.limit, settings.num_fewshot) if harness else []
     tokenizer = models.load_tokenizer(sessions[0].source)
-    window = min(session.window_length(settings.window) for session in sessions)
+    window = min(session.window_length(settings.window, "--window") for session in sessions)
     texts = [
         text_windows(source, tokenizer, window, settings.stride, settings.max_windows) for source in settings.perplexity
     ]

@@ -24,13 +24,15 @@ class FeedForward(nn.Module):
         self.residual = residual
         self.norm = nn.RMSNorm(hidden_size, eps=eps) if residual else nn.Identity()
 
+    up_proj: nn.Linear
+
     def inner(self, state: Tensor) -> Tensor:
         """The f of the class's docstring."""
         raise NotImplementedError
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Stream in, (batch, tokens, hidden), stream out; what else a block is called with does not matter."""
-        out = self.inner(self.norm(hidden_states))
+        out = self.inner(self.norm(hidden_states.to(self.up_proj.weight.dtype)))
         return hidden_states + out if self.residual else out
 
 

@@ -54,8 +54,8 @@ def find_gaps(removed: tuple[int, ...], num_blocks: int, depth: int = 1) -> tupl
             gap = Gap(0, stop + depth, tuple(range(stop, stop + depth)))
         else:
             raise RemovalError(
-                f"Between the runs of removed blocks, before block {block}, only {len(kept_before)} kept blocks lie: "
-                f"too few for a network of {depth}.",
+                f"Only {len(kept_before)} kept blocks lie before block {block} and behind the run of removed blocks "
+                f"before it: too few for a network of {depth}.",
                 "Use --network-depth 1, or a plan whose runs lie further apart." if depth > 1 else "Heal with --lora.",
             )
         gaps.append(gap)

@@ -79,7 +79,8 @@ def heal_checkpoint(
     ranks = dense.ranks
     reporter = (reporter if ranks.rank == 0 else None) or Silent()
     cut_path, plan = read_cut(cut_folder)
-    check_plan(plan, dense.identity, dense.num_blocks)
+    wanted = f"Give as --dense the model that it was cut from: {plan.model.get('name', '?')}"
+    check_plan(plan, dense.identity, dense.num_blocks, wanted)
     for model_folder in (dense.source.path or None, cut_path):
         check_output(out, overwrite=overwrite, model_folder=model_folder)
     folder = check_run_folder(run_folder, RUN)
@@ -288,9 +289,9 @@ def _announce(objective: Objective, settings: HealSettings, steps: int, mixture:
         reporter.say(f"{gap}.")
     trainable = sum(parameter.numel() for parameter in objective.trainable().values())
     tokens = steps * settings.batch_size * mixture.sequence_length
-    losses = " + ".join(f"{weight:g} {name}" for name, weight in settings.loss.items())
+    losses = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in settings.loss.items())
     reporter.say(
-        f"Training {trainable:,} parameters on {losses}: {steps} steps of {settings.batch_size} windows of "
+        f"Training {trainable:,} parameters with loss {losses}: {steps} steps of {settings.batch_size} windows of "
         f"{mixture.sequence_length} tokens, {tokens:,} tokens in all; {len(mixture.validation)} windows held out."
     )
 

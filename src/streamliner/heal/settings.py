@@ -78,12 +78,16 @@ class HealSettings:
         self._choice("--network-input", self.network_input, ("dense", "cut"))
         if self.mixed_precision is not None:
             self._choice("--mixed-precision", self.mixed_precision, PRECISIONS)
+        if self.lora < 0:
+            raise HealingError(f"--lora must be 0 or more, not {self.lora}.")
+        if self.network != "block" and self.init != "first":
+            raise HealingError("--init says what a block starts as.", "Add --network block, or leave it out.")
         for name, weight in self.loss.items():
             self._choice("--loss", name, LOSSES)
             if not (weight > 0 and math.isfinite(weight)):
                 raise HealingError(f"The weight of --loss {name} must be more than 0, not {weight}.")
         if not self.loss:
-            raise HealingError("There is no loss.", f"Choose of {', '.join(LOSSES)}.")
+            raise HealingError("There is no loss.", f"Choose one of {', '.join(LOSSES)}.")
         through_head, on_streams = (any(name in each for name in self.loss) for each in (HEAD_LOSSES, STREAM_LOSSES))
         if self.network == "none" and not self.lora:
             raise HealingError("There is nothing to train.", "Choose a --network, or --lora RANK, or both.")
@@ -102,14 +106,15 @@ class HealSettings:
             raise HealingError("The budget is given more than once.", "Give one of --tokens, --steps and --epochs.")
         for name in ("batch_size", "micro_batch", "network_depth", "learning_rate", "clip", "validations"):
             if not getattr(self, name) > 0:
-                raise HealingError(f"--{name.replace('_', '-')} must be more than 0, not {getattr(self, name)}.")
+                flag = {"learning_rate": "lr"}.get(name, name.replace("_", "-"))
+                raise HealingError(f"--{flag} must be more than 0, not {getattr(self, name)}.")
         for name, weight in self.data:
             if not weight > 0:
                 raise HealingError(f"The weight of --data {name} must be more than 0, not {weight}.")
 
     def _choice(self, flag: str, value: str, choices: tuple[str, ...]) -> None:
         if value not in choices:
-            raise HealingError(f"{flag} has no {value}.", f"Choose of {', '.join(choices)}.")
+            raise HealingError(f"{flag} has no {value}.", f"Choose one of {', '.join(choices)}.")
 
     @property
     def on_streams(self) -> dict[str, float]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -216,36 +219,40 @@ def train(
         on_row(row | {"steps": steps})
         clock.saved(save)
     of_a_step = settings.batch_size * mixture.sequence_length
-    while progress.step < steps:
-        lr = settings.learning_rate * rate(progress.step + 1)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
-        windows = mixture.batch(settings.batch_size)[rank * share : (rank + 1) * share]
-        sums = _accumulate(prepared, windows.to(validation.device), settings.micro_batch, accelerator)
-        # The first process decides when to save: clocks differ, and all must wait for each other then.
-        due = progress.step + 1 == steps or (rank == 0 and clock.is_time(progress.step + 1))
-        sums["save"] = torch.full_like(sums["loss"], float(due) * size)
-        losses = {name: value / size for name, value in accelerator.reduce(sums).items()} if size > 1 else sums
-        loss = {name: value.item() for name, value in losses.items()}
-        due = loss.pop("save") > 0
-        if loss["loss"] != loss["loss"] or loss["loss"] in (float("inf"), float("-inf")):
-            raise HealingError(
-                f"The loss of step {progress.step + 1} is {loss['loss']}.",
-                "Try a smaller --lr, or --mixed-precision bf16 in place of fp16.",
-            )
-        accelerator.clip_grad_norm_(list(trainable.values()), settings.clip)
-        wrapped.step()
-        progress.skipped += bool(accelerator.optimizer_step_was_skipped)
-        wrapped.zero_grad()
-        progress.step += 1
-        row = {"step": progress.step, "tokens": progress.step * of_a_step, **loss, "lr": lr}
-        if progress.step in validate_at:
-            row["validation"] = validate()
-        history.add(row)
-        accelerator.log({key: value for key, value in row.items() if value is not None}, step=progress.step)
-        on_row(row | {"steps": steps})
-        if due:
-            clock.saved(save)
+    with ExitStack() as stack:
+        interrupt = _Interrupt(stack) if size == 1 else None
+        while progress.step < steps:
+            lr = settings.learning_rate * rate(progress.step + 1)
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            windows = mixture.batch(settings.batch_size)[rank * share : (rank + 1) * share]
+            sums = _accumulate(prepared, windows.to(validation.device), settings.micro_batch, accelerator)
+            # The first process decides when to save: clocks differ, and all must wait for each other then.
+            due = progress.step + 1 == steps or (rank == 0 and clock.is_time(progress.step + 1))
+            sums["save"] = torch.full_like(sums["loss"], float(due) * size)
+            losses = {name: value / size for name, value in accelerator.reduce(sums).items()} if size > 1 else sums
+            loss = {name: value.item() for name, value in losses.items()}
+            due = loss.pop("save") > 0
+            if loss["loss"] != loss["loss"] or loss["loss"] in (float("inf"), float("-inf")):
+                raise HealingError(
+                    f"The loss of step {progress.step + 1} is {loss['loss']}.",
+                    "Try a smaller --lr, or --mixed-precision bf16 in place of fp16.",
+                )
+            accelerator.clip_grad_norm_(list(trainable.values()), settings.clip)
+            wrapped.step()
+            progress.skipped += bool(accelerator.optimizer_step_was_skipped)
+            wrapped.zero_grad()
+            progress.step += 1
+            row = {"step": progress.step, "tokens": progress.step * of_a_step, **loss, "lr": lr}
+            if progress.step in validate_at:
+                row["validation"] = validate()
+            history.add(row)
+            accelerator.log({key: value for key, value in row.items() if value is not None}, step=progress.step)
+            on_row(row | {"steps": steps})
+            if due or (interrupt and interrupt.asked):
+                clock.saved(save)
+            if interrupt and interrupt.asked:
+                interrupt.now()
     if progress.best_loss is not None:
         best, _ = load_tensors(folder / BEST)
         for name, parameter in trainable.items():
@@ -314,6 +321,31 @@ def _validate(prepared: Any, windows: Tensor, micro_batch: int, accelerator: Any
         total += loss if place < len(parts) else 0
     summed = accelerator.reduce(total.to(accelerator.device)) if accelerator.num_processes > 1 else total
     return summed.item() / len(windows)  # type: ignore[no-any-return]
+
+
+class _Interrupt:
+    """Ctrl-C waits for the end of a step, so that the state can be saved; a second one does not wait.
+
+    Attributes:
+        asked: whether it was pressed.
+    """
+
+    def __init__(self, stack: ExitStack) -> None:
+        self.asked = False
+        self._before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+            stack.callback(signal.signal, signal.SIGINT, self._before)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            self.now()
+        self.asked = True
+
+    def now(self) -> None:
+        """Do what would have been done at once."""
+        signal.signal(signal.SIGINT, self._before)
+        signal.raise_signal(signal.SIGINT)
 
 
 class _Clock:

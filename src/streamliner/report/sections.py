@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.errors import OutputError
+from streamliner.format import number
 from streamliner.report.figures import Figure, Series, matrix, plot
 
 FILES = ("run.json", "frontier.json", "plan.json", "similarity.json", "healing.json", "result.json")
@@ -169,7 +170,19 @@ def _frontier(searches: Sequence[Run]) -> Section:
 
 def _healing(run: Run) -> Section:
     settings = run.files.get("healing", {}).get("settings", {})
-    section = Section(f"Healing: {settings.get('network', '')} {Path(run.name).name}".strip())
+    kind = " and ".join(
+        [settings["network"]] * (settings.get("network", "none") != "none")
+        + [f"LoRA of rank {settings.get('lora')}"] * bool(settings.get("lora"))
+    )
+    folder = Path(run.name)
+    owner = folder.parent.name if folder.name == "healing" else folder.name
+    section = Section(f"Healing: {kind}, {' and '.join(settings.get('loss', {}))} ({owner})")
+    if settings:
+        texts = ", ".join(name for name, _ in settings["data"])
+        section.text.append(
+            f"Trained on {texts}; batches of {settings['batch_size']} windows, learning rate "
+            f"{settings['learning_rate']:g}, seed {settings['seed']}."
+        )
     trained = [row for row in run.history if row.get("loss") is not None]
     validated = [row for row in run.history if row.get("validation") is not None]
     series = [
@@ -189,7 +202,7 @@ def _healing(run: Run) -> Section:
         if perplexity:
             section.tables.append(
                 Table(
-                    [["perplexity on held-out windows", *perplexity], ["", *(f"{v:.4g}" for v in perplexity.values())]]
+                    [["perplexity on held-out windows", *perplexity], ["", *(number(v) for v in perplexity.values())]]
                 )
             )
         gaps = "; ".join(
@@ -210,13 +223,13 @@ def _evaluation(value: dict[str, Any]) -> Section:
     names = [Path(model["model"]).name for model in value["models"]]
     if value["models"] and value["models"][0]["perplexity"]:
         rows = [["perplexity", *names]]
-        for number, text in enumerate(value["models"][0]["perplexity"]):
-            cells = [model["perplexity"][number] for model in value["models"]]
+        for place, text in enumerate(value["models"][0]["perplexity"]):
+            cells = [model["perplexity"][place] for model in value["models"]]
             label = (
                 f"{text['source']}: {text['predictions']:,} tokens, windows of {text['window']}, "
                 f"one every {text['stride']}" + (", BOS" if text["bos"] else "")
             )
-            rows.append([label, *(f"{cell['perplexity']:.4g}" for cell in cells)])
+            rows.append([label, *(f"{number(cell['perplexity'])}" for cell in cells)])
             rows.append(["loss ± standard error", *(_with_error(c["loss"], c["standard_error"]) for c in cells)])
         section.tables.append(Table(rows))
     if value["tasks"]:
@@ -227,6 +240,11 @@ def _evaluation(value: dict[str, Any]) -> Section:
                 rows.append([f"{task['name']} {metric}", *("" if v is None else f"{v:.4g}" for v in found)])
         section.tables.append(Table(rows))
     for compared in value["compared"]:
+        for source, behind in compared["loss_behind"].items():
+            section.text.append(
+                f"{Path(compared['model']).name} is {_with_error(behind['mean'], behind['standard_error'])} nats "
+                f"behind the dense model on {source} (mean and standard error of the differences, window by window)."
+            )
         if not compared["tasks"]:
             continue
         rows = [
@@ -255,12 +273,12 @@ def _evaluation(value: dict[str, Any]) -> Section:
         rows += [[name, text] for name, text in zip(names, sample["continuations"], strict=True)]
         section.tables.append(Table(rows))
     for draft in value.get("drafts", []):
-        rows = [[f"{Path(draft['model']).name} as a draft", "kept", *draft["greedy"]["tokens_per_verification"]]]
+        counts = (f"tokens per check, {count} proposed" for count in draft["greedy"]["tokens_per_verification"])
+        rows = [[f"As a draft: {Path(draft['model']).name}", "kept", *counts]]
         for kind in ("greedy", "sampled"):
             rates = (f"{rate:.2f}" for rate in draft[kind]["tokens_per_verification"].values())
             rows.append([kind, f"{draft[kind]['acceptance_rate']:.1%}", *rates])
         section.tables.append(Table(rows))
-        section.text.append("As a draft: share of proposals kept; tokens per check by how many are proposed.")
     return section
 
 
@@ -269,7 +287,7 @@ def _benchmark(value: dict[str, Any]) -> Section:
     settings = value["settings"]
     section.text.append(
         f"{value['dtype']} on {value['device']}: a prompt of {settings['prompt_tokens']} tokens; "
-        f"{settings['batch_size']} texts of {settings['context_tokens']} tokens, {settings['new_tokens']} generated. "
+        f"{settings['batch_size']} x {settings['context_tokens']} tokens, {settings['new_tokens']} generated for each. "
         f"Medians of {settings['repeats']}, slowest and fastest in brackets."
     )
     rows = [["", *(Path(model["model"]).name for model in value["models"])]]
@@ -278,7 +296,10 @@ def _benchmark(value: dict[str, Any]) -> Section:
         rows.append(
             [
                 f"{name}, tokens per second",
-                *(f"{c['tokens_per_second']:.4g} ({c['slowest']:.4g} to {c['fastest']:.4g})" for c in cells),
+                *(
+                    f"{number(c['tokens_per_second'])} ({number(c['slowest'])} to {number(c['fastest'])})"
+                    for c in cells
+                ),
             ]
         )
     rows.append(["blocks", *(str(model["blocks"]) for model in value["models"])])
@@ -311,7 +332,8 @@ def _reproduce(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> Sectio
     section = Section("How to reproduce it")
     sources = [run.files.get("run") or run.files.get("healing") or {} for run in runs] + list(results)
     rows = [["command"]]
-    rows += [[" ".join(["streamliner", *source["command"][1:]])] for source in sources if source.get("command")]
+    commands = [" ".join(["streamliner", *source["command"][1:]]) for source in sources if source.get("command")]
+    rows += [[command] for command in dict.fromkeys(commands)]
     if len(rows) > 1:
         section.tables.append(Table(rows))
     versions = {name: version for source in sources for name, version in source.get("versions", {}).items()}
@@ -346,7 +368,7 @@ def _loss(loss: float | None) -> str:
 
 
 def _perplexity(loss: float | None) -> str:
-    return "" if loss is None else f"{_exp(loss):.4g}"
+    return "" if loss is None else number(_exp(loss))
 
 
 def _with_error(value: float, error: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -83,7 +84,7 @@ def as_markdown(sections: Sequence[Section]) -> str:
         parts.append(f"## {section.title}\n")
         parts += [f"{text}\n" for text in section.text]
         parts += [_markdown_table(table) for table in section.tables]
-        parts += [f"*{figure.caption}* {figure.alt}\n" for figure in section.figures]
+        parts += [f"{figure.alt}\n" for figure in section.figures]
     return "\n".join(parts)
 
 
@@ -110,6 +111,6 @@ def _cell(cell: str) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    head, *rows = ([cell.replace("|", "\\\\|").replace("\n", " ") for cell in row] for row in table.rows)
+    head, *rows = ([re.sub(r"([\\`*_<|])", r"\\\1", " ".join(cell.split())) for cell in row] for row in table.rows)
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines) + "\n"

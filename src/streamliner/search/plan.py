@@ -103,7 +103,7 @@ def read_plan(path: str | Path) -> Plan:
     )
 
 
-def check_plan(plan: Plan, model: dict[str, Any], num_blocks: int) -> None:
+def check_plan(plan: Plan, model: dict[str, Any], num_blocks: int, hint: str = "") -> None:
     """Raise PlanError unless `plan` is for a model of this kind and shape (`model_identity`)."""
     wanted, found = {**plan.model, "num_blocks": plan.num_blocks}, {**model, "num_blocks": num_blocks}
     for key in ("num_blocks", "model_type", "hidden_size"):
@@ -111,7 +111,7 @@ def check_plan(plan: Plan, model: dict[str, Any], num_blocks: int) -> None:
             raise PlanError(
                 f"The plan is for another model: it was made for {key} {wanted.get(key)}, "
                 f"but {model['name']} has {key} {found[key]}.",
-                "Search this model, or name its blocks with --blocks.",
+                hint or "Search this model, or name its blocks with --blocks.",
             )
 
 
