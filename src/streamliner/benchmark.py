@@ -184,7 +184,7 @@ def _describe(session: Session, blocks: Blocks, times: dict[str, Times], ids: Te
 @torch.inference_mode()
 def cache_bytes(blocks: Blocks, ids: Tensor) -> float | None:
     """Bytes of keys and values per token of a text as short as `ids`, (1, tokens); None if the model keeps none so."""
-    cache = blocks.model(input_ids=ids.to(blocks.device), use_cache=True).past_key_values
+    cache = getattr(blocks.model(input_ids=ids.to(blocks.device), use_cache=True), blocks.cache_name)
     layers = getattr(cache, "layers", None)
     if not layers:
         return None
@@ -213,8 +213,8 @@ def _generate(blocks: Blocks, ids: Tensor, new_tokens: int) -> object:
     keep = {"logits_to_keep": torch.tensor([ids.shape[1] - 1])} if blocks.takes_positions else {}
     cache = None
     for _ in range(new_tokens):
-        out = blocks.model(input_ids=ids, past_key_values=cache, use_cache=True, **keep)
-        cache, keep = out.past_key_values, {}
+        out = blocks.model(input_ids=ids, use_cache=True, **{blocks.cache_name: cache}, **keep)
+        cache, keep = getattr(out, blocks.cache_name), {}
         ids = out.logits[:, -1:].argmax(-1)
     return ids
 

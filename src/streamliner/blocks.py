@@ -97,6 +97,12 @@ class Blocks:
             return self.forward(input_ids, **inputs)
 
     @property
+    def cache_name(self) -> str:
+        """What the model's forward calls the cache, as an argument and in what it returns."""
+        # Releases of transformers before 5.24 have the longer name alone.
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+
+    @property
     def one_position(self) -> dict[str, Any]:
         """Argument of `forward` with which the head computes hardly any logits, if the model has such a one.
 

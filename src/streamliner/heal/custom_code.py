@@ -54,7 +54,8 @@ class InPlaceOfBlock(nn.Module):
         self.place, self.further = place, network["further_outputs"]
 
     def forward(self, hidden_states, *args, **kwargs):
-        cache = kwargs.get("past_key_values")
+        # Releases of transformers before 5.24 have the longer name.
+        cache = kwargs.get("past_key_values") if kwargs.get("cache") is None else kwargs["cache"]
         if cache is not None:
             # Models ask a block's part of the cache how long the text is. An entry of one number a token tells it.
             empty = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
