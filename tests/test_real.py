@@ -109,7 +109,10 @@ def test_healed_and_verified(folder, tmp_path, network, loss):
         validation_windows=1,
     )
     session = open_session(ModelSettings(str(folder / "dense")))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     result = pipeline.heal_model(session, folder / "cut-from-gguf", settings, tmp_path / "healed", tmp_path / "run")
+    torch.set_num_threads(threads)
     assert [gap["places"] for gap in result["gaps"]] == [[6], [9], [12]]
     assert result["verification"]["cached_generation"]
     assert result["custom_code"] == (network == "swiglu")
