@@ -108,7 +108,6 @@ def main() -> None:
                 steps,
                 accelerator,
                 Path(folder),
-                {},
                 lambda row, progress=progress: progress(row["step"], row["steps"]),
             )
         seconds = time.perf_counter() - start

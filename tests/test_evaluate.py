@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -248,6 +249,19 @@ def test_where_the_result_cannot_go_is_told_before_anything_is_measured(capsys, 
             assert message in err
             assert "Loading" not in err
     assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+def test_another_tokenizer_is_refused(capsys, text, tmp_path):
+    """Its model would be measured on tokens that mean something else to it."""
+    other = shutil.copytree(TINY, tmp_path / "other")
+    file = other / "tokenizer.json"
+    value = json.loads(file.read_text())
+    first, second = list(value["model"]["vocab"])[300:302]
+    vocab = value["model"]["vocab"]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    file.write_text(json.dumps(value))
+    arguments = ["--perplexity", text, "--window", "64", "--max-windows", "1"]
+    assert "has another tokenizer" in run(capsys, "evaluate", other, "--dense", TINY, *arguments, status=2)[1]
 
 
 def test_mistakes(capsys, tasks):

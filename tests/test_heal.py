@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +26,7 @@ from streamliner.heal import (
 )
 from streamliner.heal.adapters import merge_adapters
 from streamliner.heal.state import HISTORY
+from streamliner.sources import PIECE, stream_documents
 
 REMOVED = (4, 5, 9)
 SHORT = {
@@ -54,7 +54,7 @@ def mixture(tokenizer, chosen):
     )
 
 
-def heal(model, tokenizer, folder, removed=REMOVED, identity=None, **changes):
+def heal(model, tokenizer, folder, removed=REMOVED, **changes):
     """Train; returns the objective, what came of it, and the rows of its history."""
     chosen = settings(**changes)
     blocks = Blocks(model)
@@ -62,7 +62,7 @@ def heal(model, tokenizer, folder, removed=REMOVED, identity=None, **changes):
     text = mixture(tokenizer, chosen)
     accelerator = make_accelerator(chosen, blocks.dtype, blocks.device, folder)
     steps = count_steps(chosen, text)
-    trained = train(objective, text, chosen, steps, accelerator, folder, identity or {}, lambda row: None)
+    trained = train(objective, text, chosen, steps, accelerator, folder, lambda row: None)
     rows = [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]
     return objective, trained, rows
 
@@ -403,9 +403,12 @@ def test_text_that_is_too_short(tokenizer, tmp_path):
         mixture(tokenizer, settings(data=((str(tmp_path / "x.txt"), 1.0),)))
 
 
-def test_a_large_text_file_is_never_held(tokenizer, tmp_path, monkeypatch):
-    path = Path(tmp_path / "large.txt")
-    path.write_text("".join(f"line {number} of a text\n" for number in range(200_000)))
-    monkeypatch.setattr(Path, "read_text", None)
-    text = mixture(tokenizer, settings(data=((str(path), 1.0),)))
-    assert text.batch(4).shape == (4, 64)
+def test_a_large_text_file_comes_in_pieces_that_end_with_a_line(tmp_path):
+    path = tmp_path / "large.txt"
+    whole = "".join(f"line {number} of a text\n" for number in range(200_000))
+    path.write_text(whole)
+    pieces = list(stream_documents(str(path)))
+    assert len(pieces) > 3
+    assert all(len(piece) < PIECE + 100 and piece.endswith("\n") for piece in pieces)
+    assert "".join(pieces) == whole
+    assert next(stream_documents(str(path), skip=2)) == pieces[2]

@@ -99,7 +99,6 @@ def evaluate(
     from streamliner.session import open_session, silenced_transformers
 
     check_result_file(output, overwrite=overwrite)
-
     settings = EvaluationSettings(
         perplexity=tuple(perplexity or ()),
         window=window,
@@ -140,7 +139,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
     for number, text in enumerate(measured[0]["perplexity"] if measured else ()):
         table.add_row(
             f"perplexity, {text['source']}",
-            *(f"{shown(model['perplexity'][number]['perplexity'])}" for model in measured),
+            *(shown(model["perplexity"][number]["perplexity"]) for model in measured),
         )
         cells = (model["perplexity"][number] for model in measured)
         table.add_row("  loss", *(_with_error(each["loss"], each["standard_error"]) for each in cells))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from streamliner.blocks import Blocks
 from streamliner.evaluate.perplexity import HEAD_BYTES
+from streamliner.measure.head import positions_that_fit
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def tokens_per_verification(kept: Tensor, proposed: int, room: int) -> float:
 def _kept(parent: Blocks, draft: Blocks, text: Tensor, prompt: int, sampled: bool) -> Tensor:
     """Probability that the draft's proposal for each token behind the prompt is kept, (tokens,) in float64."""
     streams = [blocks.streams(text.cpu(), [len(blocks)])[len(blocks)] for blocks in (parent, draft)]
-    at_once = max(1, HEAD_BYTES // (parent.config.vocab_size * 12))
+    at_once = positions_that_fit(parent, HEAD_BYTES)
     found = []
     for start in range(prompt - 1, text.shape[1] - 1, at_once):
         positions = torch.arange(start, min(start + at_once, text.shape[1] - 1))

@@ -13,7 +13,7 @@ from streamliner.blocks import Blocks
 from streamliner.calibration import bos_tokens, text_tokens
 from streamliner.errors import TextError
 from streamliner.measure import Loss
-from streamliner.measure.head import head_losses
+from streamliner.measure.head import head_losses, positions_that_fit
 from streamliner.sources import read_text
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def text_windows(
 @torch.inference_mode()
 def perplexity(blocks: Blocks, text: TextWindows, on_progress: Callable[[int, int], None] | None = None) -> Loss:
     """The model's loss on each window; `Loss.perplexity` is the perplexity. One window is in memory at a time."""
-    fit = max(1, HEAD_BYTES // (blocks.config.vocab_size * 12))
+    fit = positions_that_fit(blocks, HEAD_BYTES)
     losses: list[float] = []
     for window in text.windows:
         ids = window[None]

@@ -8,7 +8,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+import torch
 
 from streamliner import models
 from streamliner._version import __version__
@@ -16,7 +19,7 @@ from streamliner.errors import EvaluationError
 from streamliner.evaluate.draft import acceptance
 from streamliner.evaluate.perplexity import TextWindows, perplexity, text_windows
 from streamliner.evaluate.samples import continuations
-from streamliner.evaluate.stability import accuracy_difference, flips, mean_stability, stability
+from streamliner.evaluate.stability import accuracy_difference, flips, stability
 from streamliner.evaluate.tasks import Harness, Task, TaskResult
 from streamliner.measure import Loss
 from streamliner.run import environment, write_json
@@ -82,7 +85,7 @@ def evaluate_models(
     Raises:
         UserError: what was asked for cannot be done; the message says why.
     """
-    if not settings.perplexity and not settings.tasks and parent is None:
+    if not (settings.perplexity or settings.tasks or settings.samples or parent):
         raise EvaluationError(
             "There is nothing to evaluate on.", "Add --perplexity wikitext2:test, or --tasks arc_easy."
         )
@@ -95,16 +98,22 @@ def evaluate_models(
     ]
     for text in texts:
         reporter.say(_describe(text))
+    if texts or settings.samples or parent:
+        _check_same_words(tokenizer, [*sessions[1:], *([parent] if parent else [])])
     measured, drafts, written = [], [], []
     source = next(iter(settings.perplexity), "python-docs:test")
-    prompts = text_windows(source, tokenizer, SHORT, limit=settings.samples).windows if settings.samples else None
+    prompts = [
+        text_windows(source, tokenizer, SHORT, limit=count).windows if count else torch.empty(0, SHORT)
+        for count in (settings.samples, settings.draft_prompts if parent else 0)
+    ]
     for session in sessions:
         measured.append(_measure(session, texts, tasks, harness, settings, reporter))
         if parent is not None:
-            drafts.append({"model": session.source.name} | _as_draft(parent, session, settings, reporter))
-        if prompts is not None:
+            found = _as_draft(parent, session, prompts[1], settings.draft_tokens, reporter)
+            drafts.append({"model": session.source.name, "source": source} | found)
+        if settings.samples:
             reporter.say(f"{session.source.name}: samples ...")
-            written.append(continuations(session.load(reporter), tokenizer, prompts))
+            written.append(continuations(session.load(reporter), tokenizer, prompts[0]))
         session.blocks = None  # make room for the next one
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -122,7 +131,7 @@ def evaluate_models(
                 "prompt": tokenizer.decode(prompt, skip_special_tokens=True),
                 "continuations": [each[i] for each in written],
             }
-            for i, prompt in enumerate([] if prompts is None else prompts)
+            for i, prompt in enumerate(prompts[0])
         ],
     }
     if out is not None:
@@ -130,19 +139,28 @@ def evaluate_models(
     return result
 
 
-def _as_draft(parent: Session, draft: Session, settings: EvaluationSettings, reporter: Reporter) -> dict[str, Any]:
-    """Greedy and sampled, on prompts from the first text."""
-    source = next(iter(settings.perplexity), "python-docs:test")
-    tokenizer = models.load_tokenizer(parent.source)
-    prompts = text_windows(source, tokenizer, SHORT, limit=settings.draft_prompts).windows
-    found: dict[str, Any] = {"parent": parent.source.name, "source": source}
+def _check_same_words(tokenizer: Any, others: Sequence[Session]) -> None:
+    """Raise EvaluationError if a model has other words than the first: it would be measured on the wrong tokens."""
+    for session in others:
+        if models.load_tokenizer(session.source).get_vocab() != tokenizer.get_vocab():
+            raise EvaluationError(
+                f"{session.source.name} has another tokenizer than the first model, so they cannot be compared.",
+                "Evaluate it alone.",
+            )
+
+
+def _as_draft(
+    parent: Session, draft: Session, prompts: torch.Tensor, new_tokens: int, reporter: Reporter
+) -> dict[str, Any]:
+    """Greedy and sampled."""
+    found: dict[str, Any] = {"parent": parent.source.name}
     for kind in ("greedy", "sampled"):
         with reporter.progress(f"{draft.source.name}: as a draft, {kind}") as progress:
             found[kind] = acceptance(
                 parent.load(reporter),
                 draft.load(reporter),
                 prompts,
-                settings.draft_tokens,
+                new_tokens,
                 sampled=kind == "sampled",
                 on_progress=progress,
             ).to_json()
@@ -277,5 +295,5 @@ def _compare(dense: _Measured, cut: _Measured) -> dict[str, Any]:
             source: {"mean": loss.mean, "standard_error": loss.standard_error} for source, loss in behind.items()
         },
         "tasks": tasks,
-        "mean_stability": mean_stability({name: each["stability"] for name, each in tasks.items()}) if tasks else None,
+        "mean_stability": fmean(each["stability"] for each in tasks.values()) if tasks else None,
     }

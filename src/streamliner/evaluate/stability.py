@@ -7,9 +7,9 @@ From the samples that lm-eval logs, of tasks whose answers are compared by their
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import pstdev
 from typing import Any
 
 
@@ -105,7 +105,7 @@ def check_same(dense: Sequence[Answer], cut: Sequence[Answer]) -> None:
         raise ValueError("The two models did not answer the same questions.")
 
 
-def answers(samples: Sequence[dict[str, Any]], count_tokens: Any) -> list[Answer]:
+def answers(samples: Sequence[dict[str, Any]], count_tokens: Callable[[str, str], int]) -> list[Answer]:
     """From lm-eval's logged samples of one task.
 
     Args:
@@ -122,7 +122,7 @@ def answers(samples: Sequence[dict[str, Any]], count_tokens: Any) -> list[Answer
     ]
 
 
-def _scores(sample: dict[str, Any], count_tokens: Any) -> tuple[float, ...]:
+def _scores(sample: dict[str, Any], count_tokens: Callable[[str, str], int]) -> tuple[float, ...]:
     requests = [(each["arg_0"], each["arg_1"]) for each in _arguments(sample)]
     found = [float(response[0]) for response in sample["filtered_resps"]]
     if len(found) < 2:
@@ -136,8 +136,3 @@ def _arguments(sample: dict[str, Any]) -> list[dict[str, Any]]:
     if isinstance(arguments, dict):
         return [arguments[key] for key in sorted(arguments, key=lambda key: int(key.rpartition("_")[2]))]
     return [{"arg_0": context, "arg_1": continuation} for context, continuation in arguments]
-
-
-def mean_stability(by_task: dict[str, float]) -> float:
-    """Over tasks, each counting once."""
-    return fmean(by_task.values())

@@ -200,7 +200,7 @@ def _train(
         accelerator.init_trackers("streamliner", config=_flat(dataclasses.asdict(settings)))
     before = _perplexities(graft, mixture.validation, reporter) if ranks.rank == 0 else {}
     with reporter.training(steps) as on_row:
-        trained = train(objective, mixture, settings, steps, accelerator, folder, identity, on_row)
+        trained = train(objective, mixture, settings, steps, accelerator, folder, on_row)
     if settings.track:
         accelerator.end_training()
     accelerator.free_memory()

@@ -18,6 +18,9 @@ STATE, BEST, HISTORY = "state.safetensors", "best.safetensors", "history.jsonl"
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state of a parameter."""
 
+Row = dict[str, Any]
+"""What happened in a step."""
+
 
 @dataclass
 class Progress:
@@ -72,3 +75,31 @@ def load_optimiser(
             optimiser.state[parameter] = {
                 key: moment if key == "step" else moment.to(parameter.device) for key, moment in moments.items()
             }
+
+
+class History:
+    """A line for each step: its loss, learning rate, and now and then the validation loss."""
+
+    def __init__(self, path: Path, *, writes: bool) -> None:
+        self._path, self._writes = path, writes
+
+    def rows(self) -> list[Row]:
+        """All steps so far."""
+        if not self._path.exists():
+            return []
+        content = self._path.read_bytes()
+        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+    def go_back_to(self, step: int) -> None:
+        """Forget steps that a kill undid."""
+        rows = [row for row in self.rows() if row["step"] <= step and step > 0]
+        if self._writes:
+            temporary = self._path.with_name(f".{self._path.name}")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            temporary.replace(self._path)
+
+    def add(self, row: Row) -> None:
+        """Append a step."""
+        if self._writes:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -24,7 +23,9 @@ from streamliner.heal.state import (
     BEST,
     HISTORY,
     STATE,
+    History,
     Progress,
+    Row,
     load_optimiser,
     load_tensors,
     optimiser_tensors,
@@ -35,8 +36,6 @@ BETAS = (0.9, 0.95)
 """AdamW's, those of LLM-Streamline's authors."""
 SAVE_SECONDS, SAVE_SHARE = 60.0, 0.05
 """Where nobody says how often: at most once a minute, and at most this share of the time goes into saving."""
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,6 @@ def train(
     steps: int,
     accelerator: Any,
     folder: Path,
-    identity: dict[str, Any],
     on_row: Callable[[Row], None],
 ) -> Trained:
     """Train what is trainable in `objective` and leave it in its best state.
@@ -163,7 +161,6 @@ def train(
         steps: optimiser steps in all.
         accelerator: from `make_accelerator`.
         folder: of the run.
-        identity: of the run; kept in its state.
         on_row: called after every step with what happened.
 
     Raises:
@@ -181,7 +178,7 @@ def train(
     rate = _schedule(optimiser, settings, steps)
     prepared, wrapped = accelerator.prepare(objective, optimiser)
     progress = Progress()
-    history = _History(folder / HISTORY, writes=rank == 0)
+    history = History(folder / HISTORY, writes=rank == 0)
     if (folder / STATE).exists():
         tensors, value = load_tensors(folder / STATE)
         progress = Progress(**value["progress"])
@@ -198,7 +195,7 @@ def train(
         progress.scale = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
         tensors = optimiser_tensors(optimiser, trainable) | {"text/buffer": buffer}
         if rank == 0:
-            save_tensors(folder / STATE, tensors, {"identity": identity, "progress": vars(progress), "text": text})
+            save_tensors(folder / STATE, tensors, {"progress": vars(progress), "text": text})
         accelerator.wait_for_everyone()
 
     def validate() -> float | None:
@@ -367,31 +364,3 @@ class _Clock:
         save()
         self._last = time.monotonic()
         self._cost = self._last - start
-
-
-class _History:
-    """A line for each step: its loss, learning rate, and now and then the validation loss."""
-
-    def __init__(self, path: Path, *, writes: bool) -> None:
-        self._path, self._writes = path, writes
-
-    def rows(self) -> list[Row]:
-        """All steps so far."""
-        if not self._path.exists():
-            return []
-        content = self._path.read_bytes()
-        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
-
-    def go_back_to(self, step: int) -> None:
-        """Forget steps that a kill undid."""
-        rows = [row for row in self.rows() if row["step"] <= step and step > 0]
-        if self._writes:
-            temporary = self._path.with_name(f".{self._path.name}")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            temporary.replace(self._path)
-
-    def add(self, row: Row) -> None:
-        """Append a step."""
-        if self._writes:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")

@@ -9,6 +9,11 @@ from streamliner.blocks import Blocks
 from streamliner.measure.loss import summed_cross_entropy
 
 
+def positions_that_fit(blocks: Blocks, budget: int) -> int:
+    """Positions whose logits, with cross-entropy's two copies in float32, fit `budget` bytes; at least one."""
+    return max(1, budget // (int(blocks.config.vocab_size) * 12))
+
+
 def head_losses(blocks: Blocks, stream: Tensor, input_ids: Tensor, fit: int, first: int = 0) -> Tensor:
     """Mean next-token cross-entropy of each window, (windows,) in float64.
 

@@ -18,7 +18,7 @@ from streamliner.blocks import Blocks, check_indices
 from streamliner.calibration import CalibrationSet
 from streamliner.errors import StreamlinerError
 from streamliner.fork import fork, workspace
-from streamliner.measure.head import head_losses
+from streamliner.measure.head import head_losses, positions_that_fit
 from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses
 from streamliner.measure.prefixes import Prefixes
 from streamliner.measure.ranks import Ranks
@@ -293,8 +293,7 @@ class Probe:
 
     def _head_losses(self, rows: Tensor, window: Tensor) -> list[float]:
         """Loss of each row of streams at depth N, (rows, tokens, hidden...), of one window."""
-        # Logits, and cross-entropy's two copies in float32.
-        fit = max(1, self._budget // 2 // (self._blocks.config.vocab_size * 12))
+        fit = positions_that_fit(self._blocks, self._budget // 2)
         losses: list[float] = []
         for some in torch.split(rows, max(1, fit // len(window))):
             ids = window.expand(len(some), -1)

@@ -229,7 +229,7 @@ def _evaluation(value: dict[str, Any]) -> Section:
                 f"{text['source']}: {text['predictions']:,} tokens, windows of {text['window']}, "
                 f"one every {text['stride']}" + (", BOS" if text["bos"] else "")
             )
-            rows.append([label, *(f"{number(cell['perplexity'])}" for cell in cells)])
+            rows.append([label, *(number(cell["perplexity"]) for cell in cells)])
             rows.append(["loss ± standard error", *(_with_error(c["loss"], c["standard_error"]) for c in cells)])
         section.tables.append(Table(rows))
     if value["tasks"]:
