@@ -9,49 +9,186 @@ import torch
 
 from conftest import TINY
 from families import make_model
-from streamliner.benchmark import BenchmarkSettings, _generate, cache_bytes
+from gguf_files import write_gguf
+from streamliner import benchmark, models
+from streamliner.benchmark import BenchmarkSettings
+from streamliner.benchmark.plain import Plain
 from streamliner.blocks import Blocks
+from streamliner.errors import EvaluationError, InterruptedByUser
+from streamliner.session import ModelSettings, Silent, open_session
 from test_cli import run
 
+SMALL = ["--prompt-tokens", "64", "--context-tokens", "8", "--new-tokens", "4", "--repeats", "3"]
 
-def test_report(capsys, tmp_path):
-    run(capsys, "cut", TINY, "--blocks", "4,5,6", "-o", tmp_path / "cut", "--quiet")
-    arguments = ["--prompt-tokens", "64", "--context-tokens", "8", "--new-tokens", "4", "--repeats", "3"]
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    from streamliner import pipeline
+
+    folder = tmp_path_factory.mktemp("benchmark") / "cut"
+    session = open_session(ModelSettings(str(TINY)))
+    pipeline.cut_to_folder(session, pipeline.manual_plan(session, (4, 5, 6)), folder)
+    return folder
+
+
+def test_report(capsys, tmp_path, cut):
     file = tmp_path / "benchmark.json"
-    out, _ = run(
-        capsys, "benchmark", tmp_path / "cut", "--dense", TINY, *arguments, "--dtype", "float32", "--json", "-o", file
-    )
+    out, _ = run(capsys, "benchmark", cut, "--dense", TINY, *SMALL, "--dtype", "float32", "--json", "-o", file)
     result = json.loads(out)
-    dense, cut = result["models"]
-    assert (dense["blocks"], cut["blocks"]) == (12, 9)
-    assert dense["cache_bytes_per_token"] / cut["cache_bytes_per_token"] == pytest.approx(12 / 9)
+    dense, smaller = result["models"]
+    assert [(each["blocks"], each["method"]) for each in (dense, smaller)] == [(12, ""), (9, "manual")]
+    assert dense["parameters"] == sum(p.numel() for p in models.load_model(models.locate(str(TINY))).parameters())
+    assert dense["weight_bytes"] > smaller["weight_bytes"]
+    assert dense["cache_bytes_per_token"] / smaller["cache_bytes_per_token"] == pytest.approx(12 / 9)
     assert len(dense["prompt"]["seconds"]) == 3
     middle = sorted(dense["prompt"]["seconds"])[1]
     assert dense["prompt"]["tokens_per_second"] == pytest.approx(64 / middle)
     (compared,) = result["compared"]
     assert compared["blocks_ratio"] == pytest.approx(12 / 9)
-    assert compared["parameters_ratio"] == pytest.approx(dense["parameters"] / cut["parameters"])
-    ratios = [a / b for a, b in zip(dense["prompt"]["seconds"], cut["prompt"]["seconds"], strict=True)]
+    assert compared["parameters_ratio"] == pytest.approx(dense["parameters"] / smaller["parameters"])
+    ratios = [a / b for a, b in zip(dense["prompt"]["seconds"], smaller["prompt"]["seconds"], strict=True)]
     assert compared["prompt"]["speed_up"] == pytest.approx(sorted(ratios)[1])
+    assert not result["stopped"]
     assert json.loads(file.read_text())["models"] == result["models"]
-    out, _ = run(capsys, "benchmark", tmp_path / "cut", "--dense", TINY, *arguments)
+    out, _ = run(capsys, "benchmark", cut, "--dense", TINY, *SMALL)
     assert "prompt of 64 tokens" in out
     assert "1.33 times fewer blocks" in " ".join(out.split())
 
 
+class Clock(Plain):
+    """Tells times of its own: 1 second, and 2 for each block that runs."""
+
+    def seconds(self, work):
+        ran = []
+        hooks = [block.mlp.register_forward_hook(lambda *_: ran.append(1)) for block in self.blocks.model.model.layers]
+        self.prompt([[5, 6, 7]])
+        for hook in hooks:
+            hook.remove()
+        return 1 + 2.0 * len(ran)
+
+
+def test_what_the_removed_time_allows_by_hand(monkeypatch, cut):
+    """25 s with 12 blocks, 19 with 9, 3 with one: blocks take 24 of 25, and 25 / 19 is what their removal brings."""
+    monkeypatch.setattr("streamliner.benchmark.plain.Plain", Clock)
+    sessions = [open_session(ModelSettings(str(folder))) for folder in (TINY, cut)]
+    result = benchmark.benchmark_models(sessions, {"prompt_tokens": 8, "new_tokens": 2, "repeats": 2}, None, Silent())
+    assert result["models"][0]["prompt"]["seconds"] == [25, 25]
+    for kind in ("prompt", "generation"):
+        found = result["compared"][0][kind]
+        assert found["speed_up"] == found["allowed_by_time"] == pytest.approx(25 / 19)
+        assert found["time_in_blocks"] == pytest.approx(24 / 25)
+
+
+@pytest.mark.parametrize(("stop_at", "rounds"), [(3, None), (11, 1), (14, 2)])
+def test_ctrl_c_keeps_whole_rounds(monkeypatch, tmp_path, stop_at, rounds):
+    """A round is four measurements: of one model, and of its first block, prompt and generation."""
+    calls = 0
+
+    class Stopped(Plain):
+        def seconds(self, work):
+            nonlocal calls
+            calls += 1
+            if calls == stop_at:
+                raise InterruptedByUser("Stopped.")
+            return float(calls)
+
+    monkeypatch.setattr("streamliner.benchmark.plain.Plain", Stopped)
+    sessions, out = [open_session(ModelSettings(str(TINY)))], tmp_path / "b.json"
+    given = {"prompt_tokens": 8, "new_tokens": 2, "repeats": 5}
+    if rounds is None:  # nothing that counts
+        with pytest.raises(InterruptedByUser):
+            benchmark.benchmark_models(sessions, given, out, Silent())
+        assert not out.exists()
+        return
+    benchmark.benchmark_models(sessions, given, out, Silent())
+    result = json.loads(out.read_text())
+    assert result["stopped"]
+    assert result["settings"]["repeats"] == rounds
+    assert result["models"][0]["prompt"]["seconds"] == [5.0, 9.0][:rounds]
+    assert result["models"][0]["generation"]["seconds"] == [7.0, 11.0][:rounds]
+
+
+def test_ctrl_c_prints_what_was_measured(monkeypatch, capsys, cut):
+    measure = benchmark.run._measure
+
+    def stopped(engines, ids, settings, *rest):
+        measure(engines, ids, settings, *rest)
+        raise InterruptedByUser("Stopped.")
+
+    monkeypatch.setattr("streamliner.benchmark.run._measure", stopped)
+    out, err = run(capsys, "benchmark", cut, "--dense", TINY, *SMALL, status=130)
+    assert "speed-up" in out
+    assert "Stopped behind 3 rounds." in err
+
+
 def test_defaults_are_slebs_on_a_gpu():
-    assert BenchmarkSettings.usual(torch.device("cuda")) == BenchmarkSettings(2048, 64, 64, 128)
-    assert BenchmarkSettings.usual(torch.device("cpu"), new_tokens=5, repeats=None).new_tokens == 5
+    assert BenchmarkSettings.usual("cuda:0") == BenchmarkSettings(2048, 64, 64, 128)
+    assert BenchmarkSettings.usual("cpu", new_tokens=5, repeats=None).new_tokens == 5
+    assert BenchmarkSettings.usual("cpu").context == 257
 
 
 def test_cache_bytes_by_hand():
     """6 blocks x keys and values x 2 heads x 8 wide x 4 bytes."""
-    blocks = Blocks(make_model("llama"))
-    assert cache_bytes(blocks, torch.arange(2, 10)[None]) == 6 * 2 * 2 * 8 * 4
+    engine = Plain(Blocks(make_model("llama")))
+    assert engine.memory([list(range(2, 10))])["cache_bytes_per_token"] == 6 * 2 * 2 * 8 * 4
 
 
 def test_generation_is_greedy_generation():
     model = make_model("llama")
     ids = torch.arange(2, 10)[None]
     expected = model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    assert _generate(Blocks(model), ids, 6).item() == expected[0, -1].item()
+    assert Plain(Blocks(model)).generate(ids.tolist(), 6).item() == expected[0, -1].item()
+
+
+@pytest.fixture(scope="module")
+def gguf_models(tmp_path_factory, cut):
+    pytest.importorskip("xllamacpp", reason="needs the llama-cpp extra")
+    folder = tmp_path_factory.mktemp("gguf")
+    return [write_gguf(source, folder / f"{name}.gguf") for source, name in ((TINY, "dense"), (cut, "cut"))]
+
+
+def test_llama_cpp_runs_the_same_models(gguf_models, cut, tokenizer):
+    """What is timed is the model: its greedy text is that of transformers, dense and cut, alone and in a batch."""
+    texts = ["The value of the expression is", "If a class has a method"]
+    ids = [tokenizer(text).input_ids for text in texts]
+    ids = [each[: min(map(len, ids))] for each in ids]
+    sessions = [open_session(ModelSettings(str(file))) for file in gguf_models]
+    given = {"prompt_tokens": 16, "batch_size": 2, "context_tokens": 16, "new_tokens": 12}
+    engines, settings = benchmark.engine.open_engines("llama.cpp", sessions, given, Silent())
+    assert settings.batch_size == 2
+    for engine, folder in zip(engines, (TINY, cut), strict=True):
+        model = models.load_model(models.locate(str(folder)), dtype="float32")
+        expected = model.generate(torch.tensor(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False)
+        written = [tokenizer.decode(row[len(ids[0]) :]) for row in expected]
+        assert engine.generate(ids, 12) == written
+        assert engine.generate(ids[:1], 12) == written[:1]
+
+
+def test_llama_cpp_on_the_command_line(capsys, gguf_models):
+    dense, cut = gguf_models
+    out, _ = run(capsys, "benchmark", cut, "--dense", dense, "--engine", "llama.cpp", *SMALL, "--json")
+    result = json.loads(out)
+    assert (result["engine"], [model["blocks"] for model in result["models"]]) == ("llama.cpp", [12, 9])
+    assert result["models"][1]["weight_bytes"] == cut.stat().st_size
+    assert result["compared"][0]["prompt"]["speed_up"] > 0
+    assert result["compared"][0]["prompt"]["allowed_by_time"] is None
+    out, _ = run(capsys, "benchmark", cut, "--dense", dense, "--engine", "llama.cpp", *SMALL)
+    assert "llama.cpp, " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "onnx"], "There is no engine onnx."),
+        (["--engine", "llama.cpp"], "runs GGUF files"),
+        (["--engine", "vllm", "--device", "cpu"], "leave out --device"),
+    ],
+)
+def test_engines_that_cannot(capsys, arguments, message):
+    assert message in run(capsys, "benchmark", TINY, *arguments, status=2)[1]
+
+
+def test_vllm_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "vllm", None)
+    with pytest.raises(EvaluationError, match="pip install vllm"):
+        benchmark.engine.open_engines("vllm", [open_session(ModelSettings(str(TINY)))], {}, Silent())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +16,7 @@ import torch
 from streamliner import models
 from streamliner.blocks import Blocks
 from streamliner.calibration import SEQUENCE_LENGTH
+from streamliner.cut.output import MARK
 from streamliner.cut.structure import Structure
 from streamliner.errors import ModelError, TextError
 from streamliner.measure.ranks import Ranks, find_ranks
@@ -93,6 +96,20 @@ class Session:
     def identity(self) -> dict[str, Any]:
         """What a plan must agree with."""
         return model_identity(self.source.name, self.stack.config)
+
+    @property
+    def parameters(self) -> int:
+        """Of the model, those that several modules share once."""
+        return sum(parameter.numel() for parameter in self.structure.shell.parameters())
+
+    @property
+    def method(self) -> str:
+        """How streamliner cut the model: the method of its plan, and whether it was healed; "" if it did not cut it."""
+        mark = Path(self.source.path) / MARK
+        if self.source.kind != "folder" or not mark.is_file():
+            return ""
+        plan = json.loads(mark.read_text(encoding="utf-8"))
+        return str(plan.get("method", "")) + (", healed" if "healing" in plan else "")
 
     def window_length(self, asked: int | None, flag: str = "--sequence-length") -> int:
         """Tokens of a window: as asked for, or SLEB's 2048, or the model's limit if that is less.

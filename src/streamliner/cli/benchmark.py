@@ -39,6 +39,14 @@ def benchmark(
     repeats: Annotated[
         int | None, typer.Option(help="Measurements of each (default: 7).", rich_help_panel=BENCHMARK, min=1)
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What runs the models: transformers, vllm (folders) or llama.cpp (GGUF files), where installed.",
+            rich_help_panel=BENCHMARK,
+            metavar="ENGINE",
+        ),
+    ] = "transformers",
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="JSON file to write.", metavar="FILE", rich_help_panel=options.OUTPUT),
@@ -51,8 +59,12 @@ def benchmark(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Time prompts and generation, the models in turn, beside what the removed share of time allows."""
+    """Time prompts and generation, the models in turn, beside what the removed share of time allows.
+
+    Ctrl-C behind the first round keeps what was measured.
+    """
     from streamliner.benchmark import benchmark_models
+    from streamliner.errors import InterruptedByUser
     from streamliner.run import check_result_file
     from streamliner.session import open_session, silenced_transformers
 
@@ -70,11 +82,17 @@ def benchmark(
         sessions = [
             open_session(options.model_settings(name, revision, trust_remote_code, dtype, device)) for name in names
         ]
-        result = benchmark_models(sessions, given, output, Terminal(quiet))
+        result = benchmark_models(sessions, given, output, Terminal(quiet), engine)
     if json:
         print_json(result)
     else:
         print_benchmark(result)
+    if result["stopped"]:
+        rounds = result["settings"]["repeats"]
+        raise InterruptedByUser(
+            f"Stopped behind {rounds} {'round' if rounds == 1 else 'rounds'}.",
+            f"What was measured until then is above{f' and in {output}' if output else ''}.",
+        )
 
 
 def print_benchmark(result: dict[str, Any]) -> None:
@@ -83,7 +101,7 @@ def print_benchmark(result: dict[str, Any]) -> None:
 
     settings, measured = result["settings"], result["models"]
     console.print(
-        f"{result['dtype']} on {result['device']}; prompt of {settings['prompt_tokens']} tokens; "
+        f"{result['engine']}, {result['dtype']} on {result['device']}; prompt of {settings['prompt_tokens']} tokens; "
         f"{settings['batch_size']} x {settings['context_tokens']} tokens, {settings['new_tokens']} generated for each; "
         f"medians of {settings['repeats']}, slowest and fastest in brackets.",
         soft_wrap=True,
@@ -99,11 +117,14 @@ def print_benchmark(result: dict[str, Any]) -> None:
             ),
         )
     table.add_row("blocks", *(str(model["blocks"]) for model in measured))
-    table.add_row("weights", *(human_bytes(model["weight_bytes"]) for model in measured))
-    if all(model["cache_bytes_per_token"] is not None for model in measured):
-        table.add_row("cache per token", *(human_bytes(round(model["cache_bytes_per_token"])) for model in measured))
-    if all(model["peak_bytes"] is not None for model in measured):
-        table.add_row("peak memory, prompt", *(human_bytes(model["peak_bytes"]) for model in measured))
+    table.add_row("parameters", *(f"{model['parameters']:,}" for model in measured))
+    for label, key in (
+        ("weights", "weight_bytes"),
+        ("cache per token", "cache_bytes_per_token"),
+        ("peak memory, prompt", "peak_bytes"),
+    ):
+        if all(model[key] is not None for model in measured):
+            table.add_row(label, *(human_bytes(round(model[key])) for model in measured))
     console.print(table)
     for compared in result["compared"]:
         table = Table(
@@ -121,7 +142,7 @@ def print_benchmark(result: dict[str, Any]) -> None:
                 name,
                 f"{each['speed_up']:.3f}",
                 f"{each['lowest']:.3f} to {each['highest']:.3f}",
-                f"{each['time_in_blocks']:.0%}",
-                f"{each['allowed_by_time']:.3f}",
+                "-" if each["time_in_blocks"] is None else f"{each['time_in_blocks']:.0%}",
+                "-" if each["allowed_by_time"] is None else f"{each['allowed_by_time']:.3f}",
             )
         console.print(table)

@@ -25,7 +25,7 @@ from streamliner.measure import Loss
 from streamliner.run import environment, write_json
 from streamliner.session import Reporter, Session, weights_hash
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHORT = 32
 """Tokens of the prompts that drafts and samples begin with."""
 
@@ -119,7 +119,7 @@ def evaluate_models(
         "schema_version": SCHEMA_VERSION,
         "settings": asdict(settings),
         "tasks": [asdict(task) for task in tasks],
-        "models": [_to_json(session.source.name, each) for session, each in zip(sessions, measured, strict=True)],
+        "models": [_to_json(session, each) for session, each in zip(sessions, measured, strict=True)],
         "compared": [
             {"model": session.source.name} | _compare(measured[0], each)
             for session, each in zip(sessions[1:], measured[1:], strict=True)
@@ -254,9 +254,12 @@ def _describe(text: TextWindows) -> str:
     )
 
 
-def _to_json(name: str, measured: _Measured) -> dict[str, Any]:
+def _to_json(session: Session, measured: _Measured) -> dict[str, Any]:
     return {
-        "model": name,
+        "model": session.source.name,
+        "method": session.method,
+        "blocks": session.num_blocks,
+        "parameters": session.parameters,
         "weights": measured.weights,
         "dtype": measured.dtype,
         "perplexity": [

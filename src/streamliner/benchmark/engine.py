@@ -1,0 +1,72 @@
+"""What a benchmark asks of a program that runs models, and the programs that it knows."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from streamliner.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from streamliner.benchmark.settings import BenchmarkSettings
+    from streamliner.session import Reporter, Session
+
+Tokens = Sequence[Sequence[int]]
+"""Token ids of several texts of the same length."""
+
+ENGINES = ("transformers", "vllm", "llama.cpp")
+
+
+class Engine(ABC):
+    """A model in a program that runs it, on words that no cache of prompts helps with.
+
+    Attributes:
+        device: such as "cpu" or "cuda:0"; it decides the usual settings.
+        dtype: that it computes in, as the engine tells it.
+    """
+
+    device: str
+    dtype: str
+    one_block: ClassVar[bool] = False
+    """Whether `only_first_block` works."""
+
+    @abstractmethod
+    def prompt(self, ids: Tokens) -> object:
+        """Process one text up to its first new token."""
+
+    @abstractmethod
+    def generate(self, ids: Tokens, new_tokens: int) -> object:
+        """Greedily write exactly `new_tokens` behind each text."""
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """How long `work` takes."""
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+
+    def only_first_block(self) -> AbstractContextManager[None]:
+        """Within, all blocks but the first are bypassed: what is left is what no removal makes faster."""
+        raise NotImplementedError
+
+    def memory(self, ids: Tokens) -> dict[str, float | None]:
+        """`weight_bytes`, `cache_bytes_per_token`, and `peak_bytes` of a prompt; None for what it does not tell."""
+        return {"weight_bytes": None, "cache_bytes_per_token": None, "peak_bytes": None}
+
+
+def open_engines(
+    name: str, sessions: Sequence[Session], given: dict[str, int | None], reporter: Reporter
+) -> tuple[list[Engine], BenchmarkSettings]:
+    """Load all models at once, and complete the settings for the device they are on.
+
+    Raises:
+        EvaluationError: no such engine, it is not installed, or it cannot run these models.
+    """
+    if name not in ENGINES:
+        raise EvaluationError(f"There is no engine {name}.", f"Use one of: {', '.join(ENGINES)}.")
+    from streamliner.benchmark import llama_cpp, plain, vllm
+
+    opened: Any = {"transformers": plain, "vllm": vllm, "llama.cpp": llama_cpp}[name]
+    return opened.open_all(sessions, given, reporter)  # type: ignore[no-any-return]

@@ -1,0 +1,100 @@
+"""The engine that the rest of streamliner works in: transformers, with plain forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from streamliner.benchmark.engine import Engine, Tokens
+from streamliner.benchmark.settings import BenchmarkSettings
+from streamliner.blocks import Blocks
+from streamliner.errors import EvaluationError
+from streamliner.session import Reporter, Session
+
+
+def open_all(
+    sessions: Sequence[Session], given: dict[str, int | None], reporter: Reporter
+) -> tuple[list[Engine], BenchmarkSettings]:
+    """All models on one device."""
+    engines: list[Engine] = [Plain(session.load(reporter)) for session in sessions]
+    devices = {engine.device for engine in engines}
+    if len(devices) > 1:
+        raise EvaluationError(f"The models are on different devices: {', '.join(sorted(devices))}.", "Add --device.")
+    return engines, BenchmarkSettings.usual(engines[0].device, **given)
+
+
+class Plain(Engine):
+    """Forwards with a cache; nothing of `generate` is timed."""
+
+    one_block: ClassVar[bool] = True
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.blocks = blocks
+        self.device = str(blocks.device)
+        self.dtype = str(blocks.dtype).removeprefix("torch.")
+
+    @torch.inference_mode()
+    def prompt(self, ids: Tokens) -> object:
+        """One forward."""
+        return self.blocks.model(input_ids=self._tensor(ids), use_cache=True, **self.blocks.one_position)
+
+    @torch.inference_mode()
+    def generate(self, ids: Tokens, new_tokens: int) -> Tensor:
+        """Token by token; returns the last ones, (texts, 1)."""
+        blocks, words = self.blocks, self._tensor(ids)
+        keep = {"logits_to_keep": torch.tensor([words.shape[1] - 1])} if blocks.takes_positions else {}
+        cache = None
+        for _ in range(new_tokens):
+            out = blocks.model(input_ids=words, use_cache=True, **{blocks.cache_name: cache}, **keep)
+            cache, keep = getattr(out, blocks.cache_name), {}
+            words = out.logits[:, -1:].argmax(-1)
+        return words
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Of the device, by its events on a GPU."""
+        if self.blocks.device.type != "cuda":
+            return super().seconds(work)
+        make: Any = torch.cuda.Event
+        start, end = make(enable_timing=True), make(enable_timing=True)
+        torch.cuda.synchronize(self.blocks.device)
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize(self.blocks.device)
+        return float(start.elapsed_time(end)) / 1000
+
+    def only_first_block(self) -> AbstractContextManager[None]:
+        """By bypass."""
+        return self.blocks.bypass(range(1, len(self.blocks)))
+
+    def memory(self, ids: Tokens) -> dict[str, float | None]:
+        """Bytes of weights and cache; the peak on a GPU only, as a processor does not tell that of one model."""
+        model = self.blocks.model
+        tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}
+        peak = None
+        if self.blocks.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.blocks.device)
+            self.prompt(ids)
+            peak = torch.cuda.max_memory_allocated(self.blocks.device)
+        return {
+            "weight_bytes": sum(tensor.nbytes for tensor in tensors.values()),
+            "cache_bytes_per_token": self._cache_bytes([ids[0][:16]]),
+            "peak_bytes": peak,
+        }
+
+    @torch.inference_mode()
+    def _cache_bytes(self, ids: Tokens) -> float | None:
+        """Keys and values per token of a text as short as `ids`; None if the model keeps none so."""
+        out = self.blocks.model(input_ids=self._tensor(ids), use_cache=True)
+        layers = getattr(getattr(out, self.blocks.cache_name), "layers", None)
+        if not layers:
+            return None
+        kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+        return sum(tensor.nbytes for tensor in kept if isinstance(tensor, Tensor)) / len(ids[0])
+
+    def _tensor(self, ids: Tokens) -> Tensor:
+        return torch.tensor(ids, device=self.blocks.device)
