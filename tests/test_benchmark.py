@@ -188,6 +188,18 @@ def test_engines_that_cannot(capsys, arguments, message):
     assert message in run(capsys, "benchmark", TINY, *arguments, status=2)[1]
 
 
+def test_vllm_runs_the_same_models(cut, tokenizer):
+    """Only where vLLM is installed, which wants an environment of its own."""
+    pytest.importorskip("vllm", reason="needs vLLM")
+    ids = [tokenizer("The value of the expression is").input_ids]
+    sessions = [open_session(ModelSettings(str(folder), dtype="float32")) for folder in (TINY, cut)]
+    engines, _ = benchmark.engine.open_engines("vllm", sessions, {"prompt_tokens": 16}, Silent())
+    for engine, folder in zip(engines, (TINY, cut), strict=True):
+        model = models.load_model(models.locate(str(folder)), dtype="float32")
+        expected = model.generate(torch.tensor(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False)
+        assert engine.generate(ids, 12) == expected[:, len(ids[0]) :].tolist()
+
+
 def test_vllm_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vllm", None)
     with pytest.raises(EvaluationError, match="pip install vllm"):

@@ -11,7 +11,10 @@ from html.parser import HTMLParser
 import pytest
 
 from conftest import TINY
+from streamliner.errors import OutputError
 from streamliner.report.figures import Series, _log_ticks, _ticks, matrix, plot
+from streamliner.report.files import Run, read_runs
+from streamliner.report.frontier import _evaluated, _speed, frontier_section
 from test_cli import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -85,7 +88,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(page):
         *("Search", "Search", "Frontier", "Healing", "Evaluation", "Speed", "How to reproduce it")
     ]
     assert seen.tags.count("table") >= 8
-    assert len(seen.labels) == 5  # two searches, a matrix, the frontier, the healing
+    assert len(seen.labels) == 9  # two searches, a matrix, the healing; perplexity twice, speed twice, parameters
     assert all(len(label) > 20 for label in seen.labels)
 
 
@@ -102,6 +105,50 @@ def test_numbers_are_those_of_the_files(page, folder):
         assert "python-docs" in text
         assert "As a draft" in text
         assert text.count("begun with") == 2
+
+
+def test_a_line_for_each_method(folder):
+    """Models of one method and the dense one make a line; what a removal allows stands beside what it brought."""
+    benchmark = json.loads((folder / "benchmark.json").read_text())
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    for value in (evaluation, benchmark):
+        dense, cut = value["models"]
+        value["models"] = [dense, cut | {"method": "a", "blocks": 8}, cut | {"method": "b"}, cut | {"method": "a"}]
+        value["compared"] = value["compared"] * 3
+    perplexity, parameters = _evaluated(evaluation)[0], frontier_section([], [evaluation], []).figures[-1]
+    assert [perplexity.svg.count(each) for each in ("<polyline", "<circle", "<li>")] == [2, 5, 2]
+    losses = [evaluation["models"][place]["perplexity"][0]["perplexity"] for place in (0, 1)]
+    # 12 blocks of the dense one; the 3 of the streamline run became 1, and 4 are gone where 8 are left.
+    assert f"a: 0 removed {losses[0]:.4g}, 2 removed {losses[1]:.4g}, 4 removed {losses[1]:.4g}" in perplexity.alt
+    assert f"0 removed {evaluation['models'][0]['parameters'] / 1e6:.4g}" in parameters.alt
+    speed = _speed(benchmark, "prompt")
+    assert speed.svg.count('class="line s2 dashed"') == 1
+    allowed = benchmark["compared"][0]["prompt"]["allowed_by_time"]
+    assert f"what the removal allows: 0 removed 1, 2 removed {allowed:.4g}" in speed.alt
+
+
+def test_searches_of_one_method_are_one_line(folder):
+    (run,), _, _ = read_runs([str(folder / "sleb")])
+    short = json.loads(json.dumps(run.files))
+    short["frontier"]["points"].pop()
+    (figure,) = frontier_section([Run("short", short, []), run], [], []).figures
+    assert "2 removed" in figure.alt
+    assert "(short)" not in figure.alt
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "not a result of evaluate or benchmark"),
+        ('{"removed": [1]}', "not a result of evaluate or benchmark"),
+        ('{"schema_version": 1, "models": [], "compared": []}', "this release reads"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, content, message):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(OutputError, match=message):
+        read_runs([str(tmp_path / "x.json")])
 
 
 def look(page, folder, size="1200,900"):

@@ -89,7 +89,7 @@ class VLLM(Engine):
 def _cache(session: Session, settings: BenchmarkSettings) -> int:
     """Bytes that the texts' keys and values take in 4-byte numbers, twice, as vLLM gives them away in pages."""
     config = session.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    tokens = max(settings.prompt_tokens, settings.batch_size * (settings.context_tokens + settings.new_tokens))
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tokens: int = max(settings.prompt_tokens, settings.batch_size * (settings.context_tokens + settings.new_tokens))
     return max(CPU_CACHE, 2 * tokens * session.num_blocks * 2 * heads * width * 4)

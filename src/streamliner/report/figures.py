@@ -37,12 +37,14 @@ class Series:
         points: (x, y), ascending in x; those that are not finite are left out.
         errors: half lengths of bars at the points, or empty.
         line: whether points are joined.
+        dashed: a line to compare others with, without dots.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     errors: Sequence[float] = ()
     line: bool = True
+    dashed: bool = False
 
 
 def plot(series: Sequence[Series], x_label: str, y_label: str, alt: str, caption: str, *, log: bool = False) -> Figure:
@@ -85,13 +87,14 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, alt: str, caption
         placed = [place(*point) for point in points]
         if each.line and len(placed) > 1:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-            parts.append(f'<polyline class="line {colour}" points="{path}"/>')
+            dashed = " dashed" if each.dashed else ""
+            parts.append(f'<polyline class="line {colour}{dashed}" points="{path}"/>')
         for (x, _), (_, value), error in zip(placed, points, each.errors, strict=False):
             ends = [place(low_x, max(value + sign * error, 1e-9 if log else -math.inf))[1] for sign in (-1, 1)]
             parts.append(
                 f'<line class="error {colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>'
             )
-        if len(placed) <= 80:
+        if len(placed) <= 80 and not each.dashed:
             parts += [f'<circle class="dot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in placed]
     middle = (TOP + HEIGHT - BOTTOM) / 2
     aside = f"translate(14 {middle}) rotate(-90)"

@@ -8,7 +8,9 @@ from html import escape
 from pathlib import Path
 
 from streamliner._version import __version__
-from streamliner.report.sections import Section, Table, make_sections, read_runs
+from streamliner.report.files import read_runs
+from streamliner.report.section import Section, Table
+from streamliner.report.sections import make_sections
 
 STYLE = """
 :root{color-scheme:light dark;--text:#1b1b1f;--back:#fff;--soft:#667;--rule:#ccd;--c0:#1f5fbf;--c1:#c2410c;--c2:#15803d;
@@ -28,7 +30,8 @@ figure{margin:1rem 0}svg{width:100%;height:auto;display:block}
 figcaption{color:var(--soft);font-size:.875rem}
 .grid{stroke:var(--rule);stroke-width:.7}.tick,.label{fill:var(--soft);font-size:11px}
 @media(max-width:40rem){.tick,.label{font-size:17px}}
-.line{fill:none;stroke-width:1.8}.error{stroke-width:1.2}.cell{fill:var(--c0)}.mark{fill:var(--c1)}
+.line{fill:none;stroke-width:1.8}.dashed{stroke-dasharray:6 4}.error{stroke-width:1.2}
+.cell{fill:var(--c0)}.mark{fill:var(--c1)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1rem;margin:.25rem 0;padding:0;font-size:.875rem}
 .key{display:inline-block;width:.8em;height:.8em;margin-right:.35em;border-radius:2px}
 """ + "".join(

@@ -1,0 +1,128 @@
+"""The frontier: what models cost and bring by the number of blocks they lost, all methods in one plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from streamliner.report.figures import Figure, Series, plot
+from streamliner.report.files import Run
+from streamliner.report.section import Section
+from streamliner.report.speed import KINDS
+
+REMOVED = "blocks removed"
+Value = tuple[float, float]
+"""A number and its standard error."""
+
+
+def frontier_section(
+    searches: Sequence[Run], evaluations: Sequence[dict[str, Any]], benchmarks: Sequence[dict[str, Any]]
+) -> Section:
+    """Perplexity on calibration text and on others, accuracy, stability, parameters and speed."""
+    section = Section("Frontier")
+    if searches:
+        section.figures.append(_calibration(searches))
+    for value in evaluations:
+        section.figures += _evaluated(value)
+    section.figures += [_speed(value, kind) for value in benchmarks if value["compared"] for kind in KINDS]
+    sized = next((each for each in (*evaluations, *benchmarks) if each["compared"]), None)
+    if sized:
+        parameters = _by_method(sized["models"], lambda place, model: (model["parameters"] / 1e6, 0))
+        section.figures.append(
+            _figure(parameters, "million parameters", "Parameters; what blocks do not hold stays: embeddings and head.")
+        )
+    return section
+
+
+def _calibration(searches: Sequence[Run]) -> Figure:
+    series: dict[str, Series] = {}
+    for run in searches:
+        frontier = run.files["frontier"]
+        points = [(0.0, math.exp(frontier["dense_loss"]))]
+        errors = [0.0]
+        for point in frontier["points"]:
+            if point["loss"] is not None:
+                points.append((float(len(point["removed"])), _exp(point["loss"])))
+                errors.append(points[-1][1] * (point["standard_error"] or 0))
+        # Searches of one method for other numbers of blocks find the same sets on the way: the longest stands for all.
+        key = f"{frontier['method']} {run.files.get('run', {}).get('identity', run.name)}"
+        if key not in series or len(series[key].points) < len(points):
+            series[key] = Series(f"{frontier['method']} ({Path(run.name).name})", points, errors)
+    caption = "Perplexity on the calibration set. It chose the blocks, so judge models on other text."
+    return _figure(list(series.values()), "perplexity", caption, log=True)
+
+
+def _evaluated(value: dict[str, Any]) -> list[Figure]:
+    if not value["compared"]:
+        return []
+    models, figures = value["models"], []
+    for place, text in enumerate(models[0]["perplexity"]):
+
+        def perplexity(_: int, model: dict[str, Any], place: int = place) -> Value:
+            found = model["perplexity"][place]
+            return found["perplexity"], found["perplexity"] * (found["standard_error"] or 0)
+
+        series = _by_method(models, perplexity)
+        figures.append(_figure(series, "perplexity", f"Perplexity on {text['source']}.", log=True))
+    counted = [task["name"] for task in value["tasks"] if models[0]["tasks"][task["name"]]["answers"]]
+    if counted:
+
+        def accuracy(_: int, model: dict[str, Any]) -> Value:
+            rates = [
+                (fmean(answer["correct"] for answer in answers), len(answers))
+                for answers in (model["tasks"][name]["answers"] for name in counted)
+            ]
+            error = math.sqrt(sum(rate * (1 - rate) / count for rate, count in rates)) / len(rates)
+            return fmean(rate for rate, _ in rates), error
+
+        def stability(place: int, _: dict[str, Any]) -> Value:
+            return (value["compared"][place - 1]["mean_stability"], 0) if place else (1.0, 0)
+
+        over = f"mean of {', '.join(counted)}"
+        figures.append(_figure(_by_method(models, accuracy), "accuracy", f"Accuracy, {over}."))
+        figures.append(
+            _figure(_by_method(models, stability), "stability", f"Stability, {over}; the dense model's is 1.")
+        )
+    return figures
+
+
+def _speed(value: dict[str, Any], kind: str) -> Figure:
+    def measured(place: int, _: dict[str, Any]) -> Value:
+        return (value["compared"][place - 1][kind]["speed_up"], 0) if place else (1.0, 0)
+
+    def allowed(place: int, _: dict[str, Any]) -> Value:
+        return (value["compared"][place - 1][kind]["allowed_by_time"], 0) if place else (1.0, 0)
+
+    series = _by_method(value["models"], measured)
+    caption = f"Speed-up of {'prompts' if kind == 'prompt' else kind} in {value['engine']}, {value['dtype']}."
+    if value["compared"][0][kind]["allowed_by_time"] is not None:
+        points = sorted({point for each in _by_method(value["models"], allowed) for point in each.points})
+        series.append(Series("what the removal allows", points, dashed=True))
+    return _figure(series, "speed-up", caption)
+
+
+def _by_method(models: Sequence[dict[str, Any]], value: Callable[[int, dict[str, Any]], Value]) -> list[Series]:
+    """A line for each method, from the dense model on, which is the first; `value` of a model and its place."""
+    lines: dict[str, list[tuple[float, float, float]]] = {}
+    dense = models[0]
+    first = (0.0, *value(0, dense))
+    for place, model in enumerate(models[1:], 1):
+        line = lines.setdefault(model["method"] or Path(model["model"]).name, [first])
+        line.append((float(dense["blocks"] - model["blocks"]), *value(place, model)))
+    return [
+        Series(name, [(x, y) for x, y, _ in sorted(line)], [error for _, _, error in sorted(line)])
+        for name, line in lines.items()
+    ]
+
+
+def _figure(series: list[Series], label: str, caption: str, *, log: bool = False) -> Figure:
+    told = "; ".join(f"{each.name}: " + ", ".join(f"{x:g} removed {y:.4g}" for x, y in each.points) for each in series)
+    bars = " Bars: one standard error." if any(any(each.errors) for each in series) else ""
+    return plot(series, REMOVED, label, f"{caption} {told}.", caption + bars, log=log)
+
+
+def _exp(loss: float) -> float:
+    return math.exp(min(loss, 700))

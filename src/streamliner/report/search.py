@@ -1,0 +1,59 @@
+"""A search: the points it found, every candidate by round, and the similarity of depths."""
+
+from __future__ import annotations
+
+from streamliner.format import loss, perplexity_of
+from streamliner.report.figures import Series, matrix, plot
+from streamliner.report.files import Run
+from streamliner.report.section import Section, Table
+
+
+def search_section(run: Run) -> Section:
+    """The points, the candidates of each round, and the similarity where a method measured it."""
+    frontier, plan = run.files["frontier"], run.files.get("plan", {})
+    removed = plan.get("removed", [])
+    section = Section(f"Search: {frontier['method']}")
+    section.text.append(
+        f"Of {plan.get('num_blocks', '?')} blocks of {plan.get('model', {}).get('name', 'the model')} the plan removes "
+        f"{len(removed)}: {', '.join(map(str, removed))}."
+    )
+    rows = [["removed", "blocks", "loss", "standard error", "perplexity"]]
+    rows.append(["0", "", loss(frontier["dense_loss"]), "", perplexity_of(frontier["dense_loss"])])
+    for point in frontier["points"]:
+        blocks = ", ".join(map(str, point["removed"]))
+        error = loss(point["standard_error"])
+        rows.append([str(len(point["removed"])), blocks, loss(point["loss"]), error, perplexity_of(point["loss"])])
+    section.tables.append(Table(rows))
+    candidates = [point["candidates"] or {} for point in frontier["points"]]
+    rounds = [
+        Series(f"{number} removed", sorted((int(block), value) for block, value in each.items()), line=False)
+        for number, each in enumerate(candidates, 1)
+        if each
+    ]
+    if rounds:
+        best = "; ".join(
+            f"{number} removed: block {min(each, key=lambda block: each[block])} of {len(each)} candidates"
+            for number, each in enumerate(candidates, 1)
+            if each
+        )
+        section.figures.append(
+            plot(
+                rounds[:6],
+                "block, or first block of the interval",
+                "score",
+                f"Score of every candidate by round. Least: {best}.",
+                "The search: score of each candidate, by the number of blocks removed with it. Lower goes first.",
+                log=all(value > 0 for each in candidates for value in each.values()),
+            )
+        )
+    if "similarity" in run.files:
+        cosine = run.files["similarity"]["cosine"]
+        section.figures.append(
+            matrix(
+                cosine,
+                removed,
+                f"Mean cosine between streams at all pairs of {len(cosine)} depths; removed blocks are marked.",
+                "Cosine between the streams at two depths; strokes mark removed blocks.",
+            )
+        )
+    return section
