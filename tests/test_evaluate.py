@@ -204,6 +204,23 @@ def test_tasks_equal_lm_eval_run_directly(capsys, tasks, tmp_path):
     assert sum(compared["tasks"]["topics"]["flips"].values()) == 8
 
 
+def test_lm_evals_bars_are_ours(capfd, monkeypatch, tasks, tmp_path, tiny, tokenizer):
+    pytest.importorskip("lm_eval")
+    from streamliner.evaluate.tasks import Harness
+
+    harness, seen = Harness(str(tasks)), []
+    (task,) = harness.find(["topics"], 5, None)
+    harness.run(task, tiny, tokenizer, 2, lambda *pair: seen.append(pair))
+    assert seen[-1] == (10, 10)  # five questions with two options
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    monkeypatch.chdir(tmp_path)  # where git would complain
+    capfd.readouterr()
+    arguments = [TINY, "--tasks", "topics", "--tasks-path", tasks, "--quiet", "--json"]
+    out, err = run(capfd, "evaluate", *arguments)
+    assert err == ""
+    assert len(json.loads(out)["models"][0]["tasks"]["topics"]["answers"]) == 8
+
+
 def test_a_model_is_measured_once(capsys, text, tmp_path):
     arguments = ["--perplexity", text, "--window", "64", "--max-windows", "2", "--dtype", "float32"]
     first, err = run(capsys, "evaluate", TINY, *arguments, "--json", "-o", tmp_path / "evaluation.json")
@@ -280,11 +297,12 @@ def test_mistakes(capsys, tasks):
 
 
 def test_a_model_is_its_own_perfect_draft(tiny, calibration):
-    from streamliner.evaluate.draft import acceptance
+    from streamliner.evaluate.draft import acceptance, write_texts
 
     blocks = Blocks(tiny)
     for sampled in (False, True):
-        found = acceptance(blocks, blocks, calibration.windows[:2, :16], 12, sampled=sampled)
+        texts = write_texts(blocks, calibration.windows[:2, :16], 12, sampled=sampled)
+        found = acceptance(blocks, blocks, texts, 12, sampled=sampled)
         assert found.rate == pytest.approx(1, abs=1e-5)
         assert found.tokens_per_verification[4] == pytest.approx(5, abs=1e-4)
         assert found.positions == 24
@@ -293,11 +311,12 @@ def test_a_model_is_its_own_perfect_draft(tiny, calibration):
 def test_acceptance_equals_a_plain_count(tiny, calibration):
     """Greedy: both models are run on each beginning of the parent's text, one at a time."""
     from streamliner import cut_model
-    from streamliner.evaluate.draft import acceptance, tokens_per_verification
+    from streamliner.evaluate.draft import acceptance, tokens_per_verification, write_texts
 
     smaller = cut_model(tiny, (4,))
     prompt = calibration.windows[:1, :32]
-    found = acceptance(Blocks(tiny), Blocks(smaller), prompt, 40, sampled=False)
+    texts = write_texts(Blocks(tiny), prompt, 40, sampled=False)
+    found = acceptance(Blocks(tiny), Blocks(smaller), texts, 40, sampled=False)
     plain = tiny.generate(prompt, max_new_tokens=40, min_new_tokens=40, do_sample=False)
     kept = torch.tensor(
         [[smaller(plain[:, :end]).logits[0, -1].argmax().item() == plain[0, end].item() for end in range(32, 72)]]
@@ -320,8 +339,21 @@ def test_tokens_per_verification_by_hand():
 
 def test_draft_on_the_command_line(capsys, tmp_path):
     run(capsys, "cut", TINY, "--blocks", "4", "-o", tmp_path / "cut", "--quiet")
-    arguments = ["--as-draft-for", TINY, "--draft-prompts", "2", "--draft-tokens", "8", "--dtype", "float32", "--json"]
+    arguments = [
+        "--dense",
+        TINY,
+        "--as-draft-for",
+        TINY,
+        "--draft-prompts",
+        "2",
+        "--draft-tokens",
+        "8",
+        "--dtype",
+        "float32",
+        "--json",
+    ]
     out, _ = run(capsys, "evaluate", tmp_path / "cut", *arguments)
-    (draft,) = json.loads(out)["drafts"]
+    (draft,) = json.loads(out)["drafts"]  # not of the dense model, which is its own parent
+    assert draft["model"] == str(tmp_path / "cut")
     assert 0 < draft["greedy"]["acceptance_rate"] <= 1
     assert 1 < draft["sampled"]["tokens_per_verification"]["4"] <= 5

@@ -47,31 +47,26 @@ PROPOSED = (2, 4, 8)
 
 
 @torch.inference_mode()
-def acceptance(
+def write_texts(
     parent: Blocks,
-    draft: Blocks,
     prompts: Tensor,
     new_tokens: int,
     *,
     sampled: bool,
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Acceptance:
-    """Let the parent write, and see at each token whether the draft would have been followed.
-
-    Greedy, a proposal is kept if it is the parent's own word. Sampled at temperature 1, it is kept with probability
-    `sum over words of min(p, q)`, p of the parent and q of the draft (arXiv 2211.17192, section 3.2). Both models see
-    the parent's text, as they do when proposals are kept.
+) -> Tensor:
+    """What the parent writes: (prompts, tokens of a prompt + `new_tokens`), the prompts included.
 
     Args:
-        parent, draft: with the same tokenizer.
+        parent: the model that a draft would work for.
         prompts: token ids, (prompts, tokens).
         new_tokens: that the parent writes behind each.
         sampled: at temperature 1, or else greedy.
         seed: of the sampling.
         on_progress: called with prompts done and in all.
     """
-    kept: list[Tensor] = []
+    texts = []
     for number, prompt in enumerate(prompts):
         torch.manual_seed(seed + number)
         text = parent.model.generate(  # type: ignore[operator]
@@ -85,8 +80,38 @@ def acceptance(
             top_p=1.0 if sampled else None,
             pad_token_id=0,
         )
-        kept.append(_kept(parent, draft, text, len(prompt), sampled))
+        texts.append(text.cpu())
         on_progress(number + 1, len(prompts))
+    return torch.cat(texts)
+
+
+@torch.inference_mode()
+def acceptance(
+    parent: Blocks,
+    draft: Blocks,
+    texts: Tensor,
+    new_tokens: int,
+    *,
+    sampled: bool,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Acceptance:
+    """See at each token that the parent wrote whether the draft would have been followed.
+
+    Greedy, a proposal is kept if it is the parent's own word. Sampled at temperature 1, it is kept with probability
+    `sum over words of min(p, q)`, p of the parent and q of the draft (arXiv 2211.17192, section 3.2). Both models see
+    the parent's text, as they do when proposals are kept.
+
+    Args:
+        parent, draft: with the same tokenizer.
+        texts: of the parent, from `write_texts`.
+        new_tokens: as given to that.
+        sampled: as given to that.
+        on_progress: called with texts done and in all.
+    """
+    kept: list[Tensor] = []
+    for number, text in enumerate(texts):
+        kept.append(_kept(parent, draft, text[None], len(text) - new_tokens, sampled))
+        on_progress(number + 1, len(texts))
     table = torch.stack(kept)
     counts = [count for count in PROPOSED if count <= new_tokens]
     return Acceptance(

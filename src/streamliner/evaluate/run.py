@@ -16,7 +16,7 @@ import torch
 from streamliner import models
 from streamliner._version import __version__
 from streamliner.errors import EvaluationError
-from streamliner.evaluate.draft import acceptance
+from streamliner.evaluate.draft import acceptance, write_texts
 from streamliner.evaluate.perplexity import TextWindows, perplexity, text_windows
 from streamliner.evaluate.samples import continuations
 from streamliner.evaluate.stability import accuracy_difference, flips, stability
@@ -75,7 +75,7 @@ def evaluate_models(
 ) -> dict[str, Any]:
     """Measure each model, and compare the others with the first, which is the dense one, if asked to.
 
-    With `parent` each is measured as a draft for it, on the first text, or python-docs.
+    With `parent` each other one is measured as a draft for it, on the first text, or python-docs.
 
     Results are kept as they come, by weights and text or task: stopped and called again, it goes on.
 
@@ -106,10 +106,11 @@ def evaluate_models(
         text_windows(source, tokenizer, SHORT, limit=count).windows if count else torch.empty(0, SHORT)
         for count in (settings.samples, settings.draft_prompts if parent else 0)
     ]
+    by_parent = _written_by(parent, prompts[1], settings.draft_tokens, reporter) if parent else {}
     for session in sessions:
         measured.append(_measure(session, texts, tasks, harness, settings, reporter))
-        if parent is not None:
-            found = _as_draft(parent, session, prompts[1], settings.draft_tokens, reporter)
+        if parent is not None and (session.source != parent.source or len(sessions) == 1):
+            found = _as_draft(parent, session, by_parent, settings.draft_tokens, reporter)
             drafts.append({"model": session.source.name, "source": source} | found)
         if settings.samples:
             reporter.say(f"{session.source.name}: samples ...")
@@ -149,20 +150,25 @@ def _check_same_words(tokenizer: Any, others: Sequence[Session]) -> None:
             )
 
 
+def _written_by(parent: Session, prompts: torch.Tensor, new_tokens: int, reporter: Reporter) -> dict[str, torch.Tensor]:
+    """What the parent writes, greedy and sampled: once for all drafts."""
+    blocks, texts = parent.load(reporter), {}
+    for kind in ("greedy", "sampled"):
+        with reporter.progress(f"{parent.source.name}: writing, {kind}") as progress:
+            texts[kind] = write_texts(blocks, prompts, new_tokens, sampled=kind == "sampled", on_progress=progress)
+    return texts
+
+
 def _as_draft(
-    parent: Session, draft: Session, prompts: torch.Tensor, new_tokens: int, reporter: Reporter
+    parent: Session, draft: Session, texts: dict[str, torch.Tensor], new_tokens: int, reporter: Reporter
 ) -> dict[str, Any]:
     """Greedy and sampled."""
     found: dict[str, Any] = {"parent": parent.source.name}
-    for kind in ("greedy", "sampled"):
+    for kind, written in texts.items():
         with reporter.progress(f"{draft.source.name}: as a draft, {kind}") as progress:
+            blocks = parent.load(reporter), draft.load(reporter)
             found[kind] = acceptance(
-                parent.load(reporter),
-                draft.load(reporter),
-                prompts,
-                new_tokens,
-                sampled=kind == "sampled",
-                on_progress=progress,
+                *blocks, written, new_tokens, sampled=kind == "sampled", on_progress=progress
             ).to_json()
     return found
 
@@ -200,9 +206,9 @@ def _measure(
         kept = _Kept(settings.cache, weights, dtype, task.sha256, task.num_fewshot, _lm_eval_version())
         if kept.value is None:
             assert harness is not None
-            reporter.say(f"{name}: {task.name} ...")
             tokenizer = models.load_tokenizer(session.source)
-            kept.keep(harness.run(task, blocks.model, tokenizer, settings.batch_size).to_json())
+            with reporter.progress(f"{name}: {task.name}") as progress:
+                kept.keep(harness.run(task, blocks.model, tokenizer, settings.batch_size, progress).to_json())
         else:
             reporter.say(f"{name}: {task.name} is known.")
         results[task.name] = TaskResult.from_json(kept.value)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from streamliner.errors import EvaluationError, MissingExtraError
 from streamliner.evaluate.stability import Answer, answers
@@ -65,10 +68,12 @@ class Harness:
 
     def __init__(self, tasks_path: str | None = None) -> None:
         try:
+            import datasets
             from lm_eval.tasks import TaskManager
         except ImportError as error:
             raise MissingExtraError("Running tasks", "tasks") from error
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
         if tasks_path is not None and not Path(tasks_path).is_dir():
             raise EvaluationError(f"There is no folder {tasks_path}.", "Give a folder with lm-eval's YAML files.")
         self._manager = TaskManager(include_path=tasks_path)
@@ -96,21 +101,29 @@ class Harness:
             tasks += [_describe(own_name, task, limit, num_fewshot) for own_name, task in found.items()]
         return tasks
 
-    def run(self, task: Task, model: Any, tokenizer: Any, batch_size: int) -> TaskResult:
-        """Let the model answer."""
+    def run(
+        self,
+        task: Task,
+        model: Any,
+        tokenizer: Any,
+        batch_size: int,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> TaskResult:
+        """Let the model answer; `on_progress` is called with what is done and in all, in lm-eval's requests."""
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        found: Any = lm_eval.simple_evaluate(
-            model=lm,
-            tasks=[task.name],
-            num_fewshot=task.num_fewshot,
-            limit=task.limit,
-            task_manager=self._manager,
-            bootstrap_iters=0,
-            log_samples=True,
-        )
+        with _told_to(on_progress):
+            found: Any = lm_eval.simple_evaluate(
+                model=lm,
+                tasks=[task.name],
+                num_fewshot=task.num_fewshot,
+                limit=task.limit,
+                task_manager=self._manager,
+                bootstrap_iters=0,
+                log_samples=True,
+            )
         metrics = {
             key.partition(",")[0]: float(value)
             for key, value in found["results"][task.name].items()
@@ -118,6 +131,48 @@ class Harness:
         }
         samples = [sample for sample in found["samples"][task.name] if "acc" in sample]
         return TaskResult(metrics, tuple(answers(samples, lambda *pair: len(lm._encode_pair(*pair)[1]))))
+
+
+class _Bar:
+    """Stands where lm-eval has a bar of tqdm, for an iterable or for calls of `update`."""
+
+    def __init__(
+        self,
+        iterable: Iterable[Any] = (),
+        *,
+        on_progress: Callable[[int, int], None],
+        total: int | None = None,
+        **_: Any,
+    ) -> None:
+        self._iterable, self._on_progress = iterable, on_progress
+        self._done, self._total = 0, total
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._iterable
+
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
+        if self._total:
+            self._on_progress(self._done, self._total)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def _told_to(on_progress: Callable[[int, int], None]) -> Iterator[None]:
+    """Within, lm-eval's bars are ours, so that they look alike and --quiet holds; and it does not ask git for a hash.
+
+    Git complains on stderr where there is no repository. Should lm-eval name these things otherwise one day, its own
+    bars come back; no result depends on them.
+    """
+    bar = functools.partial(_Bar, on_progress=on_progress)
+    with ExitStack() as stack:
+        for module in ("models.huggingface", "api.model", "api.task"):
+            stack.enter_context(patch(f"lm_eval.{module}.tqdm", bar, create=True))
+        stack.enter_context(patch("lm_eval.evaluator.get_git_commit_hash", lambda: None, create=True))
+        yield
 
 
 def _describe(name: str, task: Any, limit: int | None, num_fewshot: int | None) -> Task:
