@@ -188,13 +188,25 @@ def test_engines_that_cannot(capsys, arguments, message):
     assert message in run(capsys, "benchmark", TINY, *arguments, status=2)[1]
 
 
-def test_vllm_runs_the_same_models(cut, tokenizer):
-    """Only where vLLM is installed, which wants an environment of its own."""
+def test_vllm_runs_the_same_models(tokenizer, tmp_path):
+    """Only where vLLM is installed, which wants an environment of its own. Its heads are at least 32 wide on a CPU."""
     pytest.importorskip("vllm", reason="needs vLLM")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from streamliner import cut_model
+
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    torch.manual_seed(0)
+    dense = LlamaForCausalLM(LlamaConfig(vocab_size=1024, **shape, num_hidden_layers=4, initializer_range=0.2))
+    tokenizer.save_pretrained(tmp_path / "dense")
+    tokenizer.save_pretrained(tmp_path / "cut")
+    dense.save_pretrained(tmp_path / "dense")
+    cut_model(dense, (2,)).save_pretrained(tmp_path / "cut")
+    folders = [tmp_path / "dense", tmp_path / "cut"]
     ids = [tokenizer("The value of the expression is").input_ids]
-    sessions = [open_session(ModelSettings(str(folder), dtype="float32")) for folder in (TINY, cut)]
+    sessions = [open_session(ModelSettings(str(folder), dtype="float32")) for folder in folders]
     engines, _ = benchmark.engine.open_engines("vllm", sessions, {"prompt_tokens": 16}, Silent())
-    for engine, folder in zip(engines, (TINY, cut), strict=True):
+    for engine, folder in zip(engines, folders, strict=True):
         model = models.load_model(models.locate(str(folder)), dtype="float32")
         expected = model.generate(torch.tensor(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False)
         assert engine.generate(ids, 12) == expected[:, len(ids[0]) :].tolist()

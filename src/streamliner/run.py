@@ -148,15 +148,31 @@ def environment() -> dict[str, Any]:
             continue
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": sys.argv,
+        "command": [_program(sys.argv[0]), *sys.argv[1:]],
         "versions": versions,
         "hardware": {
             "machine": platform.machine(),
+            "processor": _processor(),
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpus": gpus,
         },
     }
+
+
+def _program(path: str) -> str:
+    """What to type for `sys.argv[0]`, without the folders of this machine."""
+    name = Path(path).name
+    return "streamliner" if name == "__main__.py" else name
+
+
+def _processor() -> str:
+    """Its name; `platform` does not know it on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:

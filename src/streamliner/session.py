@@ -102,14 +102,23 @@ class Session:
         """Of the model, those that several modules share once."""
         return sum(parameter.numel() for parameter in self.structure.shell.parameters())
 
-    @property
-    def method(self) -> str:
-        """How streamliner cut the model: the method of its plan, and whether it was healed; "" if it did not cut it."""
+    def describe(self) -> dict[str, Any]:
+        """JSON value for results: the model's name and size, and how streamliner cut it, if it did.
+
+        `method` is that of the plan, with ", healed" behind it where the model was healed. A model that streamliner did
+        not cut has "", no `removed` blocks and "" as its `parent`.
+        """
         mark = Path(self.source.path) / MARK
-        if self.source.kind != "folder" or not mark.is_file():
-            return ""
-        plan = json.loads(mark.read_text(encoding="utf-8"))
-        return str(plan.get("method", "")) + (", healed" if "healing" in plan else "")
+        cut = self.source.kind == "folder" and mark.is_file()
+        plan = json.loads(mark.read_text(encoding="utf-8")) if cut else {}
+        return {
+            "model": self.source.name,
+            "blocks": self.num_blocks,
+            "parameters": self.parameters,
+            "method": plan.get("method", "") + (", healed" if "healing" in plan else ""),
+            "removed": plan.get("removed", []),
+            "parent": plan.get("model", {}).get("name", ""),
+        }
 
     def window_length(self, asked: int | None, flag: str = "--sequence-length") -> int:
         """Tokens of a window: as asked for, or SLEB's 2048, or the model's limit if that is less.

@@ -101,10 +101,8 @@ def benchmark_models(
         "device": engines[0].device,
         "dtype": engines[0].dtype,
         "models": [
-            {"model": session.source.name, "method": session.method, "blocks": size[0], "parameters": size[1]}
-            | each.memory(ids)
-            | {kind: taken[kind].to_json() for kind in KINDS}
-            for session, each, size, taken in zip(sessions, engines, sizes, times, strict=True)
+            session.describe() | each.memory(ids) | {kind: taken[kind].to_json() for kind in KINDS}
+            for session, each, taken in zip(sessions, engines, times, strict=True)
         ],
         "compared": [
             {"model": session.source.name} | _compare(sizes[0], size, times[0], taken, bare)

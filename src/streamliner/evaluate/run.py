@@ -261,11 +261,7 @@ def _describe(text: TextWindows) -> str:
 
 
 def _to_json(session: Session, measured: _Measured) -> dict[str, Any]:
-    return {
-        "model": session.source.name,
-        "method": session.method,
-        "blocks": session.num_blocks,
-        "parameters": session.parameters,
+    return session.describe() | {
         "weights": measured.weights,
         "dtype": measured.dtype,
         "perplexity": [

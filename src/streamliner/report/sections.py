@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,17 +33,16 @@ def make_sections(
 def _reproduce(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> Section:
     """Commands, versions, hardware and hashes."""
     section = Section("How to reproduce it")
-    sources = [run.files.get("run") or run.files.get("healing") or {} for run in runs] + list(results)
-    rows = [["command"]]
-    commands = [" ".join(["streamliner", *source["command"][1:]]) for source in sources if source.get("command")]
-    rows += [[command] for command in dict.fromkeys(commands)]
-    if len(rows) > 1:
-        section.tables.append(Table(rows))
+    of_runs = [run.files.get("run") or run.files.get("healing") or {} for run in runs]
+    commands = [*_commands(of_runs), *_cuts(results), *_commands(results)]
+    if commands:
+        section.tables.append(Table([["command"], *([command] for command in dict.fromkeys(commands))]))
+    sources = [*of_runs, *results]
     versions = {name: version for source in sources for name, version in source.get("versions", {}).items()}
     if versions:
         section.text.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
-    hardware = {json.dumps(source["hardware"], sort_keys=True) for source in sources if source.get("hardware")}
-    section.text += [f"Hardware: {each}" for each in sorted(hardware)]
+    machines = dict.fromkeys(_machine(source["hardware"]) for source in sources if source.get("hardware"))
+    section.text += [f"Machine: {each}." for each in machines]
     for run in runs:
         calibration = run.files.get("run", {}).get("calibration")
         if calibration:
@@ -53,3 +52,33 @@ def _reproduce(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> Sectio
                 f"SHA-256 {calibration['sha256'][:16]}."
             )
     return section
+
+
+def _commands(sources: Sequence[dict[str, Any]]) -> list[str]:
+    return [shlex.join(source["command"]) for source in sources if source.get("command")]
+
+
+def _cuts(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The commands of cuts, by the blocks, whatever plan these came from. Healings are in the runs of theirs."""
+    cut = [model for result in results for model in result["models"] if model["removed"]]
+    return [
+        shlex.join(
+            [
+                "streamliner",
+                "cut",
+                model["parent"],
+                "--blocks",
+                ",".join(map(str, model["removed"])),
+                "-o",
+                model["model"],
+            ]
+        )
+        for model in cut
+        if not model["method"].endswith("healed")
+    ]
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    processor = hardware.get("processor") or hardware["machine"]
+    gpus = ", ".join(hardware["gpus"]) or "no GPU"
+    return f"{processor}, {hardware['cpus']} cores, {hardware['threads']} threads, {gpus}"
