@@ -15,6 +15,7 @@ from streamliner.errors import OutputError
 from streamliner.report.figures import Series, _log_ticks, _ticks, matrix, plot
 from streamliner.report.files import Run, read_runs
 from streamliner.report.frontier import _evaluated, _speed, frontier_section
+from streamliner.report.summary import summary_section
 from test_cli import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -85,7 +86,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(page):
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", text)
     assert len(text) < 2_000_000
     assert [heading.partition(":")[0] for heading in seen.headings] == [
-        *("Search", "Search", "Frontier", "Healing", "Evaluation", "Speed", "How to reproduce it")
+        *("Summary", "Frontier", "Search", "Search", "Healing", "Evaluation", "Speed", "How to reproduce it")
     ]
     assert seen.tags.count("table") >= 8
     assert len(seen.labels) == 9  # two searches, a matrix, the healing; perplexity twice, speed twice, parameters
@@ -134,6 +135,19 @@ def test_searches_of_one_method_are_one_line(folder):
     (figure,) = frontier_section([Run("short", short, []), run], [], []).figures
     assert "2 removed" in figure.alt
     assert "(short)" not in figure.alt
+
+
+def test_the_summary_brings_results_together(folder):
+    evaluation, benchmark = (json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation", "benchmark"))
+    (table,) = summary_section([evaluation], [benchmark]).tables
+    head, dense, cut = table.rows
+    assert head[4:] == ["perplexity, python-docs:test", "prompt speed-up", "generation speed-up", "kept as a draft"]
+    assert dense[1:4] == ["", "12", f"{evaluation['models'][0]['parameters'] / 1e6:.4g}"]
+    assert dense[5:] == ["", "", ""]
+    assert cut[1:3] == ["streamline, healed", "10"]
+    assert float(cut[5]) == pytest.approx(benchmark["compared"][0]["prompt"]["speed_up"], abs=0.006)
+    assert cut[4] == f"{evaluation['models'][1]['perplexity'][0]['perplexity']:.4g}"
+    assert summary_section([], []).tables == []
 
 
 @pytest.mark.parametrize(

@@ -67,16 +67,11 @@ def _evaluated(value: dict[str, Any]) -> list[Figure]:
 
         series = _by_method(models, perplexity)
         figures.append(_figure(series, "perplexity", f"Perplexity on {text['source']}.", log=True))
-    counted = [task["name"] for task in value["tasks"] if models[0]["tasks"][task["name"]]["answers"]]
+    counted = counted_tasks(value)
     if counted:
 
         def accuracy(_: int, model: dict[str, Any]) -> Value:
-            rates = [
-                (fmean(answer["correct"] for answer in answers), len(answers))
-                for answers in (model["tasks"][name]["answers"] for name in counted)
-            ]
-            error = math.sqrt(sum(rate * (1 - rate) / count for rate, count in rates)) / len(rates)
-            return fmean(rate for rate, _ in rates), error
+            return accuracy_of(model, counted)
 
         def stability(place: int, _: dict[str, Any]) -> Value:
             return (value["compared"][place - 1]["mean_stability"], 0) if place else (1.0, 0)
@@ -87,6 +82,21 @@ def _evaluated(value: dict[str, Any]) -> list[Figure]:
             _figure(_by_method(models, stability), "stability", f"Stability, {over}; the dense model's is 1.")
         )
     return figures
+
+
+def counted_tasks(value: dict[str, Any]) -> list[str]:
+    """The tasks of an evaluation whose questions lm-eval counts one by one."""
+    return [task["name"] for task in value["tasks"] if value["models"][0]["tasks"][task["name"]]["answers"]]
+
+
+def accuracy_of(model: dict[str, Any], tasks: Sequence[str]) -> Value:
+    """Mean accuracy over tasks, each counting once."""
+    rates = [
+        (fmean(answer["correct"] for answer in answers), len(answers))
+        for answers in (model["tasks"][name]["answers"] for name in tasks)
+    ]
+    error = math.sqrt(sum(rate * (1 - rate) / count for rate, count in rates)) / len(rates)
+    return fmean(rate for rate, _ in rates), error
 
 
 def _speed(value: dict[str, Any], kind: str) -> Figure:

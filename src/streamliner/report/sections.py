@@ -1,4 +1,4 @@
-"""What runs and results hold -> the sections of a report, in the order of the work."""
+"""What runs and results hold -> the sections of a report: results first, then the work in its order."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from streamliner.report.healing import healing_section
 from streamliner.report.search import search_section
 from streamliner.report.section import Section, Table
 from streamliner.report.speed import speed_section
+from streamliner.report.summary import summary_section
 
 
 def make_sections(
     runs: Sequence[Run], evaluations: Sequence[dict[str, Any]], benchmarks: Sequence[dict[str, Any]]
 ) -> list[Section]:
-    """All that there is to tell."""
+    """All that there is to tell, the results in front."""
     searches = [run for run in runs if "frontier" in run.files]
-    frontier = frontier_section(searches, evaluations, benchmarks)
-    sections = [search_section(run) for run in searches]
-    sections += [frontier] if frontier.figures else []
+    summary, frontier = (
+        summary_section(evaluations, benchmarks),
+        frontier_section(searches, evaluations, benchmarks),
+    )
+    sections = [section for section in (summary, frontier) if section.tables or section.figures]
+    sections += [search_section(run) for run in searches]
     sections += [healing_section(run) for run in runs if run.history]
     sections += [evaluation_section(value) for value in evaluations]
     sections += [speed_section(value) for value in benchmarks]

@@ -18,18 +18,20 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--text:#e8e8ee;--back:#15161a;--soft:#9aa;--rule:#3a3c46;--c0:#7fb0ff;--c1:#ff9a6b;
 --c2:#6fd08c;--c3:#cf9bff;--c4:#e5c04f;--c5:#5fd0e6}}
 @media print{:root{--text:#000;--back:#fff;--soft:#444;--rule:#bbb;--c0:#1f5fbf;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce;
---c4:#a16207;--c5:#0e7490}section{break-inside:avoid}}
+--c4:#a16207;--c5:#0e7490}figure,tr{break-inside:avoid}h2{break-after:avoid}.wide{overflow:visible}table{font-size:.7rem}}
 body{margin:0 auto;max-width:60rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;color:var(--text);
 background:var(--back)}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px solid var(--rule)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.875rem;margin:.75rem 0;
 font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top}
-td+td{white-space:nowrap}td.long{white-space:normal;overflow-wrap:anywhere}
-figure{margin:1rem 0}svg{width:100%;height:auto;display:block}
+td{white-space:nowrap}td.long{white-space:normal;overflow-wrap:anywhere}
+figure{margin:1rem 0}
+.figures{display:grid;gap:0 1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(24rem,100%),1fr))}
+svg{width:100%;height:auto;display:block}
 figcaption{color:var(--soft);font-size:.875rem}
-.grid{stroke:var(--rule);stroke-width:.7}.tick,.label{fill:var(--soft);font-size:11px}
-@media(max-width:40rem){.tick,.label{font-size:17px}}
+.grid{stroke:var(--rule);stroke-width:.7}.tick,.label{fill:var(--soft);font-size:14px}
+@media(max-width:40rem){.tick,.label{font-size:18px}}
 .line{fill:none;stroke-width:1.8}.dashed{stroke-dasharray:6 4}.error{stroke-width:1.2}
 .cell{fill:var(--c0)}.mark{fill:var(--c1)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1rem;margin:.25rem 0;padding:0;font-size:.875rem}
@@ -99,6 +101,7 @@ def _section(section: Section) -> str:
         for figure in section.figures
         if figure.svg
     )
+    figures = figures and f'<div class="figures">{figures}</div>'
     return f"<section><h2>{escape(section.title)}</h2>{text}{tables}{figures}</section>\n"
 
 
