@@ -125,3 +125,15 @@ def test_links_and_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert f"\n{target}:" in makefile
+
+
+def test_the_report_of_gemma_is_what_its_files_say(tmp_path):
+    """Of real measurements; the pages are made from the files beside them, whose numbers nobody types."""
+    from streamliner.report import write_report
+
+    folder = ROOT / "docs" / "gemma-3-270m"
+    sources = [str(folder / name) for name in ("sleb", "streamline", "evaluation.json", "benchmark.json")]
+    made = write_report(sources, tmp_path / "report.html")
+    for path in made:
+        assert path.read_text() == (folder / path.name).read_text(), f"make it again: {' '.join(sources)}"
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2_000_000
