@@ -14,7 +14,7 @@ from streamliner import benchmark, models
 from streamliner.benchmark import BenchmarkSettings
 from streamliner.benchmark.plain import Plain
 from streamliner.blocks import Blocks
-from streamliner.errors import EvaluationError, InterruptedByUser
+from streamliner.errors import EvaluationError, InterruptedByUser, TextError
 from streamliner.session import ModelSettings, Silent, open_session
 from test_cli import run
 
@@ -79,10 +79,13 @@ def test_what_the_removed_time_allows_by_hand(monkeypatch, cut):
         assert found["time_in_blocks"] == pytest.approx(24 / 25)
 
 
-@pytest.mark.parametrize(("stop_at", "rounds"), [(3, None), (11, 1), (14, 2)])
-def test_ctrl_c_keeps_whole_rounds(monkeypatch, tmp_path, stop_at, rounds):
-    """A round is four measurements: of one model, and of its first block, prompt and generation."""
+@pytest.mark.parametrize("one_block", [True, False])
+@pytest.mark.parametrize(("finished", "rounds"), [(0, None), (1, None), (2, 1), (3, 2)])
+def test_ctrl_c_keeps_whole_rounds(monkeypatch, tmp_path, cut, finished, rounds, one_block):
+    """A round is six measurements, prompt and generation of two models and of the first block, or four without that."""
     calls = 0
+    in_round = 6 if one_block else 4
+    stop_at = finished * in_round + in_round - 1  # the first round warms up
 
     class Stopped(Plain):
         def seconds(self, work):
@@ -92,8 +95,9 @@ def test_ctrl_c_keeps_whole_rounds(monkeypatch, tmp_path, stop_at, rounds):
                 raise InterruptedByUser("Stopped.")
             return float(calls)
 
+    Stopped.one_block = one_block
     monkeypatch.setattr("streamliner.benchmark.plain.Plain", Stopped)
-    sessions, out = [open_session(ModelSettings(str(TINY)))], tmp_path / "b.json"
+    sessions, out = [open_session(ModelSettings(str(folder))) for folder in (TINY, cut)], tmp_path / "b.json"
     given = {"prompt_tokens": 8, "new_tokens": 2, "repeats": 5}
     if rounds is None:  # nothing that counts
         with pytest.raises(InterruptedByUser):
@@ -104,8 +108,9 @@ def test_ctrl_c_keeps_whole_rounds(monkeypatch, tmp_path, stop_at, rounds):
     result = json.loads(out.read_text())
     assert result["stopped"]
     assert result["settings"]["repeats"] == rounds
-    assert result["models"][0]["prompt"]["seconds"] == [5.0, 9.0][:rounds]
-    assert result["models"][0]["generation"]["seconds"] == [7.0, 11.0][:rounds]
+    for model in result["models"]:
+        for kind in ("prompt", "generation"):
+            assert [(second - 1) // in_round for second in model[kind]["seconds"]] == list(range(1, rounds + 1))
 
 
 def test_ctrl_c_prints_what_was_measured(monkeypatch, capsys, cut):
@@ -119,12 +124,42 @@ def test_ctrl_c_prints_what_was_measured(monkeypatch, capsys, cut):
     out, err = run(capsys, "benchmark", cut, "--dense", TINY, *SMALL, status=130)
     assert "speed-up" in out
     assert "Stopped behind 3 rounds." in err
+    out, _ = run(capsys, "benchmark", cut, "--dense", TINY, *SMALL, "--json", status=130)
+    assert json.loads(out)["stopped"]
 
 
 def test_defaults_are_slebs_on_a_gpu():
     assert BenchmarkSettings.usual("cuda:0") == BenchmarkSettings(2048, 64, 64, 128)
     assert BenchmarkSettings.usual("cpu", new_tokens=5, repeats=None).new_tokens == 5
-    assert BenchmarkSettings.usual("cpu").context == 257
+    assert BenchmarkSettings.usual("cpu").longest == 257
+    assert BenchmarkSettings.usual("cuda:0", 2047).prompt_tokens == 2047
+    assert BenchmarkSettings.usual("cuda:0", 2047, prompt_tokens=3000).prompt_tokens == 3000  # to be refused
+
+
+def test_the_default_prompt_fits_a_short_model(monkeypatch, tmp_path):
+    """A model of 200 positions on a CPU; an engine that must write a token gets one less."""
+    import shutil
+
+    shutil.copytree(TINY, tmp_path / "short")
+    config = json.loads((TINY / "config.json").read_text()) | {"max_position_embeddings": 200}
+    (tmp_path / "short" / "config.json").write_text(json.dumps(config))
+    session = open_session(ModelSettings(str(tmp_path / "short")))
+    assert benchmark.engine.open_engines("transformers", [session], {}, Silent())[1].prompt_tokens == 200
+    with pytest.raises(TextError, match="--prompt-tokens 201 is more than the 200 positions"):
+        benchmark.engine.open_engines("transformers", [session], {"prompt_tokens": 201}, Silent())
+
+
+def test_models_of_two_precisions_are_refused(cut, tmp_path):
+    models.load_model(models.locate(str(cut)), dtype="float32").save_pretrained(tmp_path / "wide")
+    sessions = [open_session(ModelSettings(str(folder))) for folder in (TINY, tmp_path / "wide")]
+    with pytest.raises(EvaluationError, match="bfloat16 and float32"):
+        benchmark.benchmark_models(sessions, {}, None, Silent())
+
+
+def test_without_a_dense_model_nothing_is_compared(capsys, cut):
+    result = json.loads(run(capsys, "benchmark", cut, TINY, *SMALL, "--json")[0])
+    assert [model["blocks"] for model in result["models"]] == [9, 12]
+    assert result["compared"] == []
 
 
 def test_cache_bytes_by_hand():
@@ -168,7 +203,8 @@ def test_llama_cpp_on_the_command_line(capsys, gguf_models):
     dense, cut = gguf_models
     out, _ = run(capsys, "benchmark", cut, "--dense", dense, "--engine", "llama.cpp", *SMALL, "--json")
     result = json.loads(out)
-    assert (result["engine"], [model["blocks"] for model in result["models"]]) == ("llama.cpp", [12, 9])
+    assert (result["engine"], result["device"]) == ("llama.cpp", "cpu")
+    assert [model["blocks"] for model in result["models"]] == [12, 9]
     assert result["models"][1]["weight_bytes"] == cut.stat().st_size
     assert result["compared"][0]["prompt"]["speed_up"] > 0
     assert result["compared"][0]["prompt"]["allowed_by_time"] is None

@@ -18,7 +18,7 @@ from streamliner.blocks import Blocks
 from streamliner.errors import TextError
 from streamliner.evaluate import Answer, Flips, flips, stability
 from streamliner.evaluate.perplexity import perplexity, text_windows
-from streamliner.evaluate.stability import accuracy_difference, question_weights
+from streamliner.evaluate.stability import accuracy_difference, answers, question_weights
 from test_cli import run
 
 
@@ -142,13 +142,38 @@ def test_other_questions_are_refused():
 
 
 def test_accuracy_difference_by_hand():
-    """100 questions, 9 lost and 1 won: -0.08, McNemar's exact p = 2 (1 + 10) / 1024."""
+    """100 questions, 9 lost and 1 won: -0.08, McNemar's exact p = 2 (1 + 10) / 1024; interval of 10 and 2 of 102."""
     found = accuracy_difference(Flips(60, 9, 1, 30))
     assert found.mean == pytest.approx(-0.08)
     assert found.p_value == pytest.approx(22 / 1024)
-    error = math.sqrt((0.10 - 0.08**2) / 100)
-    assert (found.low, found.high) == pytest.approx((-0.08 - 1.96 * error, -0.08 + 1.96 * error))
-    assert accuracy_difference(Flips(3, 0, 0, 4)).p_value == 1
+    error = math.sqrt((12 / 102 - (8 / 102) ** 2) / 102)
+    assert (found.low, found.high) == pytest.approx((-8 / 102 - 1.96 * error, -8 / 102 + 1.96 * error))
+    same = accuracy_difference(Flips(3, 0, 0, 4))
+    assert (same.mean, same.p_value) == (0, 1)
+    assert same.low < 0 < same.high
+    assert accuracy_difference(Flips(5000, 1500, 500, 3000)).p_value == pytest.approx(0, abs=1e-100)
+    assert accuracy_difference(Flips(0, 1000, 1000, 0)).p_value == 1
+
+
+def test_scores_that_are_not_finite_count_as_no_options():
+    dense = [Answer("0", (math.inf, 1.0), True), Answer("1", (math.nan, 1.0), True), Answer("2", (2.0, 2.0), False)]
+    assert question_weights(dense) == [1, 1, 1]
+
+
+def sample(**values):
+    return {"doc_id": 0, "arguments": [("q", " a"), ("q", " bc")], "filtered_resps": [(-1.0, 0), (-4.0, 0)]} | values
+
+
+def test_answers_are_of_questions_that_are_right_or_wrong():
+    def tokens(context, continuation):
+        return len(continuation) - 1
+
+    assert answers([sample(acc=1)], tokens) == [Answer("0", (1.0, 2.0), True)]
+    assert answers([sample(acc=0.03)], tokens) == []  # a share of probability: truthfulqa_mc2
+    assert answers([sample()], tokens) == []
+    assert answers([sample(acc=0, filtered_resps=["12", "13"])], tokens) == [Answer("0", (), False)]
+    doubled = sample(acc=1, acc_mutual_info=1, filtered_resps=[(-1.0, 0), (-4.0, 0), (-9.0, 0), (-9.0, 0)])
+    assert answers([doubled], tokens) == [Answer("0", (1.0, 2.0), True)]
 
 
 # Tasks
@@ -235,6 +260,25 @@ def test_a_model_is_measured_once(capsys, text, tmp_path):
     assert written["versions"]["torch"] == torch.__version__
 
 
+def test_the_cache_is_of_the_same_windows_and_config(capsys, text, tmp_path, monkeypatch):
+    """Two windows hold the numbers of one twice as long where no BOS stands before each; a config counts too."""
+    from streamliner.evaluate import perplexity as module
+
+    monkeypatch.setattr(module, "bos_tokens", lambda tokenizer: [])
+
+    def measured(folder, window, count):
+        shape = ["--window", window, "--max-windows", count]
+        result = json.loads(run(capsys, "evaluate", folder, "--perplexity", text, *shape, "--json")[0])
+        return result["models"][0]["perplexity"][0]["window_losses"]
+
+    assert [len(measured(TINY, window, count)) for window, count in ((64, 4), (128, 2))] == [4, 2]
+    shutil.copytree(TINY, tmp_path / "other")
+    config = json.loads((TINY / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 100.0
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    assert measured(tmp_path / "other", 64, 4) != measured(TINY, 64, 4)
+
+
 def test_the_table_compares(capsys, text, tmp_path):
     run(capsys, "cut", TINY, "--blocks", "4,5", "-o", tmp_path / "cut", "--quiet")
     arguments = ["--perplexity", text, "--window", "64", "--max-windows", "3", "--dtype", "float32"]
@@ -256,9 +300,11 @@ def test_samples(capsys, tiny, tokenizer, text):
 
 def test_where_the_result_cannot_go_is_told_before_anything_is_measured(capsys, text, tmp_path):
     (tmp_path / "notes.txt").write_text("precious")
+    (tmp_path / "old.json").write_text('{"schema_version": 1}')
     for verb in ("evaluate", "benchmark"):
         for place, message in (
-            (tmp_path / "notes.txt", "--overwrite"),
+            (tmp_path / "notes.txt", "did not write it"),
+            (tmp_path / "old.json", "--overwrite"),
             (tmp_path, "is a folder"),
             (tmp_path / "no" / "x.json", "does not exist"),
         ):
@@ -311,7 +357,7 @@ def test_a_model_is_its_own_perfect_draft(tiny, calibration):
 def test_acceptance_equals_a_plain_count(tiny, calibration):
     """Greedy: both models are run on each beginning of the parent's text, one at a time."""
     from streamliner import cut_model
-    from streamliner.evaluate.draft import acceptance, tokens_per_verification, write_texts
+    from streamliner.evaluate.draft import acceptance, write_texts
 
     smaller = cut_model(tiny, (4,))
     prompt = calibration.windows[:1, :32]
@@ -322,7 +368,9 @@ def test_acceptance_equals_a_plain_count(tiny, calibration):
         [[smaller(plain[:, :end]).logits[0, -1].argmax().item() == plain[0, end].item() for end in range(32, 72)]]
     ).double()
     assert found.rate == pytest.approx(kept.mean().item())
-    assert found.tokens_per_verification[4] == pytest.approx(tokens_per_verification(kept, 4, 8))
+    row, places = kept[0].tolist(), range(40 - 8 + 1)
+    in_a_row = [next((n for n in range(4) if not row[place + n]), 4) for place in places]
+    assert found.tokens_per_verification[4] == pytest.approx(1 + sum(in_a_row) / len(places))
     assert 0 < found.rate < 1
 
 

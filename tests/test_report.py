@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -15,7 +16,9 @@ from streamliner.errors import OutputError
 from streamliner.report.figures import Series, _log_ticks, _ticks, matrix, plot
 from streamliner.report.files import Run, read_runs
 from streamliner.report.frontier import _evaluated, _speed, frontier_section
+from streamliner.report.section import Section
 from streamliner.report.summary import summary_section
+from streamliner.report.write import as_markdown
 from test_cli import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -128,6 +131,36 @@ def test_a_line_for_each_method(folder):
     assert f"what the removal allows: 0 removed 1, 2 removed {allowed:.4g}" in speed.alt
 
 
+def test_cuts_by_hand_are_no_line(folder):
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    dense, cut = evaluation["models"]
+    evaluation["models"] = [dense, *(cut | {"method": "manual", "model": f"{name}/out"} for name in "ab")]
+    assert "a/out: 0 removed" in _evaluated(evaluation)[0].alt
+
+
+def test_a_training_that_goes_on_is_read(folder, tmp_path):
+    shutil.copytree(folder / "out.run", tmp_path / "run")
+    history = tmp_path / "run" / "healing" / "history.jsonl"
+    history.write_text(history.read_text() + '{"step": 9')
+    assert len(read_runs([str(tmp_path / "run")])[0]) == 2
+
+
+def test_markdown_shows_text_as_text():
+    section = Section("a [b](http://c)", text=["<img src=x> ![y](http://z)"])
+    text = as_markdown([section])
+    assert r"a \[b\](http://c)" in text
+    assert r"\<img src=x> \!\[y\](http://z)" in text
+
+
+def test_errors_stay_with_their_points():
+    """The middle point cannot be drawn; the last one's bar is its own, from 2 to 4."""
+    picture = plot([Series("a", [(0, 1.0), (1, math.inf), (2, 3.0)], [0.1, 0.2, 1.0])], "x", "y", "a", "b").svg
+    dots = [float(y) for y in re.findall(r'<circle[^>]*cy="([\d.]+)"', picture)]
+    bars = [(float(a), float(b)) for a, b in re.findall(r'"error s0"[^>]*y1="([\d.]+)" y2="([\d.]+)"', picture)]
+    assert [(a + b) / 2 for a, b in bars] == pytest.approx(dots, abs=0.1)
+    assert (bars[1][0] - bars[1][1]) / (bars[0][0] - bars[0][1]) == pytest.approx(10, rel=0.05)
+
+
 def test_searches_of_one_method_are_one_line(folder):
     (run,), _, _ = read_runs([str(folder / "sleb")])
     short = json.loads(json.dumps(run.files))
@@ -148,6 +181,10 @@ def test_the_summary_brings_results_together(folder):
     assert float(cut[5]) == pytest.approx(benchmark["compared"][0]["prompt"]["speed_up"], abs=0.006)
     assert cut[4] == f"{evaluation['models'][1]['perplexity'][0]['perplexity']:.4g}"
     assert summary_section([], []).tables == []
+    other = json.loads(json.dumps(evaluation))
+    other["models"][1]["perplexity"][0] |= {"sha256": "of other windows", "perplexity": 5}
+    (table,) = summary_section([evaluation, other], []).tables
+    assert [row[4:6] for row in table.rows] == [[head[4]] * 2, [dense[4], ""], [cut[4], "5"]]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,17 @@ from streamliner._version import __version__
 from streamliner.errors import OutputError
 
 SCHEMA_VERSION = 2
-LIBRARIES = ("torch", "transformers", "accelerate", "safetensors", "peft", "datasets", "gguf")
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "accelerate", "safetensors", "peft", "datasets", "gguf"),
+    *("lm_eval", "vllm", "xllamacpp"),
+)
+
+REPORT_MARKS = {
+    ".html": "<title>streamliner report</title>",
+    ".htm": "<title>streamliner report</title>",
+    ".md": "# streamliner report\n",
+}
+"""What a report holds that streamliner wrote, by suffix."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -122,8 +132,21 @@ def check_result_file(file: str | Path | None, *, overwrite: bool = False) -> No
         raise OutputError(f"{file} is a folder, and -o takes the name of a file.")
     if not path.parent.is_dir():
         raise OutputError(f"The folder {path.parent} does not exist.", "Make it, or choose another file with -o.")
+    if path.exists() and not _is_ours(path):
+        raise OutputError(f"{file} exists, and streamliner did not write it.", "Choose another name.")
     if path.exists() and not overwrite:
         raise OutputError(f"The output {file} exists.", "Choose another name, or add --overwrite to replace it.")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a result or a report of ours."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if path.suffix in REPORT_MARKS:
+        return REPORT_MARKS[path.suffix] in text
+    try:
+        return "schema_version" in json.loads(text)
+    except (json.JSONDecodeError, TypeError):
+        return False
 
 
 def check_same_run(folder: Path, found: Any, wanted: Any) -> None:

@@ -25,7 +25,7 @@ class Engine(ABC):
 
     Attributes:
         device: such as "cpu" or "cuda:0"; it decides the usual settings.
-        dtype: that it computes in, as the engine tells it.
+        dtype: that it computes in, as the engine tells it; the same for all models of a benchmark.
     """
 
     device: str
@@ -59,14 +59,34 @@ class Engine(ABC):
 def open_engines(
     name: str, sessions: Sequence[Session], given: dict[str, int | None], reporter: Reporter
 ) -> tuple[list[Engine], BenchmarkSettings]:
-    """Load all models at once, and complete the settings for the device they are on.
+    """Complete the settings for the device and the models, then load all models at once.
 
     Raises:
         EvaluationError: no such engine, it is not installed, or it cannot run these models.
+        TextError: a model has fewer positions than were asked for.
     """
     if name not in ENGINES:
         raise EvaluationError(f"There is no engine {name}.", f"Use one of: {', '.join(ENGINES)}.")
     from streamliner.benchmark import llama_cpp, plain, vllm
+    from streamliner.benchmark.settings import BenchmarkSettings
 
-    opened: Any = {"transformers": plain, "vllm": vllm, "llama.cpp": llama_cpp}[name]
-    return opened.open_all(sessions, given, reporter)  # type: ignore[no-any-return]
+    module: Any = {"transformers": plain, "vllm": vllm, "llama.cpp": llama_cpp}[name]
+    device = module.find_device(sessions)
+    # Engines that give no answer without a new token need room for it.
+    room = 0 if module is plain else 1
+    limit = min(session.window_length(None) for session in sessions)
+    settings = BenchmarkSettings.usual(device, limit - room, **given)
+    for session in sessions:
+        session.window_length(settings.prompt_tokens + room, "--prompt-tokens")
+        session.window_length(settings.context_tokens + settings.new_tokens, "--context-tokens and --new-tokens")
+    whole = sum(session.parameters for session in sessions)
+    engines: list[Engine] = []
+    for session in sessions:
+        engines.append(module.open_one(session, device, settings, session.parameters / whole, reporter))
+    dtypes = {engine.dtype for engine in engines}
+    if len(dtypes) > 1:
+        raise EvaluationError(
+            f"The models compute in {' and '.join(sorted(dtypes))}, which a speed-up would tell too.",
+            "Add --dtype, such as --dtype bfloat16.",
+        )
+    return engines, settings

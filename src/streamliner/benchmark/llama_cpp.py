@@ -14,19 +14,14 @@ from streamliner.errors import EvaluationError, MissingExtraError
 from streamliner.session import Reporter, Session
 
 
-def open_all(
-    sessions: Sequence[Session], given: dict[str, int | None], reporter: Reporter
-) -> tuple[list[Engine], BenchmarkSettings]:
-    """All files in servers of their own.
+def find_device(sessions: Sequence[Session]) -> str:
+    """A GPU if llama.cpp was built for one that is there.
 
     Raises:
         MissingExtraError: without the `llama-cpp` extra.
-        EvaluationError: a model is no GGUF file, or llama.cpp cannot load it.
+        EvaluationError: a model is no GGUF file, or was asked for in another way than the file says.
     """
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise MissingExtraError("Running models in llama.cpp", "llama-cpp") from error
+    library = _library()
     for session in sessions:
         if session.source.kind != "gguf":
             raise EvaluationError(
@@ -35,14 +30,26 @@ def open_all(
             )
         if session.settings.dtype != "auto" or session.settings.device:
             raise EvaluationError("llama.cpp computes as the GGUF file says, on the devices that it was built for.")
-    kinds = {str(each["type"]).rpartition("_")[2].lower() for each in xllamacpp.get_device_info()}
-    device = "cpu" if kinds <= {"cpu", "accel"} else "gpu"
-    settings = BenchmarkSettings.usual(device, **given)
-    engines: list[Engine] = []
-    for session in sessions:
-        reporter.say(f"Loading {session.source.name} ...")
-        engines.append(LlamaCpp(xllamacpp, Path(session.source.path) / session.source.gguf_file, device, settings))
-    return engines, settings
+    kinds = {each["type"].name.rpartition("_")[2] for each in library.get_device_info()}
+    return "cpu" if kinds <= {"CPU", "ACCEL"} else "gpu"
+
+
+def open_one(session: Session, device: str, settings: BenchmarkSettings, share: float, reporter: Reporter) -> Engine:
+    """Load it into a server of its own.
+
+    Raises:
+        EvaluationError: llama.cpp cannot load it.
+    """
+    reporter.say(f"Loading {session.source.name} ...")
+    return LlamaCpp(_library(), Path(session.source.path) / session.source.gguf_file, device, settings)
+
+
+def _library() -> Any:
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise MissingExtraError("Running models in llama.cpp", "llama-cpp") from error
+    return xllamacpp
 
 
 class LlamaCpp(Engine):
@@ -52,11 +59,13 @@ class LlamaCpp(Engine):
         parameters = library.CommonParams()
         parameters.model.path = str(file)
         parameters.verbosity = -1
+        # Else it saves each prompt for later ones within the time that is measured, and moves layers to what is free.
+        parameters.cache_ram_mib, parameters.fit_params = 0, False
         parameters.n_parallel = settings.batch_size
         # One cache for all texts: else each text has only its share of the context.
         parameters.kv_unified = True
         texts = settings.batch_size * (settings.context_tokens + settings.new_tokens)
-        parameters.n_ctx = max(settings.context, texts) + 8
+        parameters.n_ctx = max(settings.longest, texts) + 8
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
         try:
             self._server = library.Server(parameters)
@@ -64,7 +73,7 @@ class LlamaCpp(Engine):
             raise EvaluationError(f"llama.cpp cannot load {file}: {error}") from error
         self._file = file
         self.device = device
-        self.dtype = "the files' types"
+        self.dtype = "the types of the files"
 
     def prompt(self, ids: Tokens) -> object:
         """Up to one new token, as the server gives no answer without any."""

@@ -9,22 +9,30 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from streamliner import models
 from streamliner.benchmark.engine import Engine, Tokens
 from streamliner.benchmark.settings import BenchmarkSettings
 from streamliner.blocks import Blocks
 from streamliner.errors import EvaluationError
 from streamliner.session import Reporter, Session
+from streamliner.stack import has_encoder
 
 
-def open_all(
-    sessions: Sequence[Session], given: dict[str, int | None], reporter: Reporter
-) -> tuple[list[Engine], BenchmarkSettings]:
-    """All models on one device."""
-    engines: list[Engine] = [Plain(session.load(reporter)) for session in sessions]
-    devices = {engine.device for engine in engines}
-    if len(devices) > 1:
-        raise EvaluationError(f"The models are on different devices: {', '.join(sorted(devices))}.", "Add --device.")
-    return engines, BenchmarkSettings.usual(engines[0].device, **given)
+def find_device(sessions: Sequence[Session]) -> str:
+    """The one that all models go to.
+
+    Raises:
+        EvaluationError: a model runs behind an encoder, whose work has another shape.
+    """
+    for session in sessions:
+        if has_encoder(session.structure.shell):
+            raise EvaluationError(f"{session.source.name} writes behind an encoder; only decoders alone are timed.")
+    return str(sessions[0].settings.device or models.best_device())
+
+
+def open_one(session: Session, device: str, settings: BenchmarkSettings, share: float, reporter: Reporter) -> Engine:
+    """Load it."""
+    return Plain(session.load(reporter))
 
 
 class Plain(Engine):
@@ -55,17 +63,34 @@ class Plain(Engine):
         return words
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Of the device, by its events on a GPU."""
-        if self.blocks.device.type != "cuda":
+        """Of the device: by its events on one GPU; else the clock, waiting for all that compute."""
+        device = self.blocks.device
+        if device.type == "cpu":
             return super().seconds(work)
-        make: Any = torch.cuda.Event
-        start, end = make(enable_timing=True), make(enable_timing=True)
-        torch.cuda.synchronize(self.blocks.device)
-        start.record()
-        work()
-        end.record()
-        torch.cuda.synchronize(self.blocks.device)
-        return float(start.elapsed_time(end)) / 1000
+        if device.type == "cuda" and not getattr(self.blocks.model, "hf_device_map", None):
+            make: Any = torch.cuda.Event
+            with torch.cuda.device(device):
+                start, end = make(enable_timing=True), make(enable_timing=True)
+                torch.cuda.synchronize()
+                start.record()
+                work()
+                end.record()
+                torch.cuda.synchronize()
+            return float(start.elapsed_time(end)) / 1000
+
+        def until_done() -> None:
+            work()
+            self._wait()
+
+        self._wait()
+        return super().seconds(until_done)
+
+    def _wait(self) -> None:
+        if self.blocks.device.type == "cuda":
+            for number in range(torch.cuda.device_count()):
+                torch.cuda.synchronize(number)
+        elif self.blocks.device.type == "mps":
+            torch.mps.synchronize()
 
     def only_first_block(self) -> AbstractContextManager[None]:
         """By bypass."""
@@ -75,13 +100,14 @@ class Plain(Engine):
         """Bytes of weights and cache; the peak on a GPU only, as a processor does not tell that of one model."""
         model = self.blocks.model
         tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}
-        peak = None
+        weights, peak = sum(tensor.nbytes for tensor in tensors.values()), None
         if self.blocks.device.type == "cuda":
+            before = torch.cuda.memory_allocated(self.blocks.device)  # other models are there too
             torch.cuda.reset_peak_memory_stats(self.blocks.device)
             self.prompt(ids)
-            peak = torch.cuda.max_memory_allocated(self.blocks.device)
+            peak = torch.cuda.max_memory_allocated(self.blocks.device) - before + weights
         return {
-            "weight_bytes": sum(tensor.nbytes for tensor in tensors.values()),
+            "weight_bytes": weights,
             "cache_bytes_per_token": self._cache_bytes([ids[0][:16]]),
             "peak_bytes": peak,
         }

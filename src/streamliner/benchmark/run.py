@@ -55,8 +55,10 @@ def benchmark_models(
     out: str | Path | None,
     reporter: Reporter,
     engine: str = "transformers",
+    *,
+    compare: bool = True,
 ) -> dict[str, Any]:
-    """Time models in turn; the first is the dense one, and the others' speed-ups are against it.
+    """Time models in turn; if asked to, compare the others with the first, which is the dense one.
 
     Stopped by Ctrl-C behind the first round that counts, it returns what was measured, with fewer `repeats` and
     `stopped` true.
@@ -67,32 +69,30 @@ def benchmark_models(
         out: JSON file to write, or None.
         reporter: told what goes on.
         engine: one of `ENGINES`.
+        compare: whether the first is the dense one, which the others are to be faster than.
 
     Returns:
         JSON value: for each model its times and bytes; for each but the first its speed-ups, and what the removed share
         of time allows, where the engine can run a model without blocks.
     """
+    described = [session.describe() for session in sessions]
     engines, settings = open_engines(engine, sessions, given, reporter)
-    for session in sessions:
-        session.window_length(settings.prompt_tokens + 1, "--prompt-tokens")
-        session.window_length(settings.context_tokens + settings.new_tokens, "--context-tokens and --new-tokens")
     ids = _words(sessions, settings)
     times = [_no_times(settings) for _ in engines]
-    bare = _no_times(settings) if engines[0].one_block else None
+    bare = _no_times(settings) if compare and engines[0].one_block else None
     try:
         _measure(engines, ids, settings, times, bare, reporter)
     except InterruptedByUser:
-        rounds = len((bare or times[-1])[KINDS[-1]].seconds)
+        taken = [kind.seconds for each in (*times, *([bare] if bare else [])) for kind in each.values()]
+        rounds = min(map(len, taken))
         if not rounds:
             raise
         stopped = True
         settings = replace(settings, repeats=rounds)
-        for each in (*times, *([bare] if bare else [])):
-            for kind in each.values():
-                del kind.seconds[rounds:]
+        for seconds in taken:
+            del seconds[rounds:]
     else:
         stopped = False
-    sizes = [(session.num_blocks, session.parameters) for session in sessions]
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "engine": engine,
@@ -101,12 +101,13 @@ def benchmark_models(
         "device": engines[0].device,
         "dtype": engines[0].dtype,
         "models": [
-            session.describe() | each.memory(ids) | {kind: taken[kind].to_json() for kind in KINDS}
-            for session, each, taken in zip(sessions, engines, times, strict=True)
+            model | each.memory([ids[0][: settings.prompt_tokens]]) | {kind: found[kind].to_json() for kind in KINDS}
+            for model, each, found in zip(described, engines, times, strict=True)
         ],
         "compared": [
-            {"model": session.source.name} | _compare(sizes[0], size, times[0], taken, bare)
-            for session, size, taken in zip(sessions[1:], sizes[1:], times[1:], strict=True)
+            {"model": model["model"]} | _compare(described[0], model, times[0], found, bare)
+            for model, found in zip(described[1:], times[1:], strict=True)
+            if compare
         ],
     }
     if out is not None:
@@ -164,14 +165,17 @@ def _measure(
 
 
 def _compare(
-    dense_size: tuple[int, int],
-    size: tuple[int, int],
+    dense_model: dict[str, Any],
+    cut_model: dict[str, Any],
     dense: dict[str, Times],
     cut: dict[str, Times],
     bare: dict[str, Times] | None,
 ) -> dict[str, Any]:
-    before, after = dense_size[0], size[0]
-    result: dict[str, Any] = {"blocks_ratio": before / after, "parameters_ratio": dense_size[1] / size[1]}
+    before, after = dense_model["blocks"], cut_model["blocks"]
+    result: dict[str, Any] = {
+        "blocks_ratio": before / after,
+        "parameters_ratio": dense_model["parameters"] / cut_model["parameters"],
+    }
     for kind in KINDS:
         # Paired: the ratio in each round, in which both ran soon after one another.
         ratios = [a / b for a, b in zip(dense[kind].seconds, cut[kind].seconds, strict=True)]

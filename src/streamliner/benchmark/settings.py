@@ -22,14 +22,15 @@ class BenchmarkSettings:
     repeats: int = 7
 
     @classmethod
-    def usual(cls, device: str, **given: int | None) -> BenchmarkSettings:
-        """The defaults for a device, but for what is given."""
+    def usual(cls, device: str, most: int | None = None, **given: int | None) -> BenchmarkSettings:
+        """The defaults for a device, but for what is given; the prompt no longer than `most`, what the models take."""
         on_gpu = {"prompt_tokens": 2048, "batch_size": 64, "context_tokens": 64, "new_tokens": 128}
-        on_cpu = {"prompt_tokens": 256, "batch_size": 1, "context_tokens": 32, "new_tokens": 32}
-        chosen = on_cpu if device.startswith("cpu") else on_gpu
+        small = {"prompt_tokens": 256, "batch_size": 1, "context_tokens": 32, "new_tokens": 32}
+        chosen = small if device.startswith(("cpu", "mps")) else on_gpu
+        chosen["prompt_tokens"] = min(chosen["prompt_tokens"], most or chosen["prompt_tokens"])
         return cls(**(chosen | {name: value for name, value in given.items() if value is not None}))
 
     @property
-    def context(self) -> int:
-        """Positions that the longest text takes."""
+    def longest(self) -> int:
+        """Positions that the longest text takes, with a new token behind the prompt."""
         return max(self.prompt_tokens + 1, self.context_tokens + self.new_tokens)

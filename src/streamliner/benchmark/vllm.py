@@ -17,10 +17,8 @@ CPU_CACHE = 1 << 28
 """Bytes of a model's cache on a CPU, at least; vLLM would take nearly all memory for the first model."""
 
 
-def open_all(
-    sessions: Sequence[Session], given: dict[str, int | None], reporter: Reporter
-) -> tuple[list[Engine], BenchmarkSettings]:
-    """All models in this process, each with its share of the memory.
+def find_device(sessions: Sequence[Session]) -> str:
+    """The one that vLLM was built for.
 
     Raises:
         EvaluationError: vLLM is not installed, or a model is not one for it.
@@ -37,20 +35,28 @@ def open_all(
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
-        import vllm
         from vllm.platforms import current_platform
     except ImportError as error:
         raise EvaluationError(
             f"vLLM cannot be imported: {error}",
             "Install it beside streamliner, best in an environment of its own: pip install vllm",
         ) from error
-    device = str(current_platform.device_type)
-    settings = BenchmarkSettings.usual(device, **given)
-    engines: list[Engine] = []
-    for session in sessions:
-        reporter.say(f"Loading {session.source.name} ...")
-        engines.append(VLLM(vllm, session, device, settings, MEMORY / len(sessions)))
-    return engines, settings
+    return str(current_platform.device_type)
+
+
+def open_one(session: Session, device: str, settings: BenchmarkSettings, share: float, reporter: Reporter) -> Engine:
+    """Load it, with its share of the memory.
+
+    Raises:
+        EvaluationError: vLLM cannot run it.
+    """
+    import vllm
+
+    reporter.say(f"Loading {session.source.name} ...")
+    try:
+        return VLLM(vllm, session, device, settings, MEMORY * share)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise EvaluationError(f"vLLM cannot run {session.source.name}: {str(error)[:500]}") from error
 
 
 class VLLM(Engine):
@@ -64,7 +70,7 @@ class VLLM(Engine):
             revision=session.source.revision,
             trust_remote_code=session.source.trust_remote_code,
             dtype=session.settings.dtype,
-            max_model_len=settings.context,
+            max_model_len=settings.longest,
             max_num_seqs=settings.batch_size,
             enable_prefix_caching=False,
             enforce_eager=not on_gpu,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from streamliner.cli import options
-from streamliner.cli.console import Terminal, console, human_bytes, print_json, short_name
+from streamliner.cli.console import Terminal, console, human_bytes, print_json, print_models, short_name
 from streamliner.format import number
 
 BENCHMARK = "Benchmark"
@@ -82,11 +82,13 @@ def benchmark(
         sessions = [
             open_session(options.model_settings(name, revision, trust_remote_code, dtype, device)) for name in names
         ]
-        result = benchmark_models(sessions, given, output, Terminal(quiet), engine)
+        result = benchmark_models(sessions, given, output, Terminal(quiet), engine, compare=dense is not None)
     if json:
         print_json(result)
     else:
         print_benchmark(result)
+    if result["stopped"] and json:  # which tells so, and is to be alone on stdout
+        raise typer.Exit(InterruptedByUser.exit_code)
     if result["stopped"]:
         rounds = result["settings"]["repeats"]
         raise InterruptedByUser(
@@ -97,6 +99,7 @@ def benchmark(
 
 def print_benchmark(result: dict[str, Any]) -> None:
     """Models side by side, then how much faster each is than the first."""
+    from rich.markup import escape
     from rich.table import Table
 
     settings, measured = result["settings"], result["models"]
@@ -106,26 +109,28 @@ def print_benchmark(result: dict[str, Any]) -> None:
         f"medians of {settings['repeats']}, slowest and fastest in brackets.",
         soft_wrap=True,
     )
-    table = Table("", *(short_name(model["model"]) for model in measured))
+    rows: list[tuple[str, list[str]]] = []
     for name in ("prompt", "generation"):
         cells = (model[name] for model in measured)
-        table.add_row(
-            f"{name}, tokens/s",
-            *(
-                f"{number(each['tokens_per_second'])} ({number(each['slowest'])} to {number(each['fastest'])})"
-                for each in cells
-            ),
+        rows.append(
+            (
+                f"{name}, tokens/s",
+                [
+                    f"{number(each['tokens_per_second'])} ({number(each['slowest'])} to {number(each['fastest'])})"
+                    for each in cells
+                ],
+            )
         )
-    table.add_row("blocks", *(str(model["blocks"]) for model in measured))
-    table.add_row("parameters", *(f"{model['parameters']:,}" for model in measured))
+    rows.append(("blocks", [str(model["blocks"]) for model in measured]))
+    rows.append(("parameters", [f"{model['parameters']:,}" for model in measured]))
     for label, key in (
         ("weights", "weight_bytes"),
         ("cache per token", "cache_bytes_per_token"),
         ("peak memory, prompt", "peak_bytes"),
     ):
         if all(model[key] is not None for model in measured):
-            table.add_row(label, *(human_bytes(round(model[key])) for model in measured))
-    console.print(table)
+            rows.append((label, [human_bytes(round(model[key])) for model in measured]))
+    print_models([model["model"] for model in measured], rows)
     for compared in result["compared"]:
         table = Table(
             "",
@@ -133,7 +138,7 @@ def print_benchmark(result: dict[str, Any]) -> None:
             "in a round",
             "time in blocks",
             "their removal allows",
-            title=f"{short_name(compared['model'])}: {compared['blocks_ratio']:.2f} times fewer blocks, "
+            title=f"{escape(short_name(compared['model']))}: {compared['blocks_ratio']:.2f} times fewer blocks, "
             f"{compared['parameters_ratio']:.2f} times fewer parameters",
         )
         for name in ("prompt", "generation"):

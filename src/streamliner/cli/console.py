@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
+from streamliner.format import short_names
+
 console = Console(highlight=False)
 error_console = Console(stderr=True, highlight=False)
 PLAIN_INTERVAL = 20.0
 """Seconds between lines of progress where stderr is not a terminal."""
+
+
+SIDE_BY_SIDE = 3
+"""Models that a table has columns for."""
 
 
 class Terminal:
@@ -135,6 +141,24 @@ def print_json(value: Any) -> None:
     from streamliner.run import finite
 
     print(json.dumps(finite(value), indent=2, ensure_ascii=False))
+
+
+def print_models(models: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """A table of what was measured of models, by label: a few models side by side, more of them one below another."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    names = [escape(name) for name in short_names(models)]
+    labels = [escape(label) for label, _ in rows]
+    if len(models) <= SIDE_BY_SIDE:
+        table = Table("", *names)
+        for label, (_, cells) in zip(labels, rows, strict=True):
+            table.add_row(label, *cells)
+    else:
+        table = Table("", *labels)
+        for place, name in enumerate(names):
+            table.add_row(name, *(cells[place] for _, cells in rows))
+    console.print(table)
 
 
 def human_bytes(count: int | None) -> str:

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from streamliner.cli import options
-from streamliner.cli.console import Terminal, console, print_json, short_name
+from streamliner.cli.console import Terminal, console, print_json, print_models, short_name
 from streamliner.format import number as shown
+from streamliner.format import with_error
 
 EVALUATE = "Evaluate"
 
@@ -53,7 +54,8 @@ def evaluate(
         int | None, typer.Option(help="At most so many questions of a task.", rich_help_panel=EVALUATE, min=1)
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(help="Examples before each question (default: the task's).", rich_help_panel=EVALUATE)
+        int | None,
+        typer.Option(help="Examples before each question (default: the task's).", rich_help_panel=EVALUATE, min=0),
     ] = None,
     as_draft_for: Annotated[
         str | None,
@@ -71,7 +73,9 @@ def evaluate(
     ] = 64,
     samples: Annotated[
         int,
-        typer.Option(help="Beginnings of the first text that models go on with, to look at.", rich_help_panel=EVALUATE),
+        typer.Option(
+            help="Beginnings of the first text that models go on with, to look at.", rich_help_panel=EVALUATE, min=0
+        ),
     ] = 0,
     batch_size: Annotated[int, typer.Option(help="Questions in one forward.", rich_help_panel=EVALUATE, min=1)] = 1,
     cache: Annotated[
@@ -132,23 +136,19 @@ def evaluate(
 def print_evaluation(result: dict[str, Any]) -> None:
     """Models side by side; then, for each but the dense one, how it compares."""
     from rich.markup import escape
-    from rich.table import Table
 
     measured = result["models"]
-    table = Table("", *(short_name(model["model"]) for model in measured))
+    rows: list[tuple[str, list[str]]] = []
     for number, text in enumerate(measured[0]["perplexity"] if measured else ()):
-        table.add_row(
-            f"perplexity, {text['source']}",
-            *(shown(model["perplexity"][number]["perplexity"]) for model in measured),
-        )
-        cells = (model["perplexity"][number] for model in measured)
-        table.add_row("  loss", *(_with_error(each["loss"], each["standard_error"]) for each in cells))
+        cells = [model["perplexity"][number] for model in measured]
+        rows.append((f"perplexity, {text['source']}", [shown(each["perplexity"]) for each in cells]))
+        rows.append(("  loss", [with_error(each["loss"], each["standard_error"]) for each in cells]))
     for task in result["tasks"]:
         for metric in measured[0]["tasks"][task["name"]]["metrics"]:
             values = (model["tasks"][task["name"]]["metrics"].get(metric) for model in measured)
-            table.add_row(f"{task['name']} {metric}", *("" if value is None else f"{value:.4g}" for value in values))
-    if table.row_count:
-        console.print(table)
+            rows.append((f"{task['name']} {metric}", ["" if value is None else shown(value) for value in values]))
+    if rows:
+        print_models([model["model"] for model in measured], rows)
     _print_drafts(result["drafts"])
     for compared in result["compared"]:
         _print_comparison(compared)
@@ -159,6 +159,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
 
 
 def _print_drafts(drafts: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     if not drafts:
@@ -169,28 +170,32 @@ def _print_drafts(drafts: list[dict[str, Any]]) -> None:
         for kind in ("greedy", "sampled"):
             found = draft[kind]
             rates = (f"{found['tokens_per_verification'][number]:.2f}" for number in numbers)
-            table.add_row(short_name(draft["model"]), kind, f"{found['acceptance_rate']:.1%}", *rates)
+            table.add_row(escape(short_name(draft["model"])), kind, f"{found['acceptance_rate']:.1%}", *rates)
     console.print(table)
 
 
 def _print_comparison(compared: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
+    name = escape(short_name(compared["model"]))
     for source, behind in compared["loss_behind"].items():
         console.print(
-            f"{short_name(compared['model'])} is {_with_error(behind['mean'], behind['standard_error'])} nats behind "
-            f"the dense model on {source}.",
+            f"{name} is {with_error(behind['mean'], behind['standard_error'])} nats behind "
+            f"the dense model on {escape(source)}.",
             soft_wrap=True,
         )
     if not compared["tasks"]:
         return
-    table = Table("task", "accuracy, change", "95 %", "McNemar p", "stability", title=short_name(compared["model"]))
-    for name in ("stays right", "gets wrong", "gets right", "stays wrong"):
-        table.add_column(name, justify="right")
-    for name, task in compared["tasks"].items():
+    table = Table(
+        "task", "accuracy, change", "95 %", "McNemar p", "stability", title=escape(short_name(compared["model"]))
+    )
+    for flip in ("stays right", "gets wrong", "gets right", "stays wrong"):
+        table.add_column(flip, justify="right")
+    for task_name, task in compared["tasks"].items():
         change = task["accuracy_difference"]
         table.add_row(
-            name,
+            task_name,
             f"{change['mean']:+.3f}",
             f"{change['low']:+.3f} to {change['high']:+.3f}",
             f"{change['p_value']:.2g}",
@@ -199,7 +204,3 @@ def _print_comparison(compared: dict[str, Any]) -> None:
         )
     table.add_row("mean", "", "", "", f"{compared['mean_stability']:.3f}")
     console.print(table)
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4f}" + ("" if error is None or error != error else f" ± {error:.4f}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from streamliner.blocks import Blocks
 from streamliner.evaluate.perplexity import HEAD_BYTES
@@ -69,16 +70,12 @@ def write_texts(
     texts = []
     for number, prompt in enumerate(prompts):
         torch.manual_seed(seed + number)
+        # Without the checkpoint's own penalties and limits, and beyond the end of a text: plain words of the model.
+        plain = GenerationConfig(max_new_tokens=new_tokens, do_sample=sampled, top_k=0, pad_token_id=0)
         text = parent.model.generate(  # type: ignore[operator]
             prompt[None].to(parent.device),
             attention_mask=torch.ones_like(prompt[None]).to(parent.device),
-            min_new_tokens=new_tokens,
-            max_new_tokens=new_tokens,
-            do_sample=sampled,
-            temperature=1.0 if sampled else None,
-            top_k=0 if sampled else None,
-            top_p=1.0 if sampled else None,
-            pad_token_id=0,
+            generation_config=plain,
         )
         texts.append(text.cpu())
         on_progress(number + 1, len(prompts))
@@ -142,7 +139,7 @@ def _kept(parent: Blocks, draft: Blocks, text: Tensor, prompt: int, sampled: boo
             for blocks, stream in zip((parent, draft), streams, strict=True)
         )
         if sampled:
-            found.append(torch.minimum(p.softmax(-1), q.softmax(-1)).sum(-1))
+            found.append(torch.minimum(p.softmax(-1), q.softmax(-1)).sum(-1).clamp(max=1))
         else:
-            found.append((p.argmax(-1) == q.argmax(-1)).float())
+            found.append((q.argmax(-1) == text[0, positions + 1].cpu()).float())
     return torch.cat(found).double()

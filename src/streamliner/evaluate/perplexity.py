@@ -83,7 +83,7 @@ def text_windows(
         "bos": bool(bos),
         "predictions": len(windows) * (length - 1 - first),
         "left_out": len(tokens) - (starts[-1] + body),
-        "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
+        "sha256": hashlib.sha256(f"{tuple(windows.shape)}".encode() + windows.numpy().tobytes()).hexdigest(),
     }
     return TextWindows(windows, first, provenance)
 

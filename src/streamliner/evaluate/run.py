@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,7 +23,7 @@ from streamliner.evaluate.samples import continuations
 from streamliner.evaluate.stability import accuracy_difference, flips, stability
 from streamliner.evaluate.tasks import Harness, Task, TaskResult
 from streamliner.measure import Loss
-from streamliner.run import environment, write_json
+from streamliner.run import environment, finite, write_json
 from streamliner.session import Reporter, Session, weights_hash
 
 SCHEMA_VERSION = 2
@@ -98,6 +99,9 @@ def evaluate_models(
     ]
     for text in texts:
         reporter.say(_describe(text))
+    if parent is not None:
+        for session in (*sessions, parent):
+            session.window_length(SHORT + settings.draft_tokens, "--draft-tokens: a text of")
     if texts or settings.samples or parent:
         _check_same_words(tokenizer, [*sessions[1:], *([parent] if parent else [])])
     measured, drafts, written = [], [], []
@@ -108,6 +112,8 @@ def evaluate_models(
     ]
     by_parent = _written_by(parent, prompts[1], settings.draft_tokens, reporter) if parent else {}
     for session in sessions:
+        if parent is not None and session.source == parent.source:
+            session.blocks = parent.blocks  # one model, once in memory
         measured.append(_measure(session, texts, tasks, harness, settings, reporter))
         if parent is not None and (session.source != parent.source or len(sessions) == 1):
             found = _as_draft(parent, session, by_parent, settings.draft_tokens, reporter)
@@ -191,10 +197,11 @@ def _measure(
 ) -> _Measured:
     blocks = session.load(reporter)
     name, weights, dtype = session.source.name, weights_hash(blocks.model), str(blocks.dtype).removeprefix("torch.")
+    model = [weights, dtype, _config_hash(blocks.model.config), *(version(name) for name in ("torch", "transformers"))]
     losses: dict[str, tuple[Loss, dict[str, Any]]] = {}
     for text in texts:
         source = text.provenance["source"]
-        kept = _Kept(settings.cache, weights, dtype, text.provenance["sha256"], text.first)
+        kept = _Kept(settings.cache, model, text.provenance["sha256"], text.first)
         if kept.value is None:
             with reporter.progress(f"{name}: perplexity on {source}") as progress:
                 kept.keep(list(perplexity(blocks, text, progress).per_window))
@@ -203,10 +210,13 @@ def _measure(
         losses[source] = Loss(tuple(kept.value)), text.provenance
     results: dict[str, TaskResult] = {}
     for task in tasks:
-        kept = _Kept(settings.cache, weights, dtype, task.sha256, task.num_fewshot, _lm_eval_version())
+        tokenizer = models.load_tokenizer(session.source)
+        words = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+        kept = _Kept(
+            settings.cache, model, task.sha256, task.num_fewshot, settings.batch_size, words, version("lm_eval")
+        )
         if kept.value is None:
             assert harness is not None
-            tokenizer = models.load_tokenizer(session.source)
             with reporter.progress(f"{name}: {task.name}") as progress:
                 kept.keep(harness.run(task, blocks.model, tokenizer, settings.batch_size, progress).to_json())
         else:
@@ -233,8 +243,10 @@ class _Kept:
                 self._path.unlink()
 
     def keep(self, value: Any) -> None:
-        """Put it there."""
+        """Put it there, unless it holds numbers that JSON has no word for."""
         self.value = value
+        if finite(value) != value:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._path, value)
 
@@ -244,10 +256,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamliner" / "evaluations"
 
 
-def _lm_eval_version() -> str:
-    from importlib.metadata import version
-
-    return version("lm_eval")
+def _config_hash(config: Any) -> str:
+    """Of all that the weights do not tell: scales, limits, patterns of attention."""
+    value = {
+        key: item for key, item in config.to_dict().items() if key not in ("_name_or_path", "transformers_version")
+    }
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _describe(text: TextWindows) -> str:

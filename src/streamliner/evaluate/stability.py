@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from statistics import pstdev
 from typing import Any
 
@@ -47,7 +48,8 @@ def stability(dense: Sequence[Answer], cut: Sequence[Answer]) -> float:
     """`S = sum_i w_i [correct_dense(i) == correct_cut(i)]`, with `w = softmax_i(s_i)`.
 
     `s_i` is the standard deviation over the options of the dense model's scores: a question counts the more, the more
-    the options differ for the dense model. 1 means right and wrong on the same questions, 0 on opposite ones.
+    the options differ for the dense model; one with a score that is not finite counts as one without options. 1 means
+    right and wrong on the same questions, 0 on opposite ones.
 
     Raises:
         ValueError: the questions differ, or there is none.
@@ -61,7 +63,10 @@ def stability(dense: Sequence[Answer], cut: Sequence[Answer]) -> float:
 
 def question_weights(dense: Sequence[Answer]) -> list[float]:
     """The softmax over questions of `s_i`, not divided by its sum; the largest weight is 1, so nothing overflows."""
-    spreads = [pstdev(answer.scores) if len(answer.scores) > 1 else 0.0 for answer in dense]
+    spreads = [
+        pstdev(answer.scores) if len(answer.scores) > 1 and all(map(math.isfinite, answer.scores)) else 0.0
+        for answer in dense
+    ]
     most = max(spreads)
     return [math.exp(spread - most) for spread in spreads]
 
@@ -79,7 +84,8 @@ class Difference:
 
     Attributes:
         mean: the difference.
-        low, high: 95 % confidence interval of a paired difference of proportions (Wald, from the flips).
+        low, high: 95 % confidence interval of the paired difference, as Bonett and Price (2012) adjust Wald's: one flip
+            more each way and two questions more, so that no flips are not taken for certainty.
         p_value: of McNemar's exact test: how likely flips as uneven as these are if both ways are equally likely.
     """
 
@@ -92,11 +98,13 @@ class Difference:
 def accuracy_difference(table: Flips) -> Difference:
     """The paired difference, its interval, and McNemar's exact test."""
     lost, won, total = table.right_wrong, table.wrong_right, table.total
-    mean = (won - lost) / total
-    error = math.sqrt(max(0.0, (lost + won) / total - mean**2) / total)
+    to_wrong, to_right = (lost + 1) / (total + 2), (won + 1) / (total + 2)
+    middle = to_right - to_wrong
+    error = math.sqrt((to_right + to_wrong - middle**2) / (total + 2))
     few, both = min(lost, won), lost + won
-    p_value = min(1.0, 2 * math.fsum(math.comb(both, k) for k in range(few + 1)) / 2**both) if both else 1.0
-    return Difference(mean, mean - 1.96 * error, mean + 1.96 * error, p_value)
+    p_value = min(1.0, float(Fraction(2 * sum(math.comb(both, k) for k in range(few + 1)), 2**both)))
+    low, high = max(-1.0, middle - 1.96 * error), min(1.0, middle + 1.96 * error)
+    return Difference((won - lost) / total, low, high, p_value)
 
 
 def check_same(dense: Sequence[Answer], cut: Sequence[Answer]) -> None:
@@ -106,12 +114,14 @@ def check_same(dense: Sequence[Answer], cut: Sequence[Answer]) -> None:
 
 
 def answers(samples: Sequence[dict[str, Any]], count_tokens: Callable[[str, str], int]) -> list[Answer]:
-    """From lm-eval's logged samples of one task.
+    """From lm-eval's logged samples of one task; none if any is not plainly right or wrong.
 
     Args:
         samples: in the order of the task.
         count_tokens: (context, continuation) -> tokens of the continuation.
     """
+    if any(sample.get("acc") not in (0, 1) for sample in samples):
+        return []
     return [
         Answer(
             str(sample["doc_id"]),
@@ -124,9 +134,12 @@ def answers(samples: Sequence[dict[str, Any]], count_tokens: Callable[[str, str]
 
 def _scores(sample: dict[str, Any], count_tokens: Callable[[str, str], int]) -> tuple[float, ...]:
     requests = [(each["arg_0"], each["arg_1"]) for each in _arguments(sample)]
-    found = [float(response[0]) for response in sample["filtered_resps"]]
-    if len(found) < 2:
+    responses = sample["filtered_resps"]
+    if len(responses) < 2 or any(isinstance(response, str) for response in responses):  # text that was generated
         return ()
+    if "acc_mutual_info" in sample:  # behind the options stand their likelihoods without the question
+        responses = responses[: len(responses) // 2]
+    found = [float(response[0]) for response in responses]
     tokens = [max(1, count_tokens(*request)) for request in requests[: len(found)]]
     return tuple(-likelihood / count for likelihood, count in zip(found, tokens, strict=True))
 

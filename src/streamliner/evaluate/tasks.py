@@ -26,7 +26,7 @@ class Task:
         version: lm-eval's, of the task.
         num_fewshot: examples in front of each question.
         limit: how many questions, the first ones; None for all.
-        sha256: over the task's settings and the questions.
+        sha256: over the task's settings, the questions, and those that examples are taken from.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Harness:
         if tasks_path is not None and not Path(tasks_path).is_dir():
             raise EvaluationError(f"There is no folder {tasks_path}.", "Give a folder with lm-eval's YAML files.")
         self._manager = TaskManager(include_path=tasks_path)
+        self._found: dict[str, Any] = {}
 
     def find(self, names: Sequence[str], limit: int | None, num_fewshot: int | None) -> list[Task]:
         """Load tasks and their questions, a group as its tasks.
@@ -98,7 +99,9 @@ class Harness:
                     f"The questions of {name} cannot be had: {str(error).splitlines()[0][:200]}",
                     "With no network, describe files of your own in YAML: --tasks-path.",
                 ) from error
-            tasks += [_describe(own_name, task, limit, num_fewshot) for own_name, task in found.items()]
+            new = {own_name: task for own_name, task in found.items() if own_name not in self._found}
+            tasks += [_describe(own_name, task, limit, num_fewshot) for own_name, task in new.items()]
+            self._found |= new
         return tasks
 
     def run(
@@ -117,7 +120,7 @@ class Harness:
         with _told_to(on_progress):
             found: Any = lm_eval.simple_evaluate(
                 model=lm,
-                tasks=[task.name],
+                tasks=[self._found[task.name]],  # not by name: a group may have changed it
                 num_fewshot=task.num_fewshot,
                 limit=task.limit,
                 task_manager=self._manager,
@@ -125,11 +128,13 @@ class Harness:
                 log_samples=True,
             )
         metrics = {
-            key.partition(",")[0]: float(value)
+            key.removesuffix(",none"): float(value)
             for key, value in found["results"][task.name].items()
             if isinstance(value, (int, float)) and "stderr" not in key and key not in ("alias", "name", "sample_len")
         }
-        samples = [sample for sample in found["samples"][task.name] if "acc" in sample]
+        logged = found["samples"][task.name]
+        # A task with several ways to read an answer logs each question once for each.
+        samples = [sample for sample in logged if sample.get("filter") == logged[0].get("filter")] if logged else []
         return TaskResult(metrics, tuple(answers(samples, lambda *pair: len(lm._encode_pair(*pair)[1]))))
 
 
@@ -177,13 +182,16 @@ def _told_to(on_progress: Callable[[int, int], None]) -> Iterator[None]:
 
 def _describe(name: str, task: Any, limit: int | None, num_fewshot: int | None) -> Task:
     config = task.dump_config()
-    shots = num_fewshot if num_fewshot is not None else config.get("num_fewshot") or 0
+    own = config.get("num_fewshot")
+    shots = own if num_fewshot is None or own == 0 else num_fewshot  # lm-eval leaves a task's own 0 as it is
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for number, question in enumerate(task.eval_docs):
         if limit is not None and number >= limit:
             break
         digest.update(json.dumps(question, sort_keys=True, default=str).encode())
-    return Task(name, str(task.VERSION), shots, limit, digest.hexdigest())
+    for example in (task.fewshot_docs() or ()) if shots else ():
+        digest.update(json.dumps(example, sort_keys=True, default=str).encode())
+    return Task(name, str(task.VERSION), shots or 0, limit, digest.hexdigest())
 
 
 def _near(name: str, names: Sequence[str]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from streamliner.format import number, with_error
+from streamliner.format import number, short_names, with_error
 from streamliner.report.section import Section, Table
 
 
 def evaluation_section(value: dict[str, Any]) -> Section:
     """Perplexities, tasks, flips and stability, drafts and samples."""
     section = Section("Evaluation")
-    names = [Path(model["model"]).name for model in value["models"]]
+    names = short_names([model["model"] for model in value["models"]])
     dtypes = ", ".join(sorted({model["dtype"] for model in value["models"]}))
     section.text.append(f"Measured in {dtypes}.")
     if value["models"][0]["perplexity"]:
@@ -66,7 +66,7 @@ def _tasks(section: Section, value: dict[str, Any], names: list[str]) -> None:
     rows = [["", *(f"{task} {metric}" for task, metric in columns)]]
     for name, model in zip(names, value["models"], strict=True):
         found = (model["tasks"][task]["metrics"].get(metric) for task, metric in columns)
-        rows.append([name, *("" if each is None else f"{each:.4g}" for each in found)])
+        rows.append([name, *("" if each is None else number(each) for each in found)])
     section.tables.append(Table(rows))
     for task in value["tasks"]:
         answers = len(value["models"][0]["tasks"][task["name"]]["answers"])
@@ -78,8 +78,7 @@ def _tasks(section: Section, value: dict[str, Any], names: list[str]) -> None:
             *("stays right", "gets wrong", "gets right", "stays wrong"),
         ]
     ]
-    for compared in value["compared"]:
-        name = Path(compared["model"]).name
+    for name, compared in zip(names[1:], value["compared"], strict=False):
         for task, found in compared["tasks"].items():
             change, flips = found["accuracy_difference"], found["flips"]
             rows.append(
@@ -101,8 +100,8 @@ def _drafts(drafts: list[dict[str, Any]]) -> Table:
     for kind in ("greedy", "sampled"):
         head += [f"{kind}: kept", *(f"tokens per check, {count} proposed" for count in counts)]
     rows = [head]
-    for draft in drafts:
-        row = [Path(draft["model"]).name]
+    for name, draft in zip(short_names([draft["model"] for draft in drafts]), drafts, strict=True):
+        row = [name]
         for kind in ("greedy", "sampled"):
             row.append(f"{draft[kind]['acceptance_rate']:.1%}")
             row += [f"{draft[kind]['tokens_per_verification'][count]:.2f}" for count in counts]

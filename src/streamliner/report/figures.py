@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import compress
 
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 44
@@ -49,12 +50,16 @@ class Series:
 
 def plot(series: Sequence[Series], x_label: str, y_label: str, alt: str, caption: str, *, log: bool = False) -> Figure:
     """Lines over common axes; `log` for a logarithmic y."""
-    shown = [[(x, y) for x, y in each.points if math.isfinite(y) and (y > 0 or not log)] for each in series]
+    shown, bars = [], []
+    for each in series:
+        drawn = [math.isfinite(y) and (y > 0 or not log) for _, y in each.points]
+        shown.append(list(compress(each.points, drawn)))
+        bars.append(list(compress(each.errors, drawn)))
     xs = [x for points in shown for x, _ in points]
     ends = [
         y + sign * error
-        for each in series
-        for (_, y), error in zip(each.points, each.errors, strict=False)
+        for points, errors in zip(shown, bars, strict=True)
+        for (_, y), error in zip(points, errors, strict=False)
         for sign in (-1, 1)
     ]
     ys = [y for points in shown for _, y in points] + [y for y in ends if math.isfinite(y) and (y > 0 or not log)]
@@ -82,14 +87,14 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, alt: str, caption
         parts.append(
             f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(tick)}</text>'
         )
-    for number, (each, points) in enumerate(zip(series, shown, strict=True)):
+    for number, (each, points, errors) in enumerate(zip(series, shown, bars, strict=True)):
         colour = f"s{number % SERIES}"
         placed = [place(*point) for point in points]
         if each.line and len(placed) > 1:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
             dashed = " dashed" if each.dashed else ""
             parts.append(f'<polyline class="line {colour}{dashed}" points="{path}"/>')
-        for (x, _), (_, value), error in zip(placed, points, each.errors, strict=False):
+        for (x, _), (_, value), error in zip(placed, points, errors, strict=False):
             ends = [place(low_x, max(value + sign * error, 1e-9 if log else -math.inf))[1] for sign in (-1, 1)]
             parts.append(
                 f'<line class="error {colour}" x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>'

@@ -42,7 +42,7 @@ def read_runs(names: Sequence[str]) -> tuple[list[Run], list[dict[str, Any]], li
         for folder in (path, path / "healing"):
             files = {file.removesuffix(".json"): _read(folder / file) for file in FILES if (folder / file).is_file()}
             history = folder / "history.jsonl"
-            rows = [json.loads(line) for line in history.read_text().splitlines()] if history.is_file() else []
+            rows = _history(history) if history.is_file() else []
             if files:
                 runs.append(Run(str(folder), files, rows))
             results += [_result(folder / file) for file in RESULTS if (folder / file).is_file()]
@@ -57,6 +57,12 @@ def read_runs(names: Sequence[str]) -> tuple[list[Run], list[dict[str, Any]], li
 def is_benchmark(value: dict[str, Any]) -> bool:
     """Whether a result is one of `benchmark`, and not of `evaluate`."""
     return "device" in value
+
+
+def _history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a training; a last line that is being written, or was cut short by a kill, is left out."""
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _result(path: Path) -> dict[str, Any]:

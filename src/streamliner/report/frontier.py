@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from streamliner.benchmark.run import KINDS
+from streamliner.format import exp, short_names
 from streamliner.report.figures import Figure, Series, plot
 from streamliner.report.files import Run
 from streamliner.report.section import Section
-from streamliner.report.speed import KINDS
 
 REMOVED = "blocks removed"
 Value = tuple[float, float]
@@ -41,11 +42,11 @@ def _calibration(searches: Sequence[Run]) -> Figure:
     series: dict[str, Series] = {}
     for run in searches:
         frontier = run.files["frontier"]
-        points = [(0.0, math.exp(frontier["dense_loss"]))]
+        points = [(0.0, exp(frontier["dense_loss"]))]
         errors = [0.0]
         for point in frontier["points"]:
             if point["loss"] is not None:
-                points.append((float(len(point["removed"])), _exp(point["loss"])))
+                points.append((float(len(point["removed"])), exp(point["loss"])))
                 errors.append(points[-1][1] * (point["standard_error"] or 0))
         # Searches of one method for other numbers of blocks find the same sets on the way: the longest stands for all.
         key = f"{frontier['method']} {run.files.get('run', {}).get('identity', run.name)}"
@@ -63,7 +64,8 @@ def _evaluated(value: dict[str, Any]) -> list[Figure]:
 
         def perplexity(_: int, model: dict[str, Any], place: int = place) -> Value:
             found = model["perplexity"][place]
-            return found["perplexity"], found["perplexity"] * (found["standard_error"] or 0)
+            value = found["perplexity"] or math.nan
+            return value, value * (found["standard_error"] or 0)
 
         series = _by_method(models, perplexity)
         figures.append(_figure(series, "perplexity", f"Perplexity on {text['source']}.", log=True))
@@ -115,12 +117,16 @@ def _speed(value: dict[str, Any], kind: str) -> Figure:
 
 
 def _by_method(models: Sequence[dict[str, Any]], value: Callable[[int, dict[str, Any]], Value]) -> list[Series]:
-    """A line for each method, from the dense model on, which is the first; `value` of a model and its place."""
+    """A line for each method, from the dense model on, which is the first; `value` of a model and its place.
+
+    Models that no method chose the blocks of, or that streamliner did not cut, each have a line of their own.
+    """
     lines: dict[str, list[tuple[float, float, float]]] = {}
-    dense = models[0]
+    dense, names = models[0], short_names([model["model"] for model in models])
     first = (0.0, *value(0, dense))
     for place, model in enumerate(models[1:], 1):
-        line = lines.setdefault(model["method"] or Path(model["model"]).name, [first])
+        alone = not model["method"] or model["method"].startswith("manual")
+        line = lines.setdefault(names[place] if alone else model["method"], [first])
         line.append((float(dense["blocks"] - model["blocks"]), *value(place, model)))
     return [
         Series(name, [(x, y) for x, y, _ in sorted(line)], [error for _, _, error in sorted(line)])
@@ -132,7 +138,3 @@ def _figure(series: list[Series], label: str, caption: str, *, log: bool = False
     told = "; ".join(f"{each.name}: " + ", ".join(f"{x:g} removed {y:.4g}" for x, y in each.points) for each in series)
     bars = " Bars: one standard error." if any(any(each.errors) for each in series) else ""
     return plot(series, REMOVED, label, f"{caption} {told}.", caption + bars, log=log)
-
-
-def _exp(loss: float) -> float:
-    return math.exp(min(loss, 700))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from streamliner.format import loss, perplexity_of
 from streamliner.report.figures import Series, matrix, plot
 from streamliner.report.files import Run
@@ -10,13 +12,14 @@ from streamliner.report.section import Section, Table
 
 def search_section(run: Run) -> Section:
     """The points, the candidates of each round, and the similarity where a method measured it."""
-    frontier, plan = run.files["frontier"], run.files.get("plan", {})
-    removed = plan.get("removed", [])
-    section = Section(f"Search: {frontier['method']}")
-    section.text.append(
-        f"Of {plan.get('num_blocks', '?')} blocks of {plan.get('model', {}).get('name', 'the model')} the plan removes "
-        f"{len(removed)}: {', '.join(map(str, removed))}."
-    )
+    frontier, plan = run.files["frontier"], run.files.get("plan")
+    removed = plan["removed"] if plan else []
+    section = Section(f"Search: {frontier['method']} ({Path(run.name).name})")
+    if plan:
+        section.text.append(
+            f"Of {plan['num_blocks']} blocks of {plan['model']['name']} the plan removes {len(removed)}: "
+            f"{', '.join(map(str, removed))}."
+        )
     rows = [["removed", "blocks", "loss", "standard error", "perplexity"]]
     rows.append(["0", "", loss(frontier["dense_loss"]), "", perplexity_of(frontier["dense_loss"])])
     for point in frontier["points"]:
@@ -38,7 +41,7 @@ def search_section(run: Run) -> Section:
         )
         section.figures.append(
             plot(
-                rounds[:6],
+                rounds,
                 "block, or first block of the interval",
                 "score",
                 f"Score of every candidate by round. Least: {best}.",

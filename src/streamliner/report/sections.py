@@ -42,9 +42,13 @@ def _reproduce(runs: Sequence[Run], results: Sequence[dict[str, Any]]) -> Sectio
     if commands:
         section.tables.append(Table([["command"], *([command] for command in dict.fromkeys(commands))]))
     sources = [*of_runs, *results]
-    versions = {name: version for source in sources for name, version in source.get("versions", {}).items()}
+    versions: dict[str, set[str]] = {}
+    for source in sources:
+        for name, version in source.get("versions", {}).items():
+            versions.setdefault(name, set()).add(version)
     if versions:
-        section.text.append("Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(versions.items())))
+        told = (f"{name} {' and '.join(sorted(found))}" for name, found in sorted(versions.items()))
+        section.text.append(f"Versions: {', '.join(told)}.")
     machines = dict.fromkeys(_machine(source["hardware"]) for source in sources if source.get("hardware"))
     section.text += [f"Machine: {each}." for each in machines]
     for run in runs:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from streamliner.format import number
+from streamliner.benchmark.run import KINDS
+from streamliner.format import number, short_names
 from streamliner.report.section import Section, Table
-
-KINDS = ("prompt", "generation")
 
 
 def speed_section(value: dict[str, Any]) -> Section:
     """Models by row, then their speed-ups."""
     section = Section(f"Speed: {value['engine']}")
-    settings = value["settings"]
+    settings, names = value["settings"], short_names([model["model"] for model in value["models"]])
     section.text.append(
         f"{value['dtype']} on {value['device']}: a prompt of {settings['prompt_tokens']} tokens; "
         f"{settings['batch_size']} x {settings['context_tokens']} tokens, {settings['new_tokens']} generated for each. "
@@ -32,10 +30,10 @@ def speed_section(value: dict[str, Any]) -> Section:
     ]
     labels = (label for label, _ in memory)
     rows = [["", "blocks", "parameters", *(f"{kind}, tokens per second" for kind in KINDS), *labels]]
-    for model in value["models"]:
+    for name, model in zip(names, value["models"], strict=True):
         rows.append(
             [
-                *(Path(model["model"]).name, str(model["blocks"]), f"{model['parameters']:,}"),
+                *(name, str(model["blocks"]), f"{model['parameters']:,}"),
                 *(
                     f"{number(each['tokens_per_second'])} ({number(each['slowest'])} to {number(each['fastest'])})"
                     for each in (model[kind] for kind in KINDS)
@@ -50,13 +48,13 @@ def speed_section(value: dict[str, Any]) -> Section:
             *("share of blocks", "share of parameters"),
         ]
     ]
-    for compared in value["compared"]:
+    for name, compared in zip(names[1:], value["compared"], strict=False):
         for kind in KINDS:
             each = compared[kind]
             blocks, allowed = each["time_in_blocks"], each["allowed_by_time"]
             rows.append(
                 [
-                    *(Path(compared["model"]).name, kind, f"{each['speed_up']:.3f}"),
+                    *(name, kind, f"{each['speed_up']:.3f}"),
                     f"{each['lowest']:.3f} to {each['highest']:.3f}",
                     "" if blocks is None else f"{blocks:.0%}",
                     "" if allowed is None else f"{allowed:.3f}",
@@ -65,9 +63,14 @@ def speed_section(value: dict[str, Any]) -> Section:
             )
     if len(rows) > 1:
         section.tables.append(Table(rows))
+        section.text.append("Speed-ups are medians of the ratios within a round.")
+        if value["compared"][0]["prompt"]["allowed_by_time"] is not None:
+            section.text.append(
+                "What removal allows: the dense model is also timed with its first block alone, which tells the time "
+                "that blocks take; the rest, mostly the head, no removal makes faster."
+            )
         section.text.append(
-            "Speed-ups are medians of the ratios within a round. What removal allows: the dense model without all "
-            "blocks but the first tells the time that blocks take; the rest, mostly the head, no removal makes faster. "
-            "The last columns are the speed-ups if all time were in blocks, or were spread as parameters are."
+            "The last columns are what the speed-ups would be if all time were in blocks, or were spread as parameters "
+            "are."
         )
     return section

@@ -86,10 +86,10 @@ def as_markdown(sections: Sequence[Section]) -> str:
     """Text and tables; of pictures what they show, in words."""
     parts = ["# streamliner report\n"]
     for section in sections:
-        parts.append(f"## {section.title}\n")
-        parts += [f"{text}\n" for text in section.text]
+        parts.append(f"## {_markdown(section.title)}\n")
+        parts += [f"{_markdown(text)}\n" for text in section.text]
         parts += [_markdown_table(table) for table in section.tables]
-        parts += [f"{figure.alt}\n" for figure in section.figures]
+        parts += [f"{_markdown(figure.alt)}\n" for figure in section.figures]
     return "\n".join(parts)
 
 
@@ -116,7 +116,12 @@ def _cell(cell: str) -> str:
     return f'<td class="long">{escape(cell)}</td>' if len(cell) > LONG else f"<td>{escape(cell)}</td>"
 
 
+def _markdown(text: str) -> str:
+    """On one line, with nothing that Markdown would take for a picture, a link or HTML."""
+    return re.sub(r"([\\`*_<|\[\]!])", r"\\\1", " ".join(text.split()))
+
+
 def _markdown_table(table: Table) -> str:
-    head, *rows = ([re.sub(r"([\\`*_<|])", r"\\\1", " ".join(cell.split())) for cell in row] for row in table.rows)
+    head, *rows = ([_markdown(cell) for cell in row] for row in table.rows)
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines) + "\n"
