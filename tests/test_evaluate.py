@@ -354,6 +354,23 @@ def test_a_model_is_its_own_perfect_draft(tiny, calibration):
         assert found.positions == 24
 
 
+def test_a_parent_writes_its_own_words(tiny, calibration):
+    """Whatever its generation config says of ends, penalties and temperatures."""
+    from streamliner.evaluate.draft import write_texts
+
+    prompt = calibration.windows[:1, :16]
+    plain = prompt
+    for _ in range(12):
+        plain = torch.cat([plain, tiny(plain).logits[:, -1:].argmax(-1)], 1)
+    own = tiny.generation_config
+    own.eos_token_id, own.repetition_penalty, own.temperature = plain[0, 18].item(), 5.0, 0.1
+    assert torch.equal(write_texts(Blocks(tiny), prompt, 12, sampled=False), plain)
+    sampled = write_texts(Blocks(tiny), prompt.repeat(2, 1), 12, sampled=True)
+    assert sampled.shape == (2, 28)
+    assert not torch.equal(sampled[0], sampled[1])  # another seed for each
+    assert tiny.generation_config is own
+
+
 def test_acceptance_equals_a_plain_count(tiny, calibration):
     """Greedy: both models are run on each beginning of the parent's text, one at a time."""
     from streamliner import cut_model

@@ -68,17 +68,19 @@ def write_texts(
         on_progress: called with prompts done and in all.
     """
     texts = []
-    for number, prompt in enumerate(prompts):
-        torch.manual_seed(seed + number)
-        # Without the checkpoint's own penalties and limits, and beyond the end of a text: plain words of the model.
-        plain = GenerationConfig(max_new_tokens=new_tokens, do_sample=sampled, top_k=0, pad_token_id=0)
-        text = parent.model.generate(  # type: ignore[operator]
-            prompt[None].to(parent.device),
-            attention_mask=torch.ones_like(prompt[None]).to(parent.device),
-            generation_config=plain,
-        )
-        texts.append(text.cpu())
-        on_progress(number + 1, len(prompts))
+    # The model's own words: beyond the end of a text, and without the checkpoint's penalties and limits, which would
+    # fill what a config that is given leaves open.
+    model: Any = parent.model
+    own, model.generation_config = model.generation_config, GenerationConfig(top_k=0, pad_token_id=0)
+    try:
+        for number, prompt in enumerate(prompts):
+            torch.manual_seed(seed + number)
+            ids = prompt[None].to(parent.device)
+            mask = torch.ones_like(ids)
+            texts.append(model.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=sampled).cpu())
+            on_progress(number + 1, len(prompts))
+    finally:
+        model.generation_config = own
     return torch.cat(texts)
 
 
