@@ -137,7 +137,11 @@ def _measure(
     bare: dict[str, Times] | None,
     reporter: Reporter,
 ) -> None:
-    """Rounds of all models, forwards and backwards by turns, so that a machine that slows down favours none."""
+    """Rounds of all models, forwards and backwards by turns, so that a machine that slows down favours none.
+
+    Each measurement follows a prompt that does not count: what a model left in caches is gone when its turn comes
+    again, and those that are measured twice running would have the better of it.
+    """
     prompt = [ids[0][: settings.prompt_tokens]]
     context = [text[: settings.context_tokens] for text in ids]
 
@@ -146,18 +150,22 @@ def _measure(
             return partial(engine.prompt, prompt)
         return partial(engine.generate, context, settings.new_tokens)
 
+    def measured(kind: str, engine: Engine) -> float:
+        engine.prompt(prompt)
+        return engine.seconds(run(kind, engine))
+
     rounds, done = settings.repeats + 1, 0
     with reporter.progress("Measuring") as progress:
         for number in range(rounds):
             places = range(len(engines))
             for kind in KINDS:
                 for place in places if number % 2 else reversed(places):
-                    taken = engines[place].seconds(run(kind, engines[place]))
+                    taken = measured(kind, engines[place])
                     if number:  # the first warms up
                         times[place][kind].seconds.append(taken)
                 if bare is not None:
                     with engines[0].only_first_block():
-                        taken = engines[0].seconds(run(kind, engines[0]))
+                        taken = measured(kind, engines[0])
                     if number:
                         bare[kind].seconds.append(taken)
                 done += 1

@@ -52,7 +52,7 @@ def summary_section(evaluations: Sequence[dict[str, Any]], benchmarks: Sequence[
         for draft in result["drafts"]:
             prompts = (draft["source"], result["settings"]["draft_prompts"], result["settings"]["draft_tokens"])
             enter("kept as a draft", prompts, draft["model"], f"{draft['greedy']['acceptance_rate']:.0%}")
-    rows = [["", "method", "blocks", "million parameters", *(labels[key] for key in columns)]]
+    rows = [["", "method", "blocks", "parameters, M", *(labels[key] for key in columns)]]
     for short, (name, model) in zip(short_names(list(models)), models.items(), strict=True):
         cells = (found.get(name, "") for found in columns.values())
         rows.append([short, model["method"], str(model["blocks"]), f"{model['parameters'] / 1e6:.4g}", *cells])

@@ -19,7 +19,7 @@ STYLE = """
 --c2:#6fd08c;--c3:#cf9bff;--c4:#e5c04f;--c5:#5fd0e6}}
 @media print{:root{--text:#000;--back:#fff;--soft:#444;--rule:#bbb;--c0:#1f5fbf;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce;
 --c4:#a16207;--c5:#0e7490}figure,tr{break-inside:avoid}h2{break-after:avoid}.wide{overflow:visible}table{font-size:.7rem}}
-body{margin:0 auto;max-width:60rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;color:var(--text);
+body{margin:0 auto;max-width:72rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;color:var(--text);
 background:var(--back)}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px solid var(--rule)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.875rem;margin:.75rem 0;
