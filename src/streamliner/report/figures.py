@@ -9,7 +9,7 @@ from html import escape
 from itertools import compress
 
 WIDTH, HEIGHT = 640, 320
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 88, 16, 12, 44
 SERIES = 6
 """Colours of series that the page has: classes s0 to s5."""
 

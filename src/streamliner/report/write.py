@@ -17,8 +17,6 @@ STYLE = """
 --c3:#7e22ce;--c4:#a16207;--c5:#0e7490}
 @media(prefers-color-scheme:dark){:root{--text:#e8e8ee;--back:#15161a;--soft:#9aa;--rule:#3a3c46;--c0:#7fb0ff;--c1:#ff9a6b;
 --c2:#6fd08c;--c3:#cf9bff;--c4:#e5c04f;--c5:#5fd0e6}}
-@media print{:root{--text:#000;--back:#fff;--soft:#444;--rule:#bbb;--c0:#1f5fbf;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce;
---c4:#a16207;--c5:#0e7490}figure,tr{break-inside:avoid}h2{break-after:avoid}.wide{overflow:visible}table{font-size:.7rem}}
 body{margin:0 auto;max-width:72rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;color:var(--text);
 background:var(--back)}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px solid var(--rule)}
@@ -36,6 +34,12 @@ figcaption{color:var(--soft);font-size:.875rem}
 .cell{fill:var(--c0)}.mark{fill:var(--c1)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1rem;margin:.25rem 0;padding:0;font-size:.875rem}
 .key{display:inline-block;width:.8em;height:.8em;margin-right:.35em;border-radius:2px}
+@page{size:A4 landscape;margin:12mm}
+@media print{:root{--text:#000;--back:#fff;--soft:#444;--rule:#bbb;--c0:#1f5fbf;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce;
+--c4:#a16207;--c5:#0e7490}body{max-width:none;padding:0}.wide{overflow:visible}table{font-size:.65rem}
+th,td{padding:.2rem .4rem}td{white-space:normal}td:first-child:not(.long){white-space:nowrap}
+figure,tr{break-inside:avoid}
+h2{break-after:avoid}}
 """ + "".join(
     f".s{i}{{stroke:var(--c{i})}}.dot.s{i}{{fill:var(--c{i});stroke:none}}.key.s{i}{{background:var(--c{i})}}"
     for i in range(6)
