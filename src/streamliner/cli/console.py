@@ -16,8 +16,6 @@ console = Console(highlight=False)
 error_console = Console(stderr=True, highlight=False)
 PLAIN_INTERVAL = 20.0
 """Seconds between lines of progress where stderr is not a terminal."""
-
-
 SIDE_BY_SIDE = 3
 """Models that a table has columns for."""
 

@@ -104,6 +104,7 @@ def evaluate_models(
             session.window_length(SHORT + settings.draft_tokens, "--draft-tokens: a text of")
     if texts or settings.samples or parent:
         _check_same_words(tokenizer, [*sessions[1:], *([parent] if parent else [])])
+    described = [session.describe() for session in sessions]
     measured, drafts, written = [], [], []
     source = next(iter(settings.perplexity), "python-docs:test")
     prompts = [
@@ -126,7 +127,7 @@ def evaluate_models(
         "schema_version": SCHEMA_VERSION,
         "settings": asdict(settings),
         "tasks": [asdict(task) for task in tasks],
-        "models": [_to_json(session, each) for session, each in zip(sessions, measured, strict=True)],
+        "models": [model | _to_json(each) for model, each in zip(described, measured, strict=True)],
         "compared": [
             {"model": session.source.name} | _compare(measured[0], each)
             for session, each in zip(sessions[1:], measured[1:], strict=True)
@@ -209,9 +210,9 @@ def _measure(
             reporter.say(f"{name}: perplexity on {source} is known.")
         losses[source] = Loss(tuple(kept.value)), text.provenance
     results: dict[str, TaskResult] = {}
+    tokenizer = models.load_tokenizer(session.source) if tasks else None
+    words = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest() if tokenizer else ""
     for task in tasks:
-        tokenizer = models.load_tokenizer(session.source)
-        words = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
         kept = _Kept(
             settings.cache, model, task.sha256, task.num_fewshot, settings.batch_size, words, version("lm_eval")
         )
@@ -274,8 +275,8 @@ def _describe(text: TextWindows) -> str:
     )
 
 
-def _to_json(session: Session, measured: _Measured) -> dict[str, Any]:
-    return session.describe() | {
+def _to_json(measured: _Measured) -> dict[str, Any]:
+    return {
         "weights": measured.weights,
         "dtype": measured.dtype,
         "perplexity": [
