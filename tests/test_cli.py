@@ -364,3 +364,9 @@ def test_every_public_name_is_there():
     assert "Probe" in dir(streamliner)
     with pytest.raises(AttributeError, match="nonsense"):
         streamliner.nonsense  # noqa: B018
+
+
+def test_json_where_the_command_line_is_not_understood(capsys):
+    out, err = run(capsys, "inspect", TINY, "--jsn", "--json", status=2)
+    assert "not understood" in json.loads(out)["error"]
+    assert "--jsn" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,6 +230,30 @@ def test_tasks_equal_lm_eval_run_directly(capsys, tasks, tmp_path):
     assert sum(compared["tasks"]["topics"]["flips"].values()) == 8
 
 
+@pytest.mark.parametrize("gold", ["golden", "question"])
+def test_a_question_without_a_right_option_is_refused(capsys, tasks, gold):
+    """lm-eval would count every model wrong, and they would be perfectly stable."""
+    pytest.importorskip("lm_eval")
+    file = tasks / "topics.yaml"
+    file.write_text(file.read_text().replace("doc_to_target: gold", f"doc_to_target: {gold}"))
+    _, err = run(capsys, "evaluate", TINY, "--tasks", "topics", "--tasks-path", tasks, status=2)
+    assert "Question 0 of topics has" in err
+    assert "none of its 2 options" in err
+    assert "doc_to_target" in err
+
+
+def test_the_task_of_the_docs_works(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    docs = (Path(__file__).parent.parent / "docs" / "evaluating.md").read_text()
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "topics.yaml").write_text(docs.partition("```yaml\n")[2].partition("```")[0])
+    question = {"question": "1 + 1 =", "choices": [" 2", " 3"], "gold": 0}
+    (tmp_path / "tasks" / "topics.jsonl").write_text(json.dumps(question))
+    monkeypatch.chdir(tmp_path)
+    out, _ = run(capsys, "evaluate", TINY, "--tasks", "topics", "--tasks-path", "tasks", "--json")
+    assert len(json.loads(out)["models"][0]["tasks"]["topics"]["answers"]) == 1
+
+
 def test_lm_evals_bars_are_ours(capfd, monkeypatch, tasks, tmp_path, tiny, tokenizer):
     pytest.importorskip("lm_eval")
     from streamliner.evaluate.tasks import Harness
@@ -277,6 +302,19 @@ def test_the_cache_is_of_the_same_windows_and_config(capsys, text, tmp_path, mon
     config["rope_parameters"]["rope_theta"] = 100.0
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
     assert measured(tmp_path / "other", 64, 4) != measured(TINY, 64, 4)
+
+
+def test_each_model_once_and_something_to_compare(capsys, text, tmp_path):
+    for name in ("a", "b"):
+        run(capsys, "cut", TINY, "--blocks", "4,5", "-o", tmp_path / name / "m", "--quiet")
+    arguments = ["--perplexity", text, "--window", "64", "--max-windows", "2", "--dtype", "float32"]
+    a, b = (tmp_path / name / "m" for name in "ab")
+    out, _ = run(capsys, "evaluate", a, f"{a}/", b, "--dense", TINY, *arguments)
+    assert out.count("nats behind") == 2
+    assert out.count("a/m is") == out.count("b/m is") == 1
+    for verb in ("evaluate", "benchmark"):
+        _, err = run(capsys, verb, TINY, "--dense", TINY, *(arguments if verb == "evaluate" else []), status=2)
+        assert "nothing to compare" in err
 
 
 def test_the_table_compares(capsys, text, tmp_path):

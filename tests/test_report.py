@@ -16,9 +16,9 @@ from streamliner.errors import OutputError
 from streamliner.report.figures import Series, _log_ticks, _ticks, matrix, plot
 from streamliner.report.files import Run, read_runs
 from streamliner.report.frontier import _evaluated, _speed, frontier_section
-from streamliner.report.section import Section
+from streamliner.report.section import Section, Table
 from streamliner.report.summary import summary_section
-from streamliner.report.write import as_markdown
+from streamliner.report.write import as_html, as_markdown
 from test_cli import run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -184,7 +184,37 @@ def test_the_summary_brings_results_together(folder):
     other = json.loads(json.dumps(evaluation))
     other["models"][1]["perplexity"][0] |= {"sha256": "of other windows", "perplexity": 5}
     (table,) = summary_section([evaluation, other], []).tables
-    assert [row[4:6] for row in table.rows] == [[head[4]] * 2, [dense[4], ""], [cut[4], "5"]]
+    heads = [f"{head[4]} (3 windows of 64, bfloat16) #{number}" for number in (1, 2)]
+    assert [row[4:6] for row in table.rows] == [heads, [dense[4], ""], [cut[4], "5"]]
+
+
+def test_headings_tell_apart_what_was_measured_otherwise(folder):
+    evaluation, benchmark = (json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation", "benchmark"))
+    other, longer = json.loads(json.dumps(evaluation)), json.loads(json.dumps(benchmark))
+    for model in other["models"]:
+        model["perplexity"][0] |= {"sha256": "other", "window": 32, "windows": 9, "stride": 31}
+    longer["settings"]["prompt_tokens"] = 99
+    (table,) = summary_section([evaluation, other], [benchmark, longer]).tables
+    assert len(set(table.rows[0])) == len(table.rows[0])
+    assert "perplexity, python-docs:test (9 windows of 32, bfloat16)" in table.rows[0]
+    assert "prompt speed-up (99 tokens, bfloat16)" in table.rows[0]
+    assert "9 windows of 32, bfloat16" in _evaluated(other)[0].caption
+
+
+def test_a_search_that_is_not_finished_says_so(capsys, folder, tmp_path):
+    shutil.copytree(folder / "sleb", tmp_path / "begun")
+    for name in ("plan.json", "frontier.json"):
+        (tmp_path / "begun" / name).unlink()
+    run(capsys, "report", tmp_path / "begun", "-o", tmp_path / "x.html")
+    assert "Not finished" in (tmp_path / "x.md").read_text()
+    _, err = run(capsys, "cut", TINY, "--plan", tmp_path / "begun", "-o", tmp_path / "cut", status=2)
+    assert "is not finished" in err
+
+
+def test_samples_keep_their_lines():
+    section = Section("a", tables=[Table([["x", "y"], ["a", "def f():\n    return | 1"]])])
+    assert r"def f():<br>return \| 1" in as_markdown([section])
+    assert '<td class="long">def f():\n    return | 1</td>' in as_html([section])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ in both, and removed blocks make it no faster: what they can bring is measured, 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -124,9 +124,8 @@ def _words(sessions: Sequence[Session], settings: BenchmarkSettings) -> list[lis
 
 
 def _no_times(settings: BenchmarkSettings) -> dict[str, Times]:
-    return dict(
-        zip(KINDS, (Times(settings.prompt_tokens), Times(settings.batch_size * settings.new_tokens)), strict=True)
-    )
+    tokens = settings.prompt_tokens, settings.batch_size * settings.new_tokens
+    return {kind: Times(count) for kind, count in zip(KINDS, tokens, strict=True)}
 
 
 def _measure(
@@ -145,14 +144,11 @@ def _measure(
     prompt = [ids[0][: settings.prompt_tokens]]
     context = [text[: settings.context_tokens] for text in ids]
 
-    def run(kind: str, engine: Engine) -> Callable[[], object]:
-        if kind == "prompt":
-            return partial(engine.prompt, prompt)
-        return partial(engine.generate, context, settings.new_tokens)
-
     def measured(kind: str, engine: Engine) -> float:
         engine.prompt(prompt)
-        return engine.seconds(run(kind, engine))
+        if kind == "prompt":
+            return engine.seconds(partial(engine.prompt, prompt))
+        return engine.seconds(partial(engine.generate, context, settings.new_tokens))
 
     rounds, done = settings.repeats + 1, 0
     with reporter.progress("Measuring") as progress:

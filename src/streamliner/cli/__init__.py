@@ -14,7 +14,7 @@ import typer
 from streamliner._version import __version__
 from streamliner.cli import benchmark, cut, evaluate, heal, inspect, methods, prune, report, search
 from streamliner.cli.console import error_console
-from streamliner.errors import InterruptedByUser, StreamlinerError
+from streamliner.errors import InterruptedByUser, StreamlinerError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,6 +70,10 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         app(arguments)
+    except SystemExit as stop:
+        if stop.code == UserError.exit_code and "--json" in arguments:  # typer's words are on stderr
+            print(json.dumps({"error": "The command line is not understood.", "hint": "See the message on stderr."}))
+        raise
     except StreamlinerError as error:
         if "--json" in arguments and os.environ.get("RANK", "0") == "0":  # one process of several prints
             print(json.dumps({"error": str(error.args[0]), "hint": error.hint}))

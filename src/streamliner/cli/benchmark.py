@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from streamliner.cli import options
-from streamliner.cli.console import Terminal, console, human_bytes, print_json, print_models, short_name
-from streamliner.format import number
+from streamliner.cli.console import Terminal, console, human_bytes, print_json, print_models
+from streamliner.format import number, short_names
 
 BENCHMARK = "Benchmark"
 
@@ -70,7 +70,7 @@ def benchmark(
 
     check_result_file(output, overwrite=overwrite)
 
-    names = [*([dense] if dense else []), *(name for name in models if name != dense)]
+    names = options.model_names(models, dense)
     given = {
         "prompt_tokens": prompt_tokens,
         "batch_size": batch_size,
@@ -131,14 +131,15 @@ def print_benchmark(result: dict[str, Any]) -> None:
         if all(model[key] is not None for model in measured):
             rows.append((label, [human_bytes(round(model[key])) for model in measured]))
     print_models([model["model"] for model in measured], rows)
-    for compared in result["compared"]:
+    names = short_names([model["model"] for model in measured])
+    for shown, compared in zip(names[1:], result["compared"], strict=False):
         table = Table(
             "",
             "speed-up",
             "in a round",
             "time in blocks",
             "their removal allows",
-            title=f"{escape(short_name(compared['model']))}: {compared['blocks_ratio']:.2f} times fewer blocks, "
+            title=f"{escape(shown)}: {compared['blocks_ratio']:.2f} times fewer blocks, "
             f"{compared['parameters_ratio']:.2f} times fewer parameters",
         )
         for name in ("prompt", "generation"):

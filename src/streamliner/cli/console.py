@@ -171,11 +171,6 @@ def human_bytes(count: int | None) -> str:
     return f"{size:.3g} TB"
 
 
-def short_name(model: str) -> str:
-    """The last part of a path or hub id."""
-    return model.rstrip("/").rpartition("/")[2] or model
-
-
 def indices(blocks: tuple[int, ...] | list[int]) -> str:
     """The full list, never a range."""
     return ", ".join(map(str, blocks))

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from streamliner.cli import options
-from streamliner.cli.console import Terminal, console, print_json, print_models, short_name
+from streamliner.cli.console import Terminal, console, print_json, print_models
 from streamliner.format import number as shown
-from streamliner.format import with_error
+from streamliner.format import short_names, with_error
 
 EVALUATE = "Evaluate"
 
@@ -60,7 +60,7 @@ def evaluate(
     as_draft_for: Annotated[
         str | None,
         typer.Option(
-            help="Measure the models as drafts for this one in assisted generation.",
+            help="Measure the models as drafts for this one in assisted generation, on the first text, or python-docs.",
             rich_help_panel=EVALUATE,
             metavar="MODEL",
         ),
@@ -69,12 +69,14 @@ def evaluate(
         int, typer.Option(help="Prompts that a draft is measured on.", rich_help_panel=EVALUATE, min=1)
     ] = 16,
     draft_tokens: Annotated[
-        int, typer.Option(help="Tokens behind each of these prompts.", rich_help_panel=EVALUATE, min=2)
+        int, typer.Option(help="Tokens behind each of these prompts.", rich_help_panel=EVALUATE, min=4)
     ] = 64,
     samples: Annotated[
         int,
         typer.Option(
-            help="Beginnings of the first text that models go on with, to look at.", rich_help_panel=EVALUATE, min=0
+            help="Beginnings of the first text (python-docs if there is none) that models go on with, to look at.",
+            rich_help_panel=EVALUATE,
+            min=0,
         ),
     ] = 0,
     batch_size: Annotated[int, typer.Option(help="Questions in one forward.", rich_help_panel=EVALUATE, min=1)] = 1,
@@ -118,7 +120,7 @@ def evaluate(
         draft_tokens=draft_tokens,
         samples=samples,
     )
-    names = [*([dense] if dense else []), *(name for name in models if name != dense)]
+    names = options.model_names(models, dense)
     with silenced_transformers():
         sessions, parents = (
             [open_session(options.model_settings(name, revision, trust_remote_code, dtype, device)) for name in some]
@@ -150,12 +152,13 @@ def print_evaluation(result: dict[str, Any]) -> None:
     if rows:
         print_models([model["model"] for model in measured], rows)
     _print_drafts(result["drafts"])
-    for compared in result["compared"]:
-        _print_comparison(compared)
+    names = [escape(name) for name in short_names([model["model"] for model in measured])]
+    for name, compared in zip(names[1:], result["compared"], strict=False):
+        _print_comparison(name, compared)
     for place, sample in enumerate(result["samples"], 1):
         console.print(f"Sample {place}, begun with: [dim]{escape(sample['prompt'])}[/]", soft_wrap=True)
-        for model, text in zip(measured, sample["continuations"], strict=True):
-            console.print(f"[bold]{escape(short_name(model['model']))}:[/] {escape(text)}", soft_wrap=True)
+        for name, text in zip(names, sample["continuations"], strict=True):
+            console.print(f"[bold]{name}:[/] {escape(text)}", soft_wrap=True)
 
 
 def _print_drafts(drafts: list[dict[str, Any]]) -> None:
@@ -166,19 +169,19 @@ def _print_drafts(drafts: list[dict[str, Any]]) -> None:
         return
     numbers = list(drafts[0]["greedy"]["tokens_per_verification"])
     table = Table("draft", "", "kept", *(f"tokens per check, {number} proposed" for number in numbers))
-    for draft in drafts:
+    names = short_names([draft["model"] for draft in drafts])
+    for name, draft in zip(names, drafts, strict=True):
         for kind in ("greedy", "sampled"):
             found = draft[kind]
             rates = (f"{found['tokens_per_verification'][number]:.2f}" for number in numbers)
-            table.add_row(escape(short_name(draft["model"])), kind, f"{found['acceptance_rate']:.1%}", *rates)
+            table.add_row(escape(name), kind, f"{found['acceptance_rate']:.1%}", *rates)
     console.print(table)
 
 
-def _print_comparison(compared: dict[str, Any]) -> None:
+def _print_comparison(name: str, compared: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    name = escape(short_name(compared["model"]))
     for source, behind in compared["loss_behind"].items():
         console.print(
             f"{name} is {with_error(behind['mean'], behind['standard_error'])} nats behind "
@@ -187,20 +190,20 @@ def _print_comparison(compared: dict[str, Any]) -> None:
         )
     if not compared["tasks"]:
         return
-    table = Table(
-        "task", "accuracy, change", "95 %", "McNemar p", "stability", title=escape(short_name(compared["model"]))
-    )
-    for flip in ("stays right", "gets wrong", "gets right", "stays wrong"):
-        table.add_column(flip, justify="right")
+    # Two tables, as one is wider than a terminal.
+    changes = Table("task", "accuracy, change", "95 % interval", "McNemar p", "stability", title=name)
+    flips = Table("task", "stays right", "gets wrong", "gets right", "stays wrong")
     for task_name, task in compared["tasks"].items():
         change = task["accuracy_difference"]
-        table.add_row(
+        changes.add_row(
             task_name,
             f"{change['mean']:+.3f}",
             f"{change['low']:+.3f} to {change['high']:+.3f}",
             f"{change['p_value']:.2g}",
             f"{task['stability']:.3f}",
-            *(str(task["flips"][key]) for key in ("right_right", "right_wrong", "wrong_right", "wrong_wrong")),
         )
-    table.add_row("mean", "", "", "", f"{compared['mean_stability']:.3f}")
-    console.print(table)
+        counts = (task["flips"][key] for key in ("right_right", "right_wrong", "wrong_right", "wrong_wrong"))
+        flips.add_row(task_name, *map(str, counts))
+    changes.add_row("mean", "", "", "", f"{compared['mean_stability']:.3f}")
+    console.print(changes)
+    console.print(flips)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streamliner.errors import MethodError, UserError
+from streamliner.errors import EvaluationError, MethodError, UserError
 
 if TYPE_CHECKING:
     from streamliner.heal.settings import HealSettings
@@ -370,3 +370,15 @@ def search_settings(**values: Any) -> SearchSettings:
     ) | ({"effort": effort} if effort else {})
     values["memory_budget"] = parse_bytes(values["memory_budget"])
     return SearchSettings(**values)
+
+
+def model_names(models: list[str], dense: str | None) -> list[str]:
+    """The dense model first, then the others, each once.
+
+    Raises:
+        EvaluationError: there is a dense model, and no other to compare with it.
+    """
+    names = list(dict.fromkeys(name.rstrip("/") or name for name in [*([dense] if dense else []), *models]))
+    if dense and len(names) == 1:
+        raise EvaluationError(f"There is nothing to compare with the dense model {dense}.", "Name a cut model.")
+    return names

@@ -26,7 +26,8 @@ class Acceptance:
 
     Attributes:
         rate: share of proposed tokens that are kept, given that those before were.
-        tokens_per_verification: kept tokens and the parent's own, for each number of proposed tokens, by that number.
+        tokens_per_verification: kept tokens and the parent's own, by the number of proposed tokens: the mean over all
+            places, where real rounds begin behind the one before.
         positions: tokens of the parent's text that this was measured on.
     """
 
@@ -112,7 +113,7 @@ def acceptance(
         kept.append(_kept(parent, draft, text[None], len(text) - new_tokens, sampled))
         on_progress(number + 1, len(texts))
     table = torch.stack(kept)
-    counts = [count for count in PROPOSED if count <= new_tokens]
+    counts = [count for count in PROPOSED if 2 * count <= new_tokens]  # half of the text are places to propose at
     return Acceptance(
         table.mean().item(),
         {count: tokens_per_verification(table, count, max(counts)) for count in counts},

@@ -90,14 +90,16 @@ class Harness:
             if not self._manager.match_tasks([name]):
                 near = _near(name, self._manager.all_tasks)
                 raise EvaluationError(
-                    f"lm-eval has no task {name}.", f"Did you mean {near}?" if near else "See: lm_eval ls tasks."
+                    f"lm-eval has no task {name}.",
+                    f"Did you mean {near}?" if near else "See: lm_eval ls tasks. Tasks of your own: --tasks-path.",
                 )
             try:
                 found = self._manager.load([name])["tasks"]
             except Exception as error:  # datasets raises many types of its own for "no network" and "no such set"
                 raise EvaluationError(
                     f"The questions of {name} cannot be had: {str(error).splitlines()[0][:200]}",
-                    "With no network, describe files of your own in YAML: --tasks-path.",
+                    "With no network, describe files of your own in YAML: --tasks-path. Their data_files are looked "
+                    "for from the folder that you are in.",
                 ) from error
             new = {own_name: task for own_name, task in found.items() if own_name not in self._found}
             tasks += [_describe(own_name, task, limit, num_fewshot) for own_name, task in new.items()]
@@ -189,9 +191,23 @@ def _describe(name: str, task: Any, limit: int | None, num_fewshot: int | None) 
         if limit is not None and number >= limit:
             break
         digest.update(json.dumps(question, sort_keys=True, default=str).encode())
+        _check_gold(name, task, number, question)
     for example in (task.fewshot_docs() or ()) if shots else ():
         digest.update(json.dumps(example, sort_keys=True, default=str).encode())
     return Task(name, str(task.VERSION), shots or 0, limit, digest.hexdigest())
+
+
+def _check_gold(name: str, task: Any, number: int, question: Any) -> None:
+    """Raise EvaluationError if no option is the right one: lm-eval counts every model wrong on such a question."""
+    if task.OUTPUT_TYPE != "multiple_choice" or getattr(task, "multiple_input", 0):
+        return
+    options, gold = task.doc_to_choice(question), task.doc_to_target(question)
+    for each in gold if isinstance(gold, list) else [gold]:
+        if each not in (range(len(options)) if isinstance(each, int) else options):
+            raise EvaluationError(
+                f"Question {number} of {name} has {each!r} as its answer, which is none of its {len(options)} options.",
+                "Check doc_to_target and doc_to_choice in the task's YAML.",
+            )
 
 
 def _near(name: str, names: Sequence[str]) -> str:

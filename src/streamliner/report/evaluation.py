@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def evaluation_section(value: dict[str, Any]) -> Section:
         section.tables.append(_drafts(value["drafts"]))
     for sample in value["samples"]:
         rows = [["begun with", sample["prompt"]]]
-        rows += [[name, text] for name, text in zip(names, sample["continuations"], strict=True)]
+        # Models that are cut too far fill pages with empty lines: one stands for all.
+        texts = (re.sub(r"\n\s*\n", "\n\n", text) for text in sample["continuations"])
+        rows += [[name, text] for name, text in zip(names, texts, strict=True)]
         section.tables.append(Table(rows))
     return section
 

@@ -33,8 +33,9 @@ def read_runs(names: Sequence[str]) -> tuple[list[Run], list[dict[str, Any]], li
     """
     runs: list[Run] = []
     results: list[dict[str, Any]] = []
-    for name in names:
-        path = Path(name).expanduser()
+    for path in dict.fromkeys(Path(name).expanduser() for name in names):
+        if not path.exists():
+            raise OutputError(f"There is no {path}.", "Give run folders, and JSON files of evaluate and benchmark.")
         if path.is_file():
             results.append(_result(path))
             continue
@@ -48,7 +49,7 @@ def read_runs(names: Sequence[str]) -> tuple[list[Run], list[dict[str, Any]], li
             results += [_result(folder / file) for file in RESULTS if (folder / file).is_file()]
         if len(runs) + len(results) == before:
             raise OutputError(
-                f"There is no run in {name}.", "Give folders that search, prune or heal wrote, or their JSON files."
+                f"There is no run in {path}.", "Give folders that search, prune or heal wrote, or their JSON files."
             )
     evaluations = [value for value in results if not is_benchmark(value)]
     return runs, evaluations, [value for value in results if is_benchmark(value)]
@@ -85,4 +86,6 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise OutputError(f"{path} cannot be read: {error}") from error
+        raise OutputError(
+            f"{path} cannot be read as JSON: {error}", "Give run folders, and JSON files of evaluate and benchmark."
+        ) from error

@@ -64,11 +64,12 @@ def _evaluated(value: dict[str, Any]) -> list[Figure]:
 
         def perplexity(_: int, model: dict[str, Any], place: int = place) -> Value:
             found = model["perplexity"][place]
-            value = found["perplexity"] or math.nan
-            return value, value * (found["standard_error"] or 0)
+            mean = found["perplexity"] or math.nan
+            return mean, mean * (found["standard_error"] or 0)
 
         series = _by_method(models, perplexity)
-        figures.append(_figure(series, "perplexity", f"Perplexity on {text['source']}.", log=True))
+        caption = f"Perplexity on {text['source']}: {text_detail(text)}, {models[0]['dtype']}."
+        figures.append(_figure(series, "perplexity", caption, log=True))
     counted = counted_tasks(value)
     if counted:
 
@@ -78,12 +79,31 @@ def _evaluated(value: dict[str, Any]) -> list[Figure]:
         def stability(place: int, _: dict[str, Any]) -> Value:
             return (value["compared"][place - 1]["mean_stability"], 0) if place else (1.0, 0)
 
-        over = f"mean of {', '.join(counted)}"
+        over = f"mean of {', '.join(counted)}: {tasks_detail(models[0], counted)}, {models[0]['dtype']}"
         figures.append(_figure(_by_method(models, accuracy), "accuracy", f"Accuracy, {over}."))
         figures.append(
             _figure(_by_method(models, stability), "stability", f"Stability, {over}; the dense model's is 1.")
         )
     return figures
+
+
+def text_detail(text: dict[str, Any]) -> str:
+    """How a perplexity was measured, in words."""
+    overlap = f", one every {text['stride']}" if text["stride"] < text["window"] - text["bos"] else ""
+    return f"{text['windows']} windows of {text['window']}{overlap}"
+
+
+def tasks_detail(model: dict[str, Any], tasks: Sequence[str]) -> str:
+    """How many questions an accuracy is of, in words."""
+    counts = sorted({len(model["tasks"][name]["answers"]) for name in tasks})
+    return f"{' to '.join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))} questions each"
+
+
+def speed_detail(value: dict[str, Any], kind: str) -> str:
+    """What was timed, in words."""
+    of = value["settings"]
+    generated = f"{of['batch_size']} x {of['context_tokens']} and {of['new_tokens']} tokens"
+    return f"{of['prompt_tokens']} tokens, {value['dtype']}" if kind == "prompt" else f"{generated}, {value['dtype']}"
 
 
 def counted_tasks(value: dict[str, Any]) -> list[str]:
@@ -109,7 +129,8 @@ def _speed(value: dict[str, Any], kind: str) -> Figure:
         return (value["compared"][place - 1][kind]["allowed_by_time"], 0) if place else (1.0, 0)
 
     series = _by_method(value["models"], measured)
-    caption = f"Speed-up of {'prompts' if kind == 'prompt' else kind} in {value['engine']}, {value['dtype']}."
+    work = "prompts" if kind == "prompt" else kind
+    caption = f"Speed-up of {work} in {value['engine']}: {speed_detail(value, kind)}."
     if value["compared"][0][kind]["allowed_by_time"] is not None:
         points = sorted({point for each in _by_method(value["models"], allowed) for point in each.points})
         series.append(Series("what the removal allows", points, dashed=True))

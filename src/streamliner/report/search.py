@@ -12,6 +12,9 @@ from streamliner.report.section import Section, Table
 
 def search_section(run: Run) -> Section:
     """The points, the candidates of each round, and the similarity where a method measured it."""
+    if "frontier" not in run.files:
+        text = "Not finished: the command below goes on from what was measured."
+        return Section(f"Search: {run.files['run']['search']['method']} ({Path(run.name).name})", text=[text])
     frontier, plan = run.files["frontier"], run.files.get("plan")
     removed = plan["removed"] if plan else []
     section = Section(f"Search: {frontier['method']} ({Path(run.name).name})")

@@ -20,10 +20,10 @@ def make_sections(
     runs: Sequence[Run], evaluations: Sequence[dict[str, Any]], benchmarks: Sequence[dict[str, Any]]
 ) -> list[Section]:
     """All that there is to tell, the results in front."""
-    searches = [run for run in runs if "frontier" in run.files]
+    searches = [run for run in runs if "search" in run.files.get("run", {})]
     summary, frontier = (
         summary_section(evaluations, benchmarks),
-        frontier_section(searches, evaluations, benchmarks),
+        frontier_section([run for run in searches if "frontier" in run.files], evaluations, benchmarks),
     )
     sections = [section for section in (summary, frontier) if section.tables or section.figures]
     sections += [search_section(run) for run in searches]

@@ -9,7 +9,7 @@ from typing import Any
 
 from streamliner.benchmark.run import KINDS
 from streamliner.format import number, short_names
-from streamliner.report.frontier import accuracy_of, counted_tasks
+from streamliner.report.frontier import accuracy_of, counted_tasks, speed_detail, tasks_detail, text_detail
 from streamliner.report.section import Section, Table
 
 
@@ -20,11 +20,11 @@ def summary_section(evaluations: Sequence[dict[str, Any]], benchmarks: Sequence[
     """
     models: dict[str, dict[str, Any]] = {}
     columns: dict[str, dict[str, str]] = {}
-    labels: dict[str, str] = {}
+    labels: dict[str, tuple[str, str]] = {}
 
-    def enter(label: str, way: Any, model: str, value: str) -> None:
+    def enter(label: str, detail: str, way: Any, model: str, value: str) -> None:
         key = f"{label} {json.dumps(way)}"
-        labels[key] = label
+        labels[key] = label, detail
         columns.setdefault(key, {})[model] = value
 
     for result in (*evaluations, *benchmarks):
@@ -36,24 +36,42 @@ def summary_section(evaluations: Sequence[dict[str, Any]], benchmarks: Sequence[
             name, dtype = model["model"], model["dtype"]
             for text in model["perplexity"]:
                 way = (text["sha256"], text["predictions"], dtype)
-                enter(f"perplexity, {Path(text['source']).name}", way, name, number(text["perplexity"]))
+                detail = f"{text_detail(text)}, {dtype}"
+                enter(f"perplexity, {Path(text['source']).name}", detail, way, name, number(text["perplexity"]))
             if counted:
                 questions = (result["tasks"], dtype)
-                enter("accuracy", questions, name, f"{accuracy_of(model, counted)[0]:.1%}")
+                detail = f"{tasks_detail(model, counted)}, {dtype}"
+                enter("accuracy", detail, questions, name, f"{accuracy_of(model, counted)[0]:.1%}")
                 if stabilities.get(name) is not None:
-                    enter("stability", questions, name, f"{stabilities[name]:.3f}")
+                    enter("stability", detail, questions, name, f"{stabilities[name]:.3f}")
     for result in benchmarks:
         how = (result["engine"], result["settings"], result["device"], result["dtype"])
         engine = f", {result['engine']}" if result["engine"] != "transformers" else ""
         for compared in result["compared"]:
             for kind in KINDS:
-                enter(f"{kind} speed-up{engine}", how, compared["model"], f"{compared[kind]['speed_up']:.2f}")
+                enter(
+                    f"{kind} speed-up{engine}",
+                    speed_detail(result, kind),
+                    how,
+                    compared["model"],
+                    f"{compared[kind]['speed_up']:.2f}",
+                )
     for result in evaluations:
         for draft in result["drafts"]:
             prompts = (draft["source"], result["settings"]["draft_prompts"], result["settings"]["draft_tokens"])
-            enter("kept as a draft", prompts, draft["model"], f"{draft['greedy']['acceptance_rate']:.0%}")
-    rows = [["", "method", "blocks", "parameters, M", *(labels[key] for key in columns)]]
+            detail = f"{prompts[1]} prompts, {prompts[2]} tokens"
+            enter("kept as a draft", detail, prompts, draft["model"], f"{draft['greedy']['acceptance_rate']:.0%}")
+    rows = [["", "method", "blocks", "parameters, M", *_headings([labels[key] for key in columns])]]
     for short, (name, model) in zip(short_names(list(models)), models.items(), strict=True):
         cells = (found.get(name, "") for found in columns.values())
         rows.append([short, model["method"], str(model["blocks"]), f"{model['parameters'] / 1e6:.4g}", *cells])
     return Section("Summary", tables=[Table(rows)] if models else [])
+
+
+def _headings(labels: Sequence[tuple[str, str]]) -> list[str]:
+    """Labels, with how it was measured where there are several of a label, and a number where that is the same too."""
+    names = [label for label, _ in labels]
+    long = [label if names.count(label) == 1 else f"{label} ({detail})" for label, detail in labels]
+    return [
+        name if long.count(name) == 1 else f"{name} #{long[:place].count(name) + 1}" for place, name in enumerate(long)
+    ]

@@ -23,7 +23,8 @@ h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px soli
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.875rem;margin:.75rem 0;
 font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top}
-td{white-space:nowrap}td.long{white-space:normal;overflow-wrap:anywhere}
+td{white-space:nowrap}td.long,th{white-space:pre-wrap}td.long{overflow-wrap:anywhere}th{vertical-align:bottom}
+tr>:first-child:not(.long){position:sticky;left:0;background:var(--back)}
 figure{margin:1rem 0}
 .figures{display:grid;gap:0 1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(24rem,100%),1fr))}
 svg{width:100%;height:auto;display:block}
@@ -37,7 +38,7 @@ figcaption{color:var(--soft);font-size:.875rem}
 @page{size:A4 landscape;margin:12mm}
 @media print{:root{--text:#000;--back:#fff;--soft:#444;--rule:#bbb;--c0:#1f5fbf;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce;
 --c4:#a16207;--c5:#0e7490}body{max-width:none;padding:0}.wide{overflow:visible}table{font-size:.65rem}
-th,td{padding:.2rem .4rem}td{white-space:normal}td:first-child:not(.long){white-space:nowrap}
+th,td{padding:.2rem .4rem}td:not(.long){white-space:normal}td:first-child:not(.long){white-space:nowrap}
 figure,tr{break-inside:avoid}
 h2{break-after:avoid}}
 """ + "".join(
@@ -117,7 +118,7 @@ def _table(table: Table) -> str:
 
 
 def _cell(cell: str) -> str:
-    return f'<td class="long">{escape(cell)}</td>' if len(cell) > LONG else f"<td>{escape(cell)}</td>"
+    return f'<td class="long">{escape(cell)}</td>' if len(cell) > LONG or "\n" in cell else f"<td>{escape(cell)}</td>"
 
 
 def _markdown(text: str) -> str:
@@ -126,6 +127,6 @@ def _markdown(text: str) -> str:
 
 
 def _markdown_table(table: Table) -> str:
-    head, *rows = ([_markdown(cell) for cell in row] for row in table.rows)
+    head, *rows = (["<br>".join(map(_markdown, cell.splitlines())) for cell in row] for row in table.rows)
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines) + "\n"

@@ -70,6 +70,10 @@ def read_plan(path: str | Path) -> Plan:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if (file.parent / "journal.jsonl").is_file():
+            raise PlanError(
+                f"The search in {path} is not finished.", "The command that began it goes on from there."
+            ) from error
         raise PlanError(f"There is no plan {path}.", "streamliner search writes one into its run folder.") from error
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise PlanError(f"The plan {path} cannot be read: {error}") from error
