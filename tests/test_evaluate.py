@@ -20,6 +20,7 @@ from streamliner.errors import TextError
 from streamliner.evaluate import Answer, Flips, flips, stability
 from streamliner.evaluate.perplexity import perplexity, text_windows
 from streamliner.evaluate.stability import accuracy_difference, answers, question_weights
+from streamliner.session import weights_hash
 from test_cli import run
 
 
@@ -375,6 +376,35 @@ def test_mistakes(capsys, tasks):
         "There is no folder"
         in run(capsys, "evaluate", TINY, "--tasks", "x", "--tasks-path", tasks / "nowhere", status=2)[1]
     )
+
+
+@pytest.mark.parametrize(
+    ("flag", "needs"),
+    [
+        ("--max-windows", "--perplexity"),
+        ("--stride", "--perplexity"),
+        ("--limit", "--tasks"),
+        ("--num-fewshot", "--tasks"),
+        ("--draft-tokens", "--as-draft-for"),
+    ],
+)
+def test_a_flag_that_changes_nothing_is_refused(capsys, flag, needs):
+    """It was meant for something that is not measured."""
+    arguments = ["--samples", "1", flag, "5"]
+    _, err = run(capsys, "evaluate", TINY, *arguments, status=2)
+    assert f"{flag} changes nothing without {needs}" in err
+
+
+def test_weights_are_told_apart_by_saved_buffers_too():
+    """Some families keep a scale of each layer in one; what is not saved follows from the config."""
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("scale", torch.ones(1))
+    model.register_buffer("table", torch.ones(1), persistent=False)
+    before = weights_hash(model)
+    model.table.fill_(2)
+    assert weights_hash(model) == before
+    model.scale.fill_(2)
+    assert weights_hash(model) != before
 
 
 # As a draft

@@ -131,6 +131,18 @@ def test_a_line_for_each_method(folder):
     assert f"what the removal allows: 0 removed 1, 2 removed {allowed:.4g}" in speed.alt
 
 
+def test_the_parameters_of_all_results_are_one_line_for_each_dense_model(folder):
+    """A second evaluation, of other cuts, adds to it; one of cuts of another model has a picture of its own."""
+    first = json.loads((folder / "evaluation.json").read_text())
+    second, other = (json.loads(json.dumps(first)) for _ in range(2))
+    second["models"][1] |= {"model": "smaller", "blocks": 7, "parameters": 5_000_000}
+    other["models"][0]["model"] = "another"
+    figures = [each for each in frontier_section([], [first, second, other], []).figures if "Parameters" in each.alt]
+    assert len(figures) == 2
+    assert ", 5 removed 5" in figures[0].alt
+    assert "Parameters of another;" in figures[1].alt
+
+
 def test_cuts_by_hand_are_no_line(folder):
     evaluation = json.loads((folder / "evaluation.json").read_text())
     dense, cut = evaluation["models"]

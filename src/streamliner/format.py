@@ -16,6 +16,11 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things: 1 round, 2 rounds."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def loss(value: float | None) -> str:
     """A loss in nats, "" for none."""
     return "" if value is None else f"{value:.4f}"

@@ -182,15 +182,17 @@ def open_session(settings: ModelSettings) -> Session:
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over the names, shapes and up to 256 evenly spread values of every tensor: tells fine-tunes apart."""
+    """SHA-256 over names, shapes and up to 256 evenly spread values of all saved tensors: tells fine-tunes apart."""
     digest = hashlib.sha256()
     modules = dict(model.named_modules())
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:  # offloaded: the hook of its module knows where it is
+    saved = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
+    for name, tensor in (*model.named_parameters(), *buffers):
+        if tensor.is_meta:  # offloaded: the hook of its module knows where it is
             owner, _, own_name = name.rpartition(".")
-            parameter = modules[owner]._hf_hook.weights_map[own_name]
-        flat = parameter.detach().flatten()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            tensor = modules[owner]._hf_hook.weights_map[own_name]
+        flat = tensor.detach().flatten()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(flat[:: max(1, len(flat) // 256)][:256].float().cpu().numpy().tobytes())
     return digest.hexdigest()
 

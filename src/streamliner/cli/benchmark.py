@@ -8,7 +8,7 @@ import typer
 
 from streamliner.cli import options
 from streamliner.cli.console import Terminal, console, human_bytes, print_json, print_models
-from streamliner.format import number, short_names
+from streamliner.format import counted, number, short_names
 
 BENCHMARK = "Benchmark"
 
@@ -90,9 +90,8 @@ def benchmark(
     if result["stopped"] and json:  # which tells so, and is to be alone on stdout
         raise typer.Exit(InterruptedByUser.exit_code)
     if result["stopped"]:
-        rounds = result["settings"]["repeats"]
         raise InterruptedByUser(
-            f"Stopped behind {rounds} {'round' if rounds == 1 else 'rounds'}.",
+            f"Stopped behind {counted(result['settings']['repeats'], 'round')}.",
             f"What was measured until then is above{f' and in {output}' if output else ''}.",
         )
 

@@ -90,6 +90,7 @@ def evaluate_models(
         raise EvaluationError(
             "There is nothing to evaluate on.", "Add --perplexity wikitext2:test, or --tasks arc_easy."
         )
+    _check_used(settings, drafts=parent is not None)
     harness = Harness(settings.tasks_path) if settings.tasks else None
     tasks = harness.find(settings.tasks, settings.limit, settings.num_fewshot) if harness else []
     tokenizer = models.load_tokenizer(sessions[0].source)
@@ -145,6 +146,21 @@ def evaluate_models(
     if out is not None:
         write_json(Path(out), result | environment())
     return result
+
+
+def _check_used(settings: EvaluationSettings, *, drafts: bool) -> None:
+    """Raise EvaluationError for a setting that changes nothing: the user meant something to be measured."""
+    default = EvaluationSettings()
+    for flag, used, names in (
+        ("--perplexity", bool(settings.perplexity), ("window", "stride", "max_windows")),
+        ("--tasks", bool(settings.tasks), ("tasks_path", "limit", "num_fewshot", "batch_size")),
+        ("--as-draft-for", drafts, ("draft_prompts", "draft_tokens")),
+    ):
+        idle = [name for name in names if not used and getattr(settings, name) != getattr(default, name)]
+        if idle:
+            raise EvaluationError(
+                f"--{idle[0].replace('_', '-')} changes nothing without {flag}.", f"Add {flag}, or leave it out."
+            )
 
 
 def _check_same_words(tokenizer: Any, others: Sequence[Session]) -> None:

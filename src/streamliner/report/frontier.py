@@ -29,13 +29,21 @@ def frontier_section(
     for value in evaluations:
         section.figures += _evaluated(value)
     section.figures += [_speed(value, kind) for value in benchmarks if value["compared"] for kind in KINDS]
-    sized = next((each for each in (*evaluations, *benchmarks) if each["compared"]), None)
-    if sized:
-        parameters = _by_method(sized["models"], lambda place, model: (model["parameters"] / 1e6, 0))
-        section.figures.append(
-            _figure(parameters, "million parameters", "Parameters; what blocks do not hold stays: embeddings and head.")
-        )
+    for models in _by_dense([value for value in (*evaluations, *benchmarks) if value["compared"]]):
+        parameters = _by_method(models, lambda _, model: (model["parameters"] / 1e6, 0))
+        caption = f"Parameters of {models[0]['model']}; what blocks do not hold stays: embeddings and head."
+        section.figures.append(_figure(parameters, "million parameters", caption))
     return section
+
+
+def _by_dense(values: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The models of all results, each once: for each dense one a list, where it comes first."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for value in values:
+        models = found.setdefault(value["models"][0]["model"], {})
+        for model in value["models"]:
+            models.setdefault(model["model"], model)
+    return [list(models.values()) for models in found.values()]
 
 
 def _calibration(searches: Sequence[Run]) -> Figure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from streamliner.benchmark.run import KINDS
-from streamliner.format import number, short_names
+from streamliner.format import counted, number, short_names
 from streamliner.report.section import Section, Table
 
 
@@ -16,7 +16,7 @@ def speed_section(value: dict[str, Any]) -> Section:
     section.text.append(
         f"{value['dtype']} on {value['device']}: a prompt of {settings['prompt_tokens']} tokens; "
         f"{settings['batch_size']} x {settings['context_tokens']} tokens, {settings['new_tokens']} generated for each. "
-        f"Medians of {settings['repeats']} rounds{', then stopped' if value['stopped'] else ''}; "
+        f"Medians of {counted(settings['repeats'], 'round')}{', then stopped' if value['stopped'] else ''}; "
         "slowest and fastest in brackets."
     )
     memory = [
