@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
@@ -53,7 +54,7 @@ def page(folder):
     from streamliner.report import write_report
 
     sources = [folder / name for name in ("out.run", "sleb", "evaluation.json", "benchmark.json")]
-    html, markdown = write_report([str(source) for source in sources], folder / "report.html")
+    html, markdown, _ = write_report([str(source) for source in sources], folder / "report.html")
     return html, markdown
 
 
@@ -98,6 +99,9 @@ def test_the_page_holds_everything_and_asks_for_nothing(page):
 
 def test_numbers_are_those_of_the_files(page, folder):
     html, markdown = (path.read_text() for path in page)
+    pictures = sorted(path.name for path in (folder / "report.pictures").iterdir())
+    assert re.findall(r"\]\(report\.pictures/(.*)\)", markdown) == pictures
+    assert len(pictures) == 9
     frontier = json.loads((folder / "sleb" / "frontier.json").read_text())
     evaluation = json.loads((folder / "evaluation.json").read_text())
     for text in (html, markdown):
@@ -159,7 +163,7 @@ def test_a_training_that_goes_on_is_read(folder, tmp_path):
 
 def test_markdown_shows_text_as_text():
     section = Section("a [b](http://c)", text=["<img src=x> ![y](http://z)"])
-    text = as_markdown([section])
+    text = as_markdown([section], "pictures")
     assert r"a \[b\](http://c)" in text
     assert r"\<img src=x> \!\[y\](http://z)" in text
 
@@ -225,7 +229,7 @@ def test_a_search_that_is_not_finished_says_so(capsys, folder, tmp_path):
 
 def test_samples_keep_their_lines():
     section = Section("a", tables=[Table([["x", "y"], ["a", "def f():\n    return | 1"]])])
-    assert r"def f():<br>return \| 1" in as_markdown([section])
+    assert r"def f():<br>return \| 1" in as_markdown([section], "pictures")
     assert '<td class="long">def f():\n    return | 1</td>' in as_html([section])
 
 
@@ -271,6 +275,20 @@ def test_a_real_browser_shows_it_without_a_word(page, tmp_path, size):
     assert shot.stat().st_size > 10_000
 
 
+def test_a_picture_stands_alone():
+    """Well-formed, with its colours and legend, so that it can be shown anywhere."""
+    names = [f"a < series with a long name, number {i}" for i in range(4)]
+    figure = plot([Series(name, [(0, 1.0), (1, 2.0)]) for name in names], "x", "y", "what it shows", "caption")
+    root = ElementTree.fromstring(figure.file)
+    svg = "{http://www.w3.org/2000/svg}"
+    assert [text.text for text in root.iter(f"{svg}text") if text.get("class") == "name"] == names
+    low = [float(text.get("y", 0)) for text in root.iter(f"{svg}text")]
+    assert max(low) < float(root.get("height"))
+    assert root.get("aria-label") == "what it shows"
+    (style,) = root.iter(f"{svg}style")
+    assert set(re.findall(r"var\((--\w+)\)", style.text)) <= set(re.findall(r"(--\w+):", style.text))
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_request_would_be_seen(page, tmp_path):
     asking = tmp_path / "asking.html"
@@ -286,6 +304,14 @@ def test_on_the_command_line(capsys, folder, tmp_path):
     assert "There is no run in" in run(capsys, "report", tmp_path, "-o", tmp_path / "y.html", status=2)[1]
     assert "not the name of an HTML file" in run(capsys, "report", folder / "sleb", "-o", tmp_path / "y", status=2)[1]
     assert not (tmp_path / "y.html").exists()
+    for written in (tmp_path / "x.html", tmp_path / "x.md"):
+        written.unlink()
+    assert "x.pictures exists" in run(capsys, "report", folder / "sleb", "-o", tmp_path / "x.html", status=2)[1]
+    (tmp_path / "x.pictures" / "99-old.svg").touch()
+    (tmp_path / "x.pictures" / "mine.svg").touch()
+    run(capsys, "report", folder / "sleb", "-o", tmp_path / "x.html", "--overwrite")
+    names = sorted(path.name for path in (tmp_path / "x.pictures").iterdir())
+    assert names == ["01-frontier.svg", "02-search-sleb.svg", "mine.svg"]
 
 
 def test_ticks_are_round_and_within():

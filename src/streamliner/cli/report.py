@@ -20,13 +20,16 @@ def report(
         ),
     ],
     output: Annotated[
-        str, typer.Option("--output", "-o", help="HTML file; the same as Markdown goes beside it.", metavar="FILE")
+        str,
+        typer.Option(
+            "--output", "-o", help="HTML file; the same as Markdown and its pictures go beside it.", metavar="FILE"
+        ),
     ] = "report.html",
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Show what came of runs on one page: searches, frontier, healing, evaluation, speed, and how to do it again."""
-    from streamliner.report import write_report
+    from streamliner.report import pictures_folder, write_report
     from streamliner.run import check_result_file
 
     path = Path(output).expanduser()
@@ -34,6 +37,8 @@ def report(
         raise OutputError(f"{output} is not the name of an HTML file.", "Write for instance -o report.html.")
     for file in (path, path.with_suffix(".md")):
         check_result_file(file, overwrite=overwrite)
+    if pictures_folder(path).exists() and not overwrite:
+        raise OutputError(f"The output {pictures_folder(path)} exists.", "Choose another name, or add --overwrite.")
     files = [str(file) for file in write_report(sources, path)]
     if json:
         print_json({"files": files})

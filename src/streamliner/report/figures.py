@@ -1,4 +1,4 @@
-"""Pictures as SVG: lines, and a map of a matrix. Colours come from the page, so that light, dark and print all work."""
+"""Pictures as SVG: lines, and a map of a matrix; in a page, whose colours they take, or as files of their own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,26 @@ from dataclasses import dataclass
 from html import escape
 from itertools import compress
 
+from streamliner.format import number
+
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 88, 16, 12, 44
 SERIES = 6
-"""Colours of series that the page has: classes s0 to s5."""
+"""Colours of series: classes s0 to s5."""
+LIGHT = (
+    "--text:#1b1b1f;--back:#fff;--soft:#667;--rule:#ccd;"
+    "--c0:#1f5fbf;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce;--c4:#a16207;--c5:#0e7490"
+)
+DARK = (
+    "--text:#e8e8ee;--back:#15161a;--soft:#9aa;--rule:#3a3c46;"
+    "--c0:#7fb0ff;--c1:#ff9a6b;--c2:#6fd08c;--c3:#cf9bff;--c4:#e5c04f;--c5:#5fd0e6"
+)
+PARTS = (
+    ".grid{stroke:var(--rule);stroke-width:.7}.tick,.label{fill:var(--soft);font-size:14px}"
+    ".line{fill:none;stroke-width:1.8}.dashed{stroke-dasharray:6 4}.error{stroke-width:1.2}"
+    ".cell{fill:var(--c0)}.mark{fill:var(--c1)}"
+) + "".join(f".s{i}{{stroke:var(--c{i})}}.dot.s{i}{{fill:var(--c{i});stroke:none}}" for i in range(SERIES))
+"""How the parts of pictures look."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +35,54 @@ class Figure:
     """A picture and what it shows in words.
 
     Attributes:
-        svg: the element.
+        parts: SVG elements; "" if there is nothing to draw.
+        size: width and height.
+        names: of the series.
         alt: for those who do not see it.
         caption: under it.
     """
 
-    svg: str
+    parts: str
+    size: tuple[int, int]
+    names: tuple[str, ...]
     alt: str
     caption: str
+
+    @property
+    def svg(self) -> str:
+        """The element in a page, with a legend behind it."""
+        if not self.parts:
+            return ""
+        items = (
+            f'<li><span class="key s{index % SERIES}"></span>{escape(name)}</li>'
+            for index, name in enumerate(self.names)
+        )
+        legend = f'<ul class="legend">{"".join(items)}</ul>' if len(self.names) > 1 else ""
+        size = f'viewBox="0 0 {self.size[0]} {self.size[1]}" style="max-width:{self.size[0]}px"'
+        return f'<svg {size} role="img" aria-label="{escape(self.alt, quote=True)}">{self.parts}</svg>{legend}'
+
+    @property
+    def file(self) -> str:
+        """The same as a file, with colours of its own for light and dark, and the legend within."""
+        width, height = self.size
+        legend, x = [], 0
+        for index, name in enumerate(self.names if len(self.names) > 1 else ()):
+            needed = 40 + 8 * len(name)  # at 14 pixels a letter is about 8 wide
+            if not x or x + needed > width:
+                x, height = 12, height + 22
+            legend.append(
+                f'<rect class="key s{index % SERIES}" x="{x}" y="{height - 17}" width="12" height="12" rx="2"/>'
+                f'<text class="name" x="{x + 18}" y="{height - 6}">{escape(name)}</text>'
+            )
+            x += needed
+        keys = "".join(f".key.s{i}{{fill:var(--c{i});stroke:none}}" for i in range(SERIES))
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+            f'role="img" aria-label="{escape(self.alt, quote=True)}"><style>:root{{{LIGHT}}}'
+            f"@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}text{{font-family:system-ui,sans-serif}}"
+            f".back{{fill:var(--back)}}.name{{fill:var(--text);font-size:14px}}{PARTS}{keys}</style>"
+            f'<rect class="back" width="100%" height="100%"/>{self.parts}{"".join(legend)}</svg>\n'
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +120,7 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, alt: str, caption
     ]
     ys = [y for points in shown for _, y in points] + [y for y in ends if math.isfinite(y) and (y > 0 or not log)]
     if not xs:
-        return Figure("", alt, caption)
+        return Figure("", (WIDTH, HEIGHT), (), alt, caption)
     low_x, high_x = min(xs), max(xs)
     to_y = math.log10 if log else float
     low, high = to_y(min(ys)), to_y(max(ys))
@@ -81,14 +137,14 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, alt: str, caption
     for tick in ticks:
         _, y = place(low_x, tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
     for tick in _ticks(low_x, high_x, whole=all(float(x).is_integer() for x in xs)):
         x, _ = place(tick, ys[0])
         parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(tick)}</text>'
+            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{number(tick)}</text>'
         )
-    for number, (each, points, errors) in enumerate(zip(series, shown, bars, strict=True)):
-        colour = f"s{number % SERIES}"
+    for index, (each, points, errors) in enumerate(zip(series, shown, bars, strict=True)):
+        colour = f"s{index % SERIES}"
         placed = [place(*point) for point in points]
         if each.line and len(placed) > 1:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
@@ -107,7 +163,7 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, alt: str, caption
         f'<text class="label" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
     )
     parts.append(f'<text class="label" transform="{aside}" text-anchor="middle">{escape(y_label)}</text>')
-    return Figure(_svg(WIDTH, HEIGHT, parts, alt) + _legend(series), alt, caption)
+    return Figure("".join(parts), (WIDTH, HEIGHT), tuple(each.name for each in series), alt, caption)
 
 
 def matrix(values: Sequence[Sequence[float]], marked: Sequence[int], alt: str, caption: str) -> Figure:
@@ -134,23 +190,8 @@ def matrix(values: Sequence[Sequence[float]], marked: Sequence[int], alt: str, c
         centre = index * cell + cell / 2
         parts.append(f'<text class="tick" x="22" y="{10 + centre:.1f}" text-anchor="end">{index}</text>')
         parts.append(f'<text class="tick" x="{30 + centre:.1f}" y="{size + 24}" text-anchor="middle">{index}</text>')
-    return Figure(_svg(size + 40, size + 32, parts, alt), alt, f"{caption} Faintest {low:.3f}, darkest {high:.3f}.")
-
-
-def _svg(width: float, height: float, parts: list[str], alt: str) -> str:
-    label = escape(alt, quote=True)
-    size = f'viewBox="0 0 {width} {height}" style="max-width:{width}px"'
-    return f'<svg {size} role="img" aria-label="{label}">{"".join(parts)}</svg>'
-
-
-def _legend(series: Sequence[Series]) -> str:
-    if len(series) < 2:
-        return ""
-    items = (
-        f'<li><span class="key s{number % SERIES}"></span>{escape(each.name)}</li>'
-        for number, each in enumerate(series)
-    )
-    return f'<ul class="legend">{"".join(items)}</ul>'
+    told = f"{caption} Faintest {low:.3f}, darkest {high:.3f}."
+    return Figure("".join(parts), (size + 40, size + 32), (), alt, told)
 
 
 def _ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
@@ -172,7 +213,3 @@ def _log_ticks(low: float, high: float) -> list[float]:
     if len(found) > 7:
         found = [10.0**power for power in powers if low <= power <= high]
     return found if len(found) >= 3 else _ticks(10**low, 10**high)
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}"

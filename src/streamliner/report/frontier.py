@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from streamliner.benchmark.run import KINDS
-from streamliner.format import exp, short_names
+from streamliner.format import exp, number, short_names
 from streamliner.report.figures import Figure, Series, plot
 from streamliner.report.files import Run
+from streamliner.report.search import search_name
 from streamliner.report.section import Section
 
 REMOVED = "blocks removed"
@@ -59,7 +59,7 @@ def _calibration(searches: Sequence[Run]) -> Figure:
         # Searches of one method for other numbers of blocks find the same sets on the way: the longest stands for all.
         key = f"{frontier['method']} {run.files.get('run', {}).get('identity', run.name)}"
         if key not in series or len(series[key].points) < len(points):
-            series[key] = Series(f"{frontier['method']} ({Path(run.name).name})", points, errors)
+            series[key] = Series(search_name(frontier["method"], run), points, errors)
     caption = "Perplexity on the calibration set. It chose the blocks, so judge models on other text."
     return _figure(list(series.values()), "perplexity", caption, log=True)
 
@@ -164,6 +164,8 @@ def _by_method(models: Sequence[dict[str, Any]], value: Callable[[int, dict[str,
 
 
 def _figure(series: list[Series], label: str, caption: str, *, log: bool = False) -> Figure:
-    told = "; ".join(f"{each.name}: " + ", ".join(f"{x:g} removed {y:.4g}" for x, y in each.points) for each in series)
+    told = "; ".join(
+        f"{each.name}: " + ", ".join(f"{x:g} removed {number(y)}" for x, y in each.points) for each in series
+    )
     bars = " Bars: one standard error." if any(any(each.errors) for each in series) else ""
     return plot(series, REMOVED, label, f"{caption} {told}.", caption + bars, log=log)

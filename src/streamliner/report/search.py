@@ -10,14 +10,20 @@ from streamliner.report.files import Run
 from streamliner.report.section import Section, Table
 
 
+def search_name(method: str, run: Run) -> str:
+    """A method and the folder of its run, if that is named otherwise."""
+    folder = Path(run.name).name
+    return method if folder == method else f"{method} ({folder})"
+
+
 def search_section(run: Run) -> Section:
     """The points, the candidates of each round, and the similarity where a method measured it."""
     if "frontier" not in run.files:
         text = "Not finished: the command below goes on from what was measured."
-        return Section(f"Search: {run.files['run']['search']['method']} ({Path(run.name).name})", text=[text])
+        return Section(f"Search: {search_name(run.files['run']['search']['method'], run)}", text=[text])
     frontier, plan = run.files["frontier"], run.files.get("plan")
     removed = plan["removed"] if plan else []
-    section = Section(f"Search: {frontier['method']} ({Path(run.name).name})")
+    section = Section(f"Search: {search_name(frontier['method'], run)}")
     if plan:
         section.text.append(
             f"Of {plan['num_blocks']} blocks of {plan['model']['name']} the plan removes {len(removed)}: "

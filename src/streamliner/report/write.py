@@ -1,4 +1,4 @@
-"""Sections -> one HTML file that asks nothing of anybody, and Markdown beside it."""
+"""Sections -> one HTML file that asks nothing of anybody; beside it the same as Markdown, and its pictures."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from streamliner._version import __version__
+from streamliner.report.figures import DARK, LIGHT, PARTS, SERIES, Figure
 from streamliner.report.files import read_runs
 from streamliner.report.section import Section, Table
 from streamliner.report.sections import make_sections
 
-STYLE = """
-:root{color-scheme:light dark;--text:#1b1b1f;--back:#fff;--soft:#667;--rule:#ccd;--c0:#1f5fbf;--c1:#c2410c;--c2:#15803d;
---c3:#7e22ce;--c4:#a16207;--c5:#0e7490}
-@media(prefers-color-scheme:dark){:root{--text:#e8e8ee;--back:#15161a;--soft:#9aa;--rule:#3a3c46;--c0:#7fb0ff;--c1:#ff9a6b;
---c2:#6fd08c;--c3:#cf9bff;--c4:#e5c04f;--c5:#5fd0e6}}
+STYLE = (
+    f"\n:root{{color-scheme:light dark;{LIGHT}}}\n@media(prefers-color-scheme:dark){{:root{{{DARK}}}}}\n{PARTS}"
+    + """
 body{margin:0 auto;max-width:72rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;color:var(--text);
 background:var(--back)}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.5rem;border-bottom:1px solid var(--rule)}
@@ -29,21 +29,17 @@ figure{margin:1rem 0}
 .figures{display:grid;gap:0 1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(24rem,100%),1fr))}
 svg{width:100%;height:auto;display:block}
 figcaption{color:var(--soft);font-size:.875rem}
-.grid{stroke:var(--rule);stroke-width:.7}.tick,.label{fill:var(--soft);font-size:14px}
 @media(max-width:40rem){.tick,.label{font-size:18px}}
-.line{fill:none;stroke-width:1.8}.dashed{stroke-dasharray:6 4}.error{stroke-width:1.2}
-.cell{fill:var(--c0)}.mark{fill:var(--c1)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.25rem 1rem;margin:.25rem 0;padding:0;font-size:.875rem}
 .key{display:inline-block;width:.8em;height:.8em;margin-right:.35em;border-radius:2px}
 @page{size:A4 landscape;margin:12mm}
-@media print{:root{--text:#000;--back:#fff;--soft:#444;--rule:#bbb;--c0:#1f5fbf;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce;
---c4:#a16207;--c5:#0e7490}body{max-width:none;padding:0}.wide{overflow:visible}table{font-size:.65rem}
+@media print{body{max-width:none;padding:0}.wide{overflow:visible}table{font-size:.65rem}
 th,td{padding:.2rem .4rem}td:not(.long){white-space:normal}td:first-child:not(.long){white-space:nowrap}
 figure,tr{break-inside:avoid}
 h2{break-after:avoid}}
-""" + "".join(
-    f".s{i}{{stroke:var(--c{i})}}.dot.s{i}{{fill:var(--c{i});stroke:none}}.key.s{i}{{background:var(--c{i})}}"
-    for i in range(6)
+"""
+    + f"@media print{{:root{{{LIGHT};--text:#000;--soft:#444;--rule:#bbb}}}}\n"
+    + "".join(f".key.s{i}{{background:var(--c{i})}}" for i in range(SERIES))
 )
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """What a browser lets the page do: show itself, and no request."""
@@ -52,26 +48,43 @@ LONG = 40
 
 
 def write_report(sources: Sequence[str], out: Path) -> list[Path]:
-    """Write `out`, an HTML file, and the same as Markdown beside it.
+    """Write `out`, an HTML file; beside it the same as Markdown, and the pictures that this shows.
 
     Args:
         sources: run folders, evaluation and benchmark files.
         out: such as report.html.
 
     Returns:
-        The files written.
+        The page, the Markdown and the folder of pictures.
 
     Raises:
         OutputError: a source holds nothing to report.
     """
     sections = make_sections(*read_runs(sources))
-    markdown = out.with_suffix(".md")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for path, text in ((out, as_html(sections)), (markdown, as_markdown(sections))):
+    markdown, folder = out.with_suffix(".md"), pictures_folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {folder / name: figure.file for figure, name in _pictures(sections).items()}
+    for old in set(folder.glob("[0-9][0-9]-*.svg")) - set(named):  # of a report with more pictures
+        old.unlink()
+    for path, text in (named | {markdown: as_markdown(sections, folder.name), out: as_html(sections)}).items():
         temporary = path.with_name(f".{path.name}")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    return [out, markdown]
+    return [out, markdown, folder]
+
+
+def pictures_folder(out: Path) -> Path:
+    """Where the pictures of the report `out` go."""
+    return out.with_suffix(".pictures")
+
+
+def _pictures(sections: Sequence[Section]) -> dict[Figure, str]:
+    """Names of files for the figures that have a picture."""
+    drawn = ((section, figure) for section in sections for figure in section.figures if figure.parts)
+    return {
+        figure: f"{number:02}-{re.sub(r'[^a-z0-9]+', '-', section.title.lower()).strip('-')[:40]}.svg"
+        for number, (section, figure) in enumerate(drawn, 1)
+    }
 
 
 def as_html(sections: Sequence[Section]) -> str:
@@ -87,14 +100,17 @@ def as_html(sections: Sequence[Section]) -> str:
     )
 
 
-def as_markdown(sections: Sequence[Section]) -> str:
-    """Text and tables; of pictures what they show, in words."""
-    parts = ["# streamliner report\n"]
+def as_markdown(sections: Sequence[Section], folder: str) -> str:
+    """Text and tables; pictures are files in `folder`, and what they show is also told in words."""
+    parts, pictures = ["# streamliner report\n"], _pictures(sections)
     for section in sections:
         parts.append(f"## {_markdown(section.title)}\n")
         parts += [f"{_markdown(text)}\n" for text in section.text]
         parts += [_markdown_table(table) for table in section.tables]
-        parts += [f"{_markdown(figure.alt)}\n" for figure in section.figures]
+        for figure in section.figures:
+            if figure in pictures:
+                parts.append(f"![{_markdown(figure.caption)}]({quote(f'{folder}/{pictures[figure]}')})\n")
+            parts.append(f"{_markdown(figure.alt)}\n")
     return "\n".join(parts)
 
 
