@@ -395,6 +395,55 @@ def test_a_flag_that_changes_nothing_is_refused(capsys, flag, needs):
     assert f"{flag} changes nothing without {needs}" in err
 
 
+def test_one_changed_weight_tells_models_apart(tiny):
+    before = weights_hash(tiny)
+    weight = tiny.model.layers[5].mlp.up_proj.weight.data
+    kept = weight[7, 11].item()
+    weight[7, 11] += 0.001
+    assert weights_hash(tiny) != before
+    weight[7, 11] = kept
+    assert weights_hash(tiny) == before
+
+
+def test_tasks_are_measured_once(capsys, tasks, tmp_path, monkeypatch):
+    """And anew when the tokenizer does other things with the same words."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["--tasks", "topics", "--tasks-path", tasks]
+    first = run(capsys, "evaluate", TINY, *arguments)
+    assert "is known" not in first[1]
+    second = run(capsys, "evaluate", TINY, *arguments)
+    assert "topics is known" in second[1]
+    assert first[0] == second[0]
+    other = shutil.copytree(TINY, tmp_path / "other")
+    file = other / "tokenizer.json"
+    value = json.loads(file.read_text())
+    value["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(value))
+    assert "topics is known" not in run(capsys, "evaluate", other, *arguments)[1]
+
+
+def test_models_behind_an_encoder_have_no_perplexity(capsys, tmp_path):
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    config = BartConfig(
+        vocab_size=1024,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=64,
+    )
+    BartForConditionalGeneration(config).save_pretrained(tmp_path / "bart")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY / name, tmp_path / "bart")
+    arguments = ["--perplexity", "python-docs:test", "--window", "32", "--max-windows", "1"]
+    assert "behind an encoder" in run(capsys, "evaluate", tmp_path / "bart", *arguments, status=2)[1]
+
+
 def test_weights_are_told_apart_by_saved_buffers_too():
     """Some families keep a scale of each layer in one; what is not saved follows from the config."""
     model = torch.nn.Linear(2, 2)

@@ -14,9 +14,11 @@ import pytest
 
 from conftest import TINY
 from streamliner.errors import OutputError
+from streamliner.report.evaluation import evaluation_section
 from streamliner.report.figures import Series, _log_ticks, _ticks, matrix, plot
 from streamliner.report.files import Run, read_runs
 from streamliner.report.frontier import _evaluated, _speed, frontier_section
+from streamliner.report.search import search_section
 from streamliner.report.section import Section, Table
 from streamliner.report.summary import summary_section
 from streamliner.report.write import as_html, as_markdown
@@ -225,6 +227,34 @@ def test_a_search_that_is_not_finished_says_so(capsys, folder, tmp_path):
     assert "Not finished" in (tmp_path / "x.md").read_text()
     _, err = run(capsys, "cut", TINY, "--plan", tmp_path / "begun", "-o", tmp_path / "cut", status=2)
     assert "is not finished" in err
+
+
+def test_what_is_not_finite_is_left_out(folder):
+    """An overflow in half precision is null in JSON: no picture breaks, and tables say so."""
+    (found,), _, _ = read_runs([str(folder / "sleb")])
+    files = json.loads(json.dumps(found.files))
+    candidates = files["frontier"]["points"][0]["candidates"]
+    block, *others = candidates
+    candidates[block] = None
+    files["frontier"]["points"][1]["candidates"] = dict.fromkeys(others)
+    files["similarity"] = {"cosine": [[None, 0.5], [0.5, 1.0]]}
+    scores, picture = search_section(Run("x", files, [])).figures
+    assert f"of {len(others)} candidates" in scores.alt
+    assert picture.parts.count('class="cell"') == 3
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    evaluation["drafts"][0]["greedy"] |= {"acceptance_rate": None, "standard_error": None}
+    assert "not finite" in as_markdown([evaluation_section(evaluation), summary_section([evaluation], [])], "p")
+
+
+def test_the_summary_does_not_mix(folder):
+    """What was measured on another machine, or against another dense model, stands in a column of its own."""
+    evaluation, benchmark = (json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation", "benchmark"))
+    elsewhere, of_another = json.loads(json.dumps(benchmark)), json.loads(json.dumps(evaluation))
+    elsewhere["hardware"]["processor"] = "another"
+    of_another["drafts"][0]["parent"] = "another"
+    (table,) = summary_section([evaluation, of_another], [benchmark, elsewhere]).tables
+    for label in ("prompt speed-up", "generation speed-up", "kept as a draft"):
+        assert len([head for head in table.rows[0] if head.startswith(label)]) == 2
 
 
 def test_samples_keep_their_lines():

@@ -43,6 +43,13 @@ def with_error(value: float | None, error: float | None) -> str:
     return f"{value:.4f}" + ("" if error is None or not math.isfinite(error) else f" ± {error:.4f}")
 
 
+def share_with_error(value: float | None, error: float | None) -> str:
+    """A share in percent with its standard error, where there is one."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value:.1%}" + ("" if error is None or not math.isfinite(error) else f" ± {error:.1%}")
+
+
 def short_names(names: Sequence[str]) -> list[str]:
     """The last parts of paths or hub ids, as many as tell different ones apart."""
     parts = [name.rstrip("/").split("/") for name in names]

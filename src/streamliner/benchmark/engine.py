@@ -52,8 +52,9 @@ class Engine(ABC):
         raise NotImplementedError
 
     def memory(self, ids: Tokens) -> dict[str, float | None]:
-        """`weight_bytes`, `cache_bytes_per_token`, and `peak_bytes` of a prompt; None for what it does not tell."""
-        return {"weight_bytes": None, "cache_bytes_per_token": None, "peak_bytes": None}
+        """Bytes of weights, of the cache, and the peak of a prompt; None for what it does not tell."""
+        names = ("weight_bytes", "cache_bytes_per_token", "cache_bytes_per_further_token", "peak_bytes")
+        return dict.fromkeys(names)
 
 
 def open_engines(

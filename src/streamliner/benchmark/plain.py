@@ -108,19 +108,28 @@ class Plain(Engine):
             peak = torch.cuda.max_memory_allocated(self.blocks.device) - before + weights
         return {
             "weight_bytes": weights,
-            "cache_bytes_per_token": self._cache_bytes([ids[0][:16]]),
+            **self._cache_bytes(ids[:1]),
             "peak_bytes": peak,
         }
 
     @torch.inference_mode()
-    def _cache_bytes(self, ids: Tokens) -> float | None:
-        """Keys and values per token of a text as short as `ids`; None if the model keeps none so."""
+    def _cache_bytes(self, ids: Tokens) -> dict[str, float | None]:
+        """Keys and values per token of a text as long as `ids`, and of a further one when sliding windows are full.
+
+        None if the model keeps none so.
+        """
         out = self.blocks.model(input_ids=self._tensor(ids), use_cache=True)
         layers = getattr(getattr(out, self.blocks.cache_name), "layers", None)
         if not layers:
-            return None
-        kept = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
-        return sum(tensor.nbytes for tensor in kept if isinstance(tensor, Tensor)) / len(ids[0])
+            return {"cache_bytes_per_token": None, "cache_bytes_per_further_token": None}
+        kept, growing = 0, 0.0
+        for layer in layers:
+            tensors = (getattr(layer, name, None) for name in ("keys", "values"))
+            for tensor in tensors:
+                if isinstance(tensor, Tensor) and tensor.ndim > 2:
+                    kept += tensor.nbytes
+                    growing += 0 if layer.is_sliding else tensor.nbytes / tensor.shape[-2]
+        return {"cache_bytes_per_token": kept / len(ids[0]), "cache_bytes_per_further_token": growing}
 
     def _tensor(self, ids: Tokens) -> Tensor:
         return torch.tensor(ids, device=self.blocks.device)

@@ -22,7 +22,7 @@ from streamliner.errors import InterruptedByUser
 from streamliner.run import environment, write_json
 from streamliner.session import Reporter, Session
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KINDS = ("prompt", "generation")
 
 

@@ -124,7 +124,8 @@ def print_benchmark(result: dict[str, Any]) -> None:
     rows.append(("parameters", [f"{model['parameters']:,}" for model in measured]))
     for label, key in (
         ("weights", "weight_bytes"),
-        ("cache per token", "cache_bytes_per_token"),
+        ("cache per token of the prompt", "cache_bytes_per_token"),
+        ("  behind full sliding windows", "cache_bytes_per_further_token"),
         ("peak memory, prompt", "peak_bytes"),
     ):
         if all(model[key] is not None for model in measured):

@@ -9,7 +9,7 @@ import typer
 from streamliner.cli import options
 from streamliner.cli.console import Terminal, console, print_json, print_models
 from streamliner.format import number as shown
-from streamliner.format import short_names, with_error
+from streamliner.format import share_with_error, short_names, with_error
 
 EVALUATE = "Evaluate"
 
@@ -173,8 +173,10 @@ def _print_drafts(drafts: list[dict[str, Any]]) -> None:
     for name, draft in zip(names, drafts, strict=True):
         for kind in ("greedy", "sampled"):
             found = draft[kind]
-            rates = (f"{found['tokens_per_verification'][number]:.2f}" for number in numbers)
-            table.add_row(escape(name), kind, f"{found['acceptance_rate']:.1%}", *rates)
+            rates = (shown(found["tokens_per_verification"][number]) for number in numbers)
+            table.add_row(
+                escape(name), kind, share_with_error(found["acceptance_rate"], found["standard_error"]), *rates
+            )
     console.print(table)
 
 

@@ -7,6 +7,7 @@ comes out is the parent's text, so only speed is at stake.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,12 +27,14 @@ class Acceptance:
 
     Attributes:
         rate: share of proposed tokens that are kept, given that those before were.
+        standard_error: of the rate, over texts; nan for one.
         tokens_per_verification: kept tokens and the parent's own, by the number of proposed tokens: the mean over all
             places, where real rounds begin behind the one before.
         positions: tokens of the parent's text that this was measured on.
     """
 
     rate: float
+    standard_error: float
     tokens_per_verification: dict[int, float]
     positions: int
 
@@ -39,6 +42,7 @@ class Acceptance:
         """As a JSON value."""
         return {
             "acceptance_rate": self.rate,
+            "standard_error": self.standard_error,
             "tokens_per_verification": {str(key): value for key, value in self.tokens_per_verification.items()},
             "positions": self.positions,
         }
@@ -116,6 +120,7 @@ def acceptance(
     counts = [count for count in PROPOSED if 2 * count <= new_tokens]  # half of the text are places to propose at
     return Acceptance(
         table.mean().item(),
+        table.mean(1).std().item() / len(table) ** 0.5 if len(table) > 1 else math.nan,
         {count: tokens_per_verification(table, count, max(counts)) for count in counts},
         table.numel(),
     )
@@ -141,6 +146,8 @@ def _kept(parent: Blocks, draft: Blocks, text: Tensor, prompt: int, sampled: boo
             blocks.logits(stream, text.cpu(), positions)[0].float().cpu()
             for blocks, stream in zip((parent, draft), streams, strict=True)
         )
+        words = min(p.shape[-1], q.shape[-1])  # models of a family pad one vocabulary to different widths
+        p, q = p[..., :words], q[..., :words]
         if sampled:
             found.append(torch.minimum(p.softmax(-1), q.softmax(-1)).sum(-1).clamp(max=1))
         else:

@@ -25,8 +25,9 @@ from streamliner.evaluate.tasks import Harness, Task, TaskResult
 from streamliner.measure import Loss
 from streamliner.run import environment, finite, write_json
 from streamliner.session import Reporter, Session, weights_hash
+from streamliner.stack import has_encoder
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SHORT = 32
 """Tokens of the prompts that drafts and samples begin with."""
 
@@ -91,6 +92,9 @@ def evaluate_models(
             "There is nothing to evaluate on.", "Add --perplexity wikitext2:test, or --tasks arc_easy."
         )
     _check_used(settings, drafts=parent is not None)
+    everyone = [*sessions, *([parent] if parent else [])]
+    if settings.perplexity or settings.samples or parent:
+        _check_decoders(everyone)
     harness = Harness(settings.tasks_path) if settings.tasks else None
     tasks = harness.find(settings.tasks, settings.limit, settings.num_fewshot) if harness else []
     tokenizer = models.load_tokenizer(sessions[0].source)
@@ -101,15 +105,15 @@ def evaluate_models(
     for text in texts:
         reporter.say(_describe(text))
     if parent is not None:
-        for session in (*sessions, parent):
+        for session in everyone:
             session.window_length(SHORT + settings.draft_tokens, "--draft-tokens: a text of")
     if texts or settings.samples or parent:
-        _check_same_words(tokenizer, [*sessions[1:], *([parent] if parent else [])])
+        _check_same_words(tokenizer, everyone[1:])
     described = [session.describe() for session in sessions]
     measured, drafts, written = [], [], []
     source = next(iter(settings.perplexity), "python-docs:test")
     prompts = [
-        text_windows(source, tokenizer, SHORT, limit=count).windows if count else torch.empty(0, SHORT)
+        _prompts(source, tokenizer, count, reporter) if count else torch.empty(0, SHORT)
         for count in (settings.samples, settings.draft_prompts if parent else 0)
     ]
     by_parent = _written_by(parent, prompts[1], settings.draft_tokens, reporter) if parent else {}
@@ -161,6 +165,24 @@ def _check_used(settings: EvaluationSettings, *, drafts: bool) -> None:
             raise EvaluationError(
                 f"--{idle[0].replace('_', '-')} changes nothing without {flag}.", f"Add {flag}, or leave it out."
             )
+
+
+def _check_decoders(sessions: Sequence[Session]) -> None:
+    """Raise EvaluationError for a model behind an encoder, which would read the very text that it is to predict."""
+    for session in sessions:
+        if has_encoder(session.structure.shell):
+            raise EvaluationError(
+                f"{session.source.name} writes behind an encoder; it has no perplexity of a text, and is no draft.",
+                "Evaluate it with --tasks.",
+            )
+
+
+def _prompts(source: str, tokenizer: Any, count: int, reporter: Reporter) -> torch.Tensor:
+    """Windows of `SHORT` tokens, (count, SHORT), evenly over a whole text, as neighbours are of one matter."""
+    windows = text_windows(source, tokenizer, SHORT).windows
+    if len(windows) < count:
+        reporter.say(f"{source} has {len(windows)} prompts of {SHORT} tokens, not {count}.")
+    return windows[torch.linspace(0, len(windows) - 1, min(count, len(windows))).long()]
 
 
 def _check_same_words(tokenizer: Any, others: Sequence[Session]) -> None:
@@ -227,11 +249,13 @@ def _measure(
         losses[source] = Loss(tuple(kept.value)), text.provenance
     results: dict[str, TaskResult] = {}
     tokenizer = models.load_tokenizer(session.source) if tasks else None
-    words = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest() if tokenizer else ""
+    words = _tokenizer_hash(tokenizer) if tokenizer else ""
+    generation = getattr(blocks.model, "generation_config", None)
+    writing = generation.to_dict() if generation else {}
+    writing.pop("transformers_version", None)
     for task in tasks:
-        kept = _Kept(
-            settings.cache, model, task.sha256, task.num_fewshot, settings.batch_size, words, version("lm_eval")
-        )
+        way = [task.num_fewshot, settings.batch_size, words, json.dumps(writing, sort_keys=True, default=str)]
+        kept = _Kept(settings.cache, model, task.sha256, *way, version("lm_eval"))
         if kept.value is None:
             assert harness is not None
             with reporter.progress(f"{name}: {task.name}") as progress:
@@ -271,6 +295,14 @@ class _Kept:
 def cache_folder() -> Path:
     """Where results are kept: `streamliner/evaluations` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamliner" / "evaluations"
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    """Of its words and of what it does around them."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    how = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    settings = {key: value for key, value in tokenizer.init_kwargs.items() if key != "name_or_path"}
+    return hashlib.sha256((how + json.dumps(settings, sort_keys=True, default=str)).encode()).hexdigest()
 
 
 def _config_hash(config: Any) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from streamliner.errors import EvaluationError, MissingExtraError
+from streamliner.errors import EvaluationError, MissingExtraError, StreamlinerError
 from streamliner.evaluate.stability import Answer, answers
 
 
@@ -50,7 +50,10 @@ class TaskResult:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
-        return {"metrics": self.metrics, "answers": [asdict(answer) for answer in self.answers]}
+        return {
+            "metrics": self.metrics,
+            "answers": [asdict(answer) | {"scores": list(answer.scores)} for answer in self.answers],
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> TaskResult:
@@ -95,6 +98,8 @@ class Harness:
                 )
             try:
                 found = self._manager.load([name])["tasks"]
+            except StreamlinerError:  # such as Ctrl-C
+                raise
             except Exception as error:  # datasets raises many types of its own for "no network" and "no such set"
                 raise EvaluationError(
                     f"The questions of {name} cannot be had: {str(error).splitlines()[0][:200]}",

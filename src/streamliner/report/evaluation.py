@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from streamliner.format import number, short_names, with_error
+from streamliner.format import number, share_with_error, short_names, with_error
 from streamliner.report.section import Section, Table
 
 
@@ -106,7 +106,7 @@ def _drafts(drafts: list[dict[str, Any]]) -> Table:
     for name, draft in zip(short_names([draft["model"] for draft in drafts]), drafts, strict=True):
         row = [name]
         for kind in ("greedy", "sampled"):
-            row.append(f"{draft[kind]['acceptance_rate']:.1%}")
-            row += [f"{draft[kind]['tokens_per_verification'][count]:.2f}" for count in counts]
+            row.append(share_with_error(draft[kind]["acceptance_rate"], draft[kind]["standard_error"]))
+            row += [number(draft[kind]["tokens_per_verification"][count]) for count in counts]
         rows.append(row)
     return Table(rows)

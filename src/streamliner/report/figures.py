@@ -166,16 +166,18 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, alt: str, caption
     return Figure("".join(parts), (WIDTH, HEIGHT), tuple(each.name for each in series), alt, caption)
 
 
-def matrix(values: Sequence[Sequence[float]], marked: Sequence[int], alt: str, caption: str) -> Figure:
+def matrix(values: Sequence[Sequence[float | None]], marked: Sequence[int], alt: str, caption: str) -> Figure:
     """A map of a square matrix, rows from the top; `marked` rows and columns have a stroke at the border."""
     count = len(values)
     cell = max(4, min(24, 480 // count))
     size = count * cell
-    flat = [value for row in values for value in row]
+    flat = [value for row in values for value in row if value is not None] or [0.0]  # null: not finite
     low, high = min(flat), max(flat)
     parts = []
     for i, row in enumerate(values):
         for j, value in enumerate(row):
+            if value is None:
+                continue
             share = (value - low) / ((high - low) or 1)
             parts.append(
                 f'<rect class="cell" x="{30 + j * cell}" y="{6 + i * cell}" width="{cell}" height="{cell}" '

@@ -36,7 +36,10 @@ def search_section(run: Run) -> Section:
         error = loss(point["standard_error"])
         rows.append([str(len(point["removed"])), blocks, loss(point["loss"]), error, perplexity_of(point["loss"])])
     section.tables.append(Table(rows))
-    candidates = [point["candidates"] or {} for point in frontier["points"]]
+    candidates = [
+        {block: value for block, value in (point["candidates"] or {}).items() if value is not None}  # null: not finite
+        for point in frontier["points"]
+    ]
     rounds = [
         Series(f"{number} removed", sorted((int(block), value) for block, value in each.items()), line=False)
         for number, each in enumerate(candidates, 1)

@@ -23,7 +23,8 @@ def speed_section(value: dict[str, Any]) -> Section:
         (label, key)
         for label, key in (
             ("weights, MB", "weight_bytes"),
-            ("cache per token, kB", "cache_bytes_per_token"),
+            ("cache per token of the prompt, kB", "cache_bytes_per_token"),
+            ("behind full sliding windows, kB", "cache_bytes_per_further_token"),
             ("peak of a prompt, MB", "peak_bytes"),
         )
         if all(model[key] is not None for model in value["models"])
@@ -45,7 +46,7 @@ def speed_section(value: dict[str, Any]) -> Section:
     rows = [
         [
             *("", "", "speed-up", "in a round", "time in blocks", "their removal allows"),
-            *("share of blocks", "share of parameters"),
+            *("ratio of blocks", "ratio of parameters"),
         ]
     ]
     for name, compared in zip(names[1:], value["compared"], strict=False):

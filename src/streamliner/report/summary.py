@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.benchmark.run import KINDS
-from streamliner.format import number, short_names
+from streamliner.format import number, share_with_error, short_names
 from streamliner.report.frontier import accuracy_of, counted_tasks, speed_detail, tasks_detail, text_detail
 from streamliner.report.section import Section, Table
 
@@ -32,6 +32,7 @@ def summary_section(evaluations: Sequence[dict[str, Any]], benchmarks: Sequence[
     for result in evaluations:
         counted = counted_tasks(result)
         stabilities = {compared["model"]: compared["mean_stability"] for compared in result["compared"]}
+        dense = result["models"][0] if result["models"] else {}
         for model in result["models"]:
             name, dtype = model["model"], model["dtype"]
             for text in model["perplexity"]:
@@ -43,9 +44,10 @@ def summary_section(evaluations: Sequence[dict[str, Any]], benchmarks: Sequence[
                 detail = f"{tasks_detail(model, counted)}, {dtype}"
                 enter("accuracy", detail, questions, name, f"{accuracy_of(model, counted)[0]:.1%}")
                 if stabilities.get(name) is not None:
-                    enter("stability", detail, questions, name, f"{stabilities[name]:.3f}")
+                    enter("stability", detail, (questions, dense["weights"]), name, f"{stabilities[name]:.3f}")
     for result in benchmarks:
-        how = (result["engine"], result["settings"], result["device"], result["dtype"])
+        how = [result[key] for key in ("engine", "settings", "device", "dtype")]
+        how += [result.get("hardware"), result["models"][0]["model"]]
         engine = f", {result['engine']}" if result["engine"] != "transformers" else ""
         for compared in result["compared"]:
             for kind in KINDS:
@@ -58,9 +60,16 @@ def summary_section(evaluations: Sequence[dict[str, Any]], benchmarks: Sequence[
                 )
     for result in evaluations:
         for draft in result["drafts"]:
-            prompts = (draft["source"], result["settings"]["draft_prompts"], result["settings"]["draft_tokens"])
-            detail = f"{prompts[1]} prompts, {prompts[2]} tokens"
-            enter("kept as a draft", detail, prompts, draft["model"], f"{draft['greedy']['acceptance_rate']:.0%}")
+            asked = result["settings"]
+            prompts = (draft["source"], asked["draft_prompts"], asked["draft_tokens"], draft["parent"])
+            detail = f"for {Path(draft['parent']).name}, {prompts[1]} prompts, {prompts[2]} tokens"
+            enter(
+                "kept as a draft",
+                detail,
+                prompts,
+                draft["model"],
+                share_with_error(draft["greedy"]["acceptance_rate"], None),
+            )
     rows = [["", "method", "blocks", "parameters, M", *_headings([labels[key] for key in columns])]]
     for short, (name, model) in zip(short_names(list(models)), models.items(), strict=True):
         cells = (found.get(name, "") for found in columns.values())
