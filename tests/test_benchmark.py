@@ -169,23 +169,11 @@ def test_cache_bytes_by_hand():
 
 
 def test_a_sliding_window_bounds_the_cache():
-    """Of 2 layers, one keeps 7 of 16 tokens, as transformers does with a window of 8; the other all, and grows."""
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    config = Gemma3TextConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        sliding_window=8,
-        layer_types=["sliding_attention", "full_attention"],
-    )
-    memory = Plain(Blocks(Gemma3ForCausalLM(config).eval())).memory([list(range(2, 18))])
-    of_a_token = 2 * 8 * 4  # keys and values, 8 wide, 4 bytes
-    assert memory["cache_bytes_per_token"] == (7 + 16) * of_a_token / 16
+    """Of 6 layers, one keeps all of 16 tokens and grows, 5 keep 7, as transformers does with a window of 8."""
+    model = make_model("gemma3", layer_types=["sliding_attention"] * 5 + ["full_attention"])
+    memory = Plain(Blocks(model)).memory([list(range(2, 18))])
+    of_a_token = 2 * 2 * 8 * 4  # keys and values of 2 heads, 8 wide, 4 bytes
+    assert memory["cache_bytes_per_token"] == (16 + 5 * 7) * of_a_token / 16
     assert memory["cache_bytes_per_further_token"] == of_a_token
 
 

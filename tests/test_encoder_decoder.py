@@ -97,3 +97,9 @@ def test_a_search_is_refused_and_says_what_to_do(capsys, tmp_path):
     assert "--blocks" in err
     out, _ = run(capsys, "cut", tmp_path / "m", "--blocks", "1,4", "-o", tmp_path / "o", "--json")
     assert json.loads(out)["verification"]["exact"]
+
+
+def test_there_is_no_perplexity_of_what_the_encoder_reads(capsys, tmp_path):
+    make("BartForConditionalGeneration").save_pretrained(tmp_path / "m")
+    arguments = ["--perplexity", "python-docs:test", "--window", "32"]
+    assert "behind an encoder" in run(capsys, "evaluate", tmp_path / "m", *arguments, status=2)[1]

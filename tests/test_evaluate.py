@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -16,7 +17,7 @@ from torch.nn import functional
 from conftest import TINY
 from streamliner import models
 from streamliner.blocks import Blocks
-from streamliner.errors import TextError
+from streamliner.errors import InterruptedByUser, TextError
 from streamliner.evaluate import Answer, Flips, flips, stability
 from streamliner.evaluate.perplexity import perplexity, text_windows
 from streamliner.evaluate.stability import accuracy_difference, answers, question_weights
@@ -423,25 +424,17 @@ def test_tasks_are_measured_once(capsys, tasks, tmp_path, monkeypatch):
     assert "topics is known" not in run(capsys, "evaluate", other, *arguments)[1]
 
 
-def test_models_behind_an_encoder_have_no_perplexity(capsys, tmp_path):
-    from transformers import BartConfig, BartForConditionalGeneration
+def test_ctrl_c_while_questions_load_is_no_missing_network(tasks, monkeypatch):
+    pytest.importorskip("lm_eval")
+    from streamliner.evaluate.tasks import Harness
 
-    config = BartConfig(
-        vocab_size=1024,
-        d_model=16,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        max_position_embeddings=64,
-    )
-    BartForConditionalGeneration(config).save_pretrained(tmp_path / "bart")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(TINY / name, tmp_path / "bart")
-    arguments = ["--perplexity", "python-docs:test", "--window", "32", "--max-windows", "1"]
-    assert "behind an encoder" in run(capsys, "evaluate", tmp_path / "bart", *arguments, status=2)[1]
+    def interrupted(names):
+        raise InterruptedByUser("Stopped.", "")
+
+    harness = Harness(str(tasks))
+    monkeypatch.setattr(harness._manager, "load", interrupted)
+    with pytest.raises(InterruptedByUser):
+        harness.find(["topics"], None, None)
 
 
 def test_weights_are_told_apart_by_saved_buffers_too():
@@ -469,6 +462,28 @@ def test_a_model_is_its_own_perfect_draft(tiny, calibration):
         assert found.rate == pytest.approx(1, abs=1e-5)
         assert found.tokens_per_verification[4] == pytest.approx(5, abs=1e-4)
         assert found.positions == 24
+
+
+def test_a_padded_vocabulary_is_the_same_vocabulary(tiny, calibration):
+    """Models of a family pad one vocabulary to different widths; words beyond the other's are no proposals."""
+    from streamliner.evaluate.draft import acceptance, write_texts
+
+    padded = copy.deepcopy(tiny)
+    padded.resize_token_embeddings(tiny.config.vocab_size + 64, mean_resizing=False)
+    texts = write_texts(Blocks(tiny), calibration.windows[:2, :16], 8, sampled=True)
+    found = acceptance(Blocks(tiny), Blocks(padded), texts, 8, sampled=True)
+    assert found.rate == pytest.approx(1, abs=1e-5)
+    assert found.standard_error == pytest.approx(0, abs=1e-5)
+
+
+def test_prompts_lie_evenly_over_the_text(tokenizer, text):
+    from streamliner.evaluate.run import SHORT, _prompts
+    from streamliner.session import Silent
+
+    windows = text_windows(str(text), tokenizer, SHORT).windows
+    found = _prompts(str(text), tokenizer, 3, Silent())
+    assert torch.equal(found, windows[[0, (len(windows) - 1) // 2, len(windows) - 1]])
+    assert len(_prompts(str(text), tokenizer, 10_000, Silent())) == len(windows)
 
 
 def test_a_parent_writes_its_own_words(tiny, calibration):

@@ -52,7 +52,7 @@ class Engine(ABC):
         raise NotImplementedError
 
     def memory(self, ids: Tokens) -> dict[str, float | None]:
-        """Bytes of weights, of the cache, and the peak of a prompt; None for what it does not tell."""
+        """Bytes of the weights; after a prompt `ids`, of the cache and at the peak; None for what it does not tell."""
         names = ("weight_bytes", "cache_bytes_per_token", "cache_bytes_per_further_token", "peak_bytes")
         return dict.fromkeys(names)
 

@@ -101,35 +101,34 @@ class Plain(Engine):
         model = self.blocks.model
         tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}
         weights, peak = sum(tensor.nbytes for tensor in tensors.values()), None
-        if self.blocks.device.type == "cuda":
+        on_gpu = self.blocks.device.type == "cuda"
+        if on_gpu:
             before = torch.cuda.memory_allocated(self.blocks.device)  # other models are there too
             torch.cuda.reset_peak_memory_stats(self.blocks.device)
-            self.prompt(ids)
+        out = self.prompt(ids)
+        if on_gpu:
             peak = torch.cuda.max_memory_allocated(self.blocks.device) - before + weights
         return {
             "weight_bytes": weights,
-            **self._cache_bytes(ids[:1]),
+            **self._cache_bytes(out, sum(map(len, ids))),
             "peak_bytes": peak,
         }
 
-    @torch.inference_mode()
-    def _cache_bytes(self, ids: Tokens) -> dict[str, float | None]:
-        """Keys and values per token of a text as long as `ids`, and of a further one when sliding windows are full.
+    def _cache_bytes(self, out: object, tokens: int) -> dict[str, float | None]:
+        """Keys and values per token of what went in, and of a further one when sliding windows are full.
 
         None if the model keeps none so.
         """
-        out = self.blocks.model(input_ids=self._tensor(ids), use_cache=True)
         layers = getattr(getattr(out, self.blocks.cache_name), "layers", None)
         if not layers:
             return {"cache_bytes_per_token": None, "cache_bytes_per_further_token": None}
         kept, growing = 0, 0.0
         for layer in layers:
-            tensors = (getattr(layer, name, None) for name in ("keys", "values"))
-            for tensor in tensors:
+            for tensor in (getattr(layer, name, None) for name in ("keys", "values")):
                 if isinstance(tensor, Tensor) and tensor.ndim > 2:
                     kept += tensor.nbytes
                     growing += 0 if layer.is_sliding else tensor.nbytes / tensor.shape[-2]
-        return {"cache_bytes_per_token": kept / len(ids[0]), "cache_bytes_per_further_token": growing}
+        return {"cache_bytes_per_token": kept / tokens, "cache_bytes_per_further_token": growing}
 
     def _tensor(self, ids: Tokens) -> Tensor:
         return torch.tensor(ids, device=self.blocks.device)

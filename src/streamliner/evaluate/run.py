@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,15 +12,15 @@ from typing import Any
 import torch
 
 from streamliner import models
-from streamliner._version import __version__
 from streamliner.errors import EvaluationError
+from streamliner.evaluate.cache import Kept, config_hash, tokenizer_hash
 from streamliner.evaluate.draft import acceptance, write_texts
 from streamliner.evaluate.perplexity import TextWindows, perplexity, text_windows
 from streamliner.evaluate.samples import continuations
 from streamliner.evaluate.stability import accuracy_difference, flips, stability
 from streamliner.evaluate.tasks import Harness, Task, TaskResult
 from streamliner.measure import Loss
-from streamliner.run import environment, finite, write_json
+from streamliner.run import environment, write_json
 from streamliner.session import Reporter, Session, weights_hash
 from streamliner.stack import has_encoder
 
@@ -236,11 +233,11 @@ def _measure(
 ) -> _Measured:
     blocks = session.load(reporter)
     name, weights, dtype = session.source.name, weights_hash(blocks.model), str(blocks.dtype).removeprefix("torch.")
-    model = [weights, dtype, _config_hash(blocks.model.config), *(version(name) for name in ("torch", "transformers"))]
+    model: list[Any] = [weights, dtype, config_hash(blocks.model.config)]
     losses: dict[str, tuple[Loss, dict[str, Any]]] = {}
     for text in texts:
         source = text.provenance["source"]
-        kept = _Kept(settings.cache, model, text.provenance["sha256"], text.first)
+        kept = Kept(settings.cache, model, text.provenance["sha256"], text.first)
         if kept.value is None:
             with reporter.progress(f"{name}: perplexity on {source}") as progress:
                 kept.keep(list(perplexity(blocks, text, progress).per_window))
@@ -249,13 +246,11 @@ def _measure(
         losses[source] = Loss(tuple(kept.value)), text.provenance
     results: dict[str, TaskResult] = {}
     tokenizer = models.load_tokenizer(session.source) if tasks else None
-    words = _tokenizer_hash(tokenizer) if tokenizer else ""
-    generation = getattr(blocks.model, "generation_config", None)
-    writing = generation.to_dict() if generation else {}
-    writing.pop("transformers_version", None)
+    if tokenizer:  # perplexities depend on token ids alone
+        writing = config_hash(getattr(blocks.model, "generation_config", None))
+        model += [settings.batch_size, tokenizer_hash(tokenizer), writing, version("lm_eval")]
     for task in tasks:
-        way = [task.num_fewshot, settings.batch_size, words, json.dumps(writing, sort_keys=True, default=str)]
-        kept = _Kept(settings.cache, model, task.sha256, *way, version("lm_eval"))
+        kept = Kept(settings.cache, model, task.sha256, task.num_fewshot)
         if kept.value is None:
             assert harness is not None
             with reporter.progress(f"{name}: {task.name}") as progress:
@@ -264,53 +259,6 @@ def _measure(
             reporter.say(f"{name}: {task.name} is known.")
         results[task.name] = TaskResult.from_json(kept.value)
     return _Measured(weights, dtype, losses, results)
-
-
-class _Kept:
-    """A result in the cache, named by a hash of all that it depends on.
-
-    Attributes:
-        value: what was kept, None if nothing was.
-    """
-
-    def __init__(self, use: bool, *depends_on: Any) -> None:
-        key = hashlib.sha256(json.dumps([__version__, *depends_on]).encode()).hexdigest()
-        self._path = cache_folder() / f"{key}.json"
-        self.value: Any = None
-        if use and self._path.exists():
-            try:
-                self.value = json.loads(self._path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError:
-                self._path.unlink()
-
-    def keep(self, value: Any) -> None:
-        """Put it there, unless it holds numbers that JSON has no word for."""
-        self.value = value
-        if finite(value) != value:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._path, value)
-
-
-def cache_folder() -> Path:
-    """Where results are kept: `streamliner/evaluations` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamliner" / "evaluations"
-
-
-def _tokenizer_hash(tokenizer: Any) -> str:
-    """Of its words and of what it does around them."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    how = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    settings = {key: value for key, value in tokenizer.init_kwargs.items() if key != "name_or_path"}
-    return hashlib.sha256((how + json.dumps(settings, sort_keys=True, default=str)).encode()).hexdigest()
-
-
-def _config_hash(config: Any) -> str:
-    """Of all that the weights do not tell: scales, limits, patterns of attention."""
-    value = {
-        key: item for key, item in config.to_dict().items() if key not in ("_name_or_path", "transformers_version")
-    }
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _describe(text: TextWindows) -> str:

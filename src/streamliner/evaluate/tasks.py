@@ -50,10 +50,7 @@ class TaskResult:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
-        return {
-            "metrics": self.metrics,
-            "answers": [asdict(answer) | {"scores": list(answer.scores)} for answer in self.answers],
-        }
+        return {"metrics": self.metrics, "answers": [asdict(answer) for answer in self.answers]}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> TaskResult:
