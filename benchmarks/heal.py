@@ -20,15 +20,17 @@ from typing import Any
 
 import torch
 
-from streamliner import models
-from streamliner.blocks import Blocks
-from streamliner.calibration import bos_tokens, make_calibration_set
 from streamliner.cli.console import Terminal
-from streamliner.heal import HealSettings, Mixture, count_steps, make_accelerator, make_objective, train
-from streamliner.measure import Loss
-from streamliner.measure.loss import next_token_losses
-from streamliner.run import environment
-from streamliner.session import silenced_transformers
+from streamliner.heal.objective import make_objective
+from streamliner.heal.settings import HealSettings
+from streamliner.heal.trainer import count_steps, make_accelerator, train
+from streamliner.measure.loss import Loss, next_token_losses
+from streamliner.model.blocks import Blocks
+from streamliner.model.load import load_model, load_tokenizer, silenced_transformers
+from streamliner.model.source import locate
+from streamliner.runs.folder import environment
+from streamliner.text.stream import Mixture
+from streamliner.text.windows import bos_tokens, make_calibration_set
 
 RECIPES: dict[str, dict[str, Any]] = {
     "block-mse": {"loss": {"mse": 1.0}},
@@ -63,10 +65,10 @@ def main() -> None:
     arguments = parser.parse_args()
     reporter = Terminal(quiet=False)
     removed = tuple(int(part) for part in arguments.removed.split(","))
-    source = models.locate(arguments.model)
+    source = locate(arguments.model)
     with silenced_transformers():
-        tokenizer = models.load_tokenizer(source)
-        blocks = Blocks(models.load_model(source, dtype=arguments.dtype))
+        tokenizer = load_tokenizer(source)
+        blocks = Blocks(load_model(source, dtype=arguments.dtype))
     count, length = arguments.evaluation_windows
     held_out = make_calibration_set(arguments.evaluation, tokenizer, num_samples=count, sequence_length=length)
     print(f"evaluation: {held_out}")
@@ -92,7 +94,7 @@ def main() -> None:
             validation_windows=16,
         )
         with silenced_transformers():
-            blocks = Blocks(models.load_model(source, dtype=arguments.dtype))
+            blocks = Blocks(load_model(source, dtype=arguments.dtype))
         objective = make_objective(blocks, removed, settings, bos=bool(bos_tokens(tokenizer)))
         mixture = Mixture(
             data, tokenizer, sequence_length=arguments.sequence_length, validation_windows=16, seed=settings.seed

@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 
 from streamliner.cli.console import human_bytes
-from streamliner.models import load_config, locate
-from streamliner.run import environment
+from streamliner.model.load import load_config
+from streamliner.model.source import locate
+from streamliner.runs.folder import environment
 
 FIXTURE = Path(__file__).parent.parent / "tests" / "fixtures" / "tiny-llama"
 CHILD = """

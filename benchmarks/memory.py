@@ -18,9 +18,13 @@ import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from streamliner import Blocks, Probe, load_model, locate
-from streamliner.calibration import CalibrationSet
-from streamliner.search import make_method, search
+from streamliner.measure.probe import Probe
+from streamliner.model.blocks import Blocks
+from streamliner.model.load import load_model
+from streamliner.model.source import locate
+from streamliner.search.find import search
+from streamliner.search.registry import make_method
+from streamliner.text.windows import CalibrationSet
 
 
 def child(asked: argparse.Namespace) -> None:

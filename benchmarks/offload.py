@@ -68,10 +68,12 @@ def child(asked: argparse.Namespace) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (asked.bytes, asked.bytes))
     import torch
 
-    from streamliner import Probe
-    from streamliner.calibration import CalibrationSet
-    from streamliner.search import make_method, search
-    from streamliner.session import ModelSettings, Silent, open_session
+    from streamliner.measure.probe import Probe
+    from streamliner.model.session import ModelSettings, open_session
+    from streamliner.runs.reporter import Silent
+    from streamliner.search.find import search
+    from streamliner.search.registry import make_method
+    from streamliner.text.windows import CalibrationSet
 
     blocks = open_session(ModelSettings(asked.child, device="cpu", offload="disk")).load(Silent())
     windows = torch.randint(1024, (asked.windows, asked.tokens), generator=torch.Generator().manual_seed(0))

@@ -13,14 +13,16 @@ import argparse
 import dataclasses
 import json
 
-from streamliner import models
-from streamliner.blocks import Blocks
-from streamliner.calibration import make_calibration_set
 from streamliner.cli.console import Terminal
-from streamliner.measure import Loss, Probe
-from streamliner.run import environment
-from streamliner.search import make_method, search
-from streamliner.session import silenced_transformers
+from streamliner.measure.loss import Loss
+from streamliner.measure.probe import Probe
+from streamliner.model.blocks import Blocks
+from streamliner.model.load import load_model, load_tokenizer, silenced_transformers
+from streamliner.model.source import locate
+from streamliner.runs.folder import environment
+from streamliner.search.find import search
+from streamliner.search.registry import make_method
+from streamliner.text.windows import make_calibration_set
 
 
 def main() -> None:
@@ -37,9 +39,9 @@ def main() -> None:
     reporter = Terminal(quiet=False)
 
     with silenced_transformers():
-        source = models.locate(arguments.model)
-        tokenizer = models.load_tokenizer(source)
-        blocks = Blocks(models.load_model(source, dtype=arguments.dtype))
+        source = locate(arguments.model)
+        tokenizer = load_tokenizer(source)
+        blocks = Blocks(load_model(source, dtype=arguments.dtype))
     sets = [
         make_calibration_set(text, tokenizer, num_samples=count, sequence_length=tokens)
         for text, (count, tokens) in (

@@ -23,10 +23,14 @@ import time
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from streamliner import Blocks, Probe, load_model, load_tokenizer, locate, make_calibration_set
-from streamliner.calibration import CalibrationSet
 from streamliner.measure.loss import next_token_losses
-from streamliner.search import make_method, search
+from streamliner.measure.probe import Probe
+from streamliner.model.blocks import Blocks
+from streamliner.model.load import load_model, load_tokenizer
+from streamliner.model.source import locate
+from streamliner.search.find import search
+from streamliner.search.registry import make_method
+from streamliner.text.windows import CalibrationSet, make_calibration_set
 
 
 def graded_model(

@@ -19,15 +19,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from streamliner import models, pipeline
-from streamliner.blocks import Blocks
-from streamliner.calibration import make_calibration_set
 from streamliner.cli.console import Terminal, human_bytes
-from streamliner.heal import HealSettings
-from streamliner.measure import Probe
-from streamliner.pipeline import SearchSettings
-from streamliner.placement import faster_precision
-from streamliner.session import ModelSettings, open_session, silenced_transformers
+from streamliner.heal.settings import HealSettings
+from streamliner.measure.probe import Probe
+from streamliner.model.blocks import Blocks
+from streamliner.model.devices import faster_precision
+from streamliner.model.load import load_model, load_tokenizer, silenced_transformers
+from streamliner.model.session import ModelSettings, open_session
+from streamliner.model.source import locate
+from streamliner.text.windows import make_calibration_set
+from streamliner.verbs.cut import save_as_folder
+from streamliner.verbs.heal import heal_model
+from streamliner.verbs.prune import prune_model
+from streamliner.verbs.search import SearchSettings
 
 PROMPT = "The Python programming language is"
 NAME = "gemma-3-270m"
@@ -47,9 +51,7 @@ def main() -> None:
             remove=arguments.remove, calibration="python-docs", num_samples=4, sequence_length=128
         )
         out = arguments.folder / f"{NAME}-cut"
-        found, result = pipeline.prune_model(
-            session, settings, out, arguments.folder / "run", overwrite=True, reporter=reporter
-        )
+        found, result = prune_model(session, settings, out, arguments.folder / "run", overwrite=True, reporter=reporter)
         healed = arguments.folder / f"{NAME}-healed"
         faster = faster_precision(torch.float32, torch.device("cpu"))
         healing = HealSettings(
@@ -64,9 +66,7 @@ def main() -> None:
             validation_windows=8,
         )
         session = open_session(ModelSettings(str(dense_folder)))
-        pipeline.heal_model(
-            session, out, healing, healed, arguments.folder / "healing", overwrite=True, reporter=reporter
-        )
+        heal_model(session, out, healing, healed, arguments.folder / "healing", overwrite=True, reporter=reporter)
         reporter.say("Measuring the models on python-docs:test, which neither search nor training saw ...")
         measured = measure({"dense": dense_folder, "cut": out, "healed": healed})
     print_results(found, result, measured)
@@ -81,14 +81,14 @@ def get_model(folder: Path, reporter: Any) -> Path:
 
         gguf = assemble(folder / f"{NAME}.gguf")
         reporter.say(f"Converting {gguf} to {dense}: about a minute, once ...")
-        pipeline.save_as_folder(open_session(ModelSettings(str(gguf))), dense, reporter=reporter)
+        save_as_folder(open_session(ModelSettings(str(gguf))), dense, reporter=reporter)
     return dense
 
 
 def measure(folders: dict[str, Path]) -> dict[str, dict[str, Any]]:
     """Held-out perplexity, tokens per second (the models in turn, medians of three) and a sentence of each model."""
-    loaded = {name: models.load_model(models.locate(str(folder))) for name, folder in folders.items()}
-    tokenizer = models.load_tokenizer(models.locate(str(folders["dense"])))
+    loaded = {name: load_model(locate(str(folder))) for name, folder in folders.items()}
+    tokenizer = load_tokenizer(locate(str(folders["dense"])))
     text = make_calibration_set("python-docs:test", tokenizer, num_samples=8, sequence_length=256)
     results: dict[str, dict[str, Any]] = {}
     for name, model in loaded.items():

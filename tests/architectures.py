@@ -26,19 +26,23 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 import torch
 import transformers
 
 import zoo
-from streamliner.blocks import Blocks
-from streamliner.calibration import CalibrationSet
-from streamliner.cut import Structure, cut_checkpoint, cut_model, expect, verify
+from streamliner.cut.checkpoint import cut_checkpoint
+from streamliner.cut.memory import cut_model
+from streamliner.cut.structure import Structure
+from streamliner.cut.verify import expect, verify
 from streamliner.errors import StreamlinerError, UnsupportedModelError
-from streamliner.inspection import block_kinds
-from streamliner.measure import Probe
-from streamliner.search import make_method, search
+from streamliner.measure.probe import Probe
+from streamliner.model.blocks import Blocks
+from streamliner.model.shell import block_kinds
+from streamliner.search.find import search
+from streamliner.search.registry import make_method
+from streamliner.text.windows import CalibrationSet
 
 MARKER = "<!-- below: written by tests/architectures.py -->"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "architectures.md"

@@ -2,26 +2,26 @@ from __future__ import annotations
 
 import os
 
+from places import TINY
+from streamliner.model.load import load_model, load_tokenizer
+from streamliner.model.source import locate
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from pathlib import Path
 
 import pytest
 import torch
 
-from streamliner import models
-from streamliner.blocks import Blocks
-from streamliner.calibration import make_calibration_set
+from streamliner.model.blocks import Blocks
+from streamliner.text.windows import make_calibration_set
 
 torch.set_num_threads(1)
-
-TINY = Path(__file__).parent / "fixtures" / "tiny-llama"
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _quiet_transformers():
-    from streamliner.session import silenced_transformers
+    from streamliner.model.load import silenced_transformers
 
     with silenced_transformers():
         yield
@@ -29,13 +29,13 @@ def _quiet_transformers():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return models.load_tokenizer(models.locate(str(TINY)))
+    return load_tokenizer(locate(str(TINY)))
 
 
 @pytest.fixture
 def tiny():
     """The trained fixture in float32; a fresh one for each test."""
-    return models.load_model(models.locate(str(TINY)), dtype="float32")
+    return load_model(locate(str(TINY)), dtype="float32")
 
 
 @pytest.fixture

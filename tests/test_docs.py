@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from conftest import TINY
+from command import run
+from places import TINY
 from streamliner.cli import app, options
-from streamliner.cut.fields import FIELDS
-from streamliner.pipeline import SearchSettings
-from streamliner.search import method_names
-from test_cli import run
+from streamliner.cut.rules import FIELDS
+from streamliner.search.registry import method_names
+from streamliner.verbs.search import SearchSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -129,7 +129,7 @@ def test_links_and_targets_exist():
 
 def test_the_report_of_gemma_is_what_its_files_say(tmp_path):
     """Of real measurements; the pages are made from the files beside them, whose numbers nobody types."""
-    from streamliner.report import write_report
+    from streamliner.report.render import write_report
 
     folder = ROOT / "docs" / "gemma-3-270m"
     sources = [str(folder / name) for name in ("sleb", "streamline", "evaluation.json", "benchmark.json")]

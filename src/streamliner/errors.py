@@ -73,3 +73,9 @@ class MissingExtraError(UserError):
 
 class VerificationError(StreamlinerError):
     """What was written or measured is not what the definition of removal says. Nothing was kept."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library raised, or the name of its type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

@@ -6,18 +6,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar
-
-from streamliner.errors import EvaluationError
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from streamliner.benchmark.settings import BenchmarkSettings
-    from streamliner.session import Reporter, Session
+    pass
+
 
 Tokens = Sequence[Sequence[int]]
 """Token ids of several texts of the same length."""
-
-ENGINES = ("transformers", "vllm", "llama.cpp")
 
 
 class Engine(ABC):
@@ -55,39 +51,3 @@ class Engine(ABC):
         """Bytes of the weights; after a prompt `ids`, of the cache and at the peak; None for what it does not tell."""
         names = ("weight_bytes", "cache_bytes_per_token", "cache_bytes_per_further_token", "peak_bytes")
         return dict.fromkeys(names)
-
-
-def open_engines(
-    name: str, sessions: Sequence[Session], given: dict[str, int | None], reporter: Reporter
-) -> tuple[list[Engine], BenchmarkSettings]:
-    """Complete the settings for the device and the models, then load all models at once.
-
-    Raises:
-        EvaluationError: no such engine, it is not installed, or it cannot run these models.
-        TextError: a model has fewer positions than were asked for.
-    """
-    if name not in ENGINES:
-        raise EvaluationError(f"There is no engine {name}.", f"Use one of: {', '.join(ENGINES)}.")
-    from streamliner.benchmark import llama_cpp, plain, vllm
-    from streamliner.benchmark.settings import BenchmarkSettings
-
-    module: Any = {"transformers": plain, "vllm": vllm, "llama.cpp": llama_cpp}[name]
-    device = module.find_device(sessions)
-    # Engines that give no answer without a new token need room for it.
-    room = 0 if module is plain else 1
-    limit = min(session.window_length(None) for session in sessions)
-    settings = BenchmarkSettings.usual(device, limit - room, **given)
-    for session in sessions:
-        session.window_length(settings.prompt_tokens + room, "--prompt-tokens")
-        session.window_length(settings.context_tokens + settings.new_tokens, "--context-tokens and --new-tokens")
-    whole = sum(session.parameters for session in sessions)
-    engines: list[Engine] = []
-    for session in sessions:
-        engines.append(module.open_one(session, device, settings, session.parameters / whole, reporter))
-    dtypes = {engine.dtype for engine in engines}
-    if len(dtypes) > 1:
-        raise EvaluationError(
-            f"The models compute in {' and '.join(sorted(dtypes))}, which a speed-up would tell too.",
-            "Add --dtype, such as --dtype bfloat16.",
-        )
-    return engines, settings

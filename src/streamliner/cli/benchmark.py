@@ -63,10 +63,11 @@ def benchmark(
 
     Ctrl-C behind the first round keeps what was measured.
     """
-    from streamliner.benchmark import benchmark_models
     from streamliner.errors import InterruptedByUser
-    from streamliner.run import check_result_file
-    from streamliner.session import open_session, silenced_transformers
+    from streamliner.model.load import silenced_transformers
+    from streamliner.model.session import open_session
+    from streamliner.runs.files import check_result_file
+    from streamliner.verbs.benchmark import benchmark_models
 
     check_result_file(output, overwrite=overwrite)
 

@@ -136,7 +136,7 @@ class TrainingRows:
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout."""
-    from streamliner.run import finite
+    from streamliner.runs.files import finite
 
     print(json.dumps(finite(value), indent=2, ensure_ascii=False))
 

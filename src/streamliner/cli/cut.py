@@ -9,6 +9,7 @@ import typer
 from streamliner.cli import options
 from streamliner.cli.console import Terminal, console, human_bytes, indices, print_json
 from streamliner.errors import RemovalError
+from streamliner.verbs.cut import cut_to_folder, manual_plan
 
 
 def cut(
@@ -28,9 +29,10 @@ def cut(
     quiet: options.Quiet = False,
 ) -> None:
     """Write the checkpoint without the blocks of a plan, and verify it against bypass on the dense model."""
-    from streamliner import pipeline
-    from streamliner.search import read_plan
-    from streamliner.session import open_session, silenced_transformers
+
+    from streamliner.model.load import silenced_transformers
+    from streamliner.model.session import open_session
+    from streamliner.search.plan import read_plan
 
     if (plan is None) == (blocks is None):
         raise RemovalError("Which blocks shall go?", "Give --plan FILE or --blocks 3,7,9 (one of them).")
@@ -40,9 +42,9 @@ def cut(
         chosen = None if plan is None else read_plan(plan)
         session = open_session(settings)
         if named is not None:
-            chosen = pipeline.manual_plan(session, named)
+            chosen = manual_plan(session, named)
         assert chosen is not None
-        result = pipeline.cut_to_folder(
+        result = cut_to_folder(
             session, chosen, output, overwrite=overwrite, verified=not no_verify, reporter=Terminal(quiet)
         )
     if json:

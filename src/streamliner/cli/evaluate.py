@@ -8,7 +8,7 @@ import typer
 
 from streamliner.cli import options
 from streamliner.cli.console import Terminal, console, print_json, print_models
-from streamliner.format import number as shown
+from streamliner.format import number as figure
 from streamliner.format import share_with_error, short_names, with_error
 
 EVALUATE = "Evaluate"
@@ -100,9 +100,10 @@ def evaluate(
 
     What is measured is kept at once: stopped and called again, it goes on, and a dense model is measured once.
     """
-    from streamliner.evaluate.run import EvaluationSettings, evaluate_models
-    from streamliner.run import check_result_file
-    from streamliner.session import open_session, silenced_transformers
+    from streamliner.model.load import silenced_transformers
+    from streamliner.model.session import open_session
+    from streamliner.runs.files import check_result_file
+    from streamliner.verbs.evaluate import EvaluationSettings, evaluate_models
 
     check_result_file(output, overwrite=overwrite)
     settings = EvaluationSettings(
@@ -143,12 +144,12 @@ def print_evaluation(result: dict[str, Any]) -> None:
     rows: list[tuple[str, list[str]]] = []
     for number, text in enumerate(measured[0]["perplexity"] if measured else ()):
         cells = [model["perplexity"][number] for model in measured]
-        rows.append((f"perplexity, {text['source']}", [shown(each["perplexity"]) for each in cells]))
+        rows.append((f"perplexity, {text['source']}", [figure(each["perplexity"]) for each in cells]))
         rows.append(("  loss", [with_error(each["loss"], each["standard_error"]) for each in cells]))
     for task in result["tasks"]:
         for metric in measured[0]["tasks"][task["name"]]["metrics"]:
             values = (model["tasks"][task["name"]]["metrics"].get(metric) for model in measured)
-            rows.append((f"{task['name']} {metric}", ["" if value is None else shown(value) for value in values]))
+            rows.append((f"{task['name']} {metric}", ["" if value is None else figure(value) for value in values]))
     if rows:
         print_models([model["model"] for model in measured], rows)
     _print_drafts(result["drafts"])
@@ -173,7 +174,7 @@ def _print_drafts(drafts: list[dict[str, Any]]) -> None:
     for name, draft in zip(names, drafts, strict=True):
         for kind in ("greedy", "sampled"):
             found = draft[kind]
-            rates = (shown(found["tokens_per_verification"][number]) for number in numbers)
+            rates = (figure(found["tokens_per_verification"][number]) for number in numbers)
             table.add_row(
                 escape(name), kind, share_with_error(found["acceptance_rate"], found["standard_error"]), *rates
             )

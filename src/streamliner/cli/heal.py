@@ -9,6 +9,7 @@ import typer
 from streamliner.cli import options
 from streamliner.cli.console import Terminal, console, print_json
 from streamliner.format import number
+from streamliner.verbs.heal import heal_model
 
 
 def heal(
@@ -59,8 +60,9 @@ def heal(
     Each run of removed blocks gets a lightweight network in the place of the kept block before it: with 8 blocks
     removed in a row, 9 blocks become 1, and the healed model has 8 blocks fewer than the dense one, as the cut one has.
     """
-    from streamliner import pipeline
-    from streamliner.session import open_session, silenced_transformers
+
+    from streamliner.model.load import silenced_transformers
+    from streamliner.model.session import open_session
 
     settings = options.model_settings(dense, revision, trust_remote_code, dtype, device)
     healing = options.heal_settings(
@@ -92,7 +94,7 @@ def heal(
         seed=seed,
     )
     with silenced_transformers():
-        result = pipeline.heal_model(
+        result = heal_model(
             open_session(settings),
             cut,
             healing,

@@ -15,8 +15,9 @@ def inspect(
     json: options.Json = False,
 ) -> None:
     """Show what a model is, which blocks can be removed and what that saves. Reads no weights."""
-    from streamliner.inspection import inspect_model
-    from streamliner.session import open_session, silenced_transformers
+    from streamliner.model.load import silenced_transformers
+    from streamliner.model.session import open_session
+    from streamliner.verbs.inspect import inspect_model
 
     settings = options.model_settings(model, revision, trust_remote_code, "auto", None)
     with silenced_transformers():
@@ -30,7 +31,7 @@ def inspect(
 def _print(result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from streamliner.inspection import by_reason
+    from streamliner.cut.structure import by_reason
 
     share = result["parameters_in_blocks"] / result["parameters"]
     console.print(f"[bold]{result['model']}[/]: {result['architecture']} ({result['model_type']})")

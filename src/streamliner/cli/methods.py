@@ -13,7 +13,7 @@ from streamliner.cli.console import console, print_json
 
 def methods(json: options.Json = False) -> None:
     """List the search methods, what they minimise, and their settings for --set."""
-    from streamliner.search import method_class, method_names
+    from streamliner.search.registry import method_class, method_names
 
     described = [_describe(name, method_class(name)) for name in method_names()]
     if json:

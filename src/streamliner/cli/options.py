@@ -11,8 +11,8 @@ from streamliner.errors import EvaluationError, MethodError, UserError
 
 if TYPE_CHECKING:
     from streamliner.heal.settings import HealSettings
-    from streamliner.pipeline import SearchSettings
-    from streamliner.session import ModelSettings
+    from streamliner.model.session import ModelSettings
+    from streamliner.verbs.search import SearchSettings
 
 MODEL, SEARCH, HEAL, OUTPUT = "Model", "Search", "Heal", "Output"
 
@@ -241,8 +241,8 @@ def model_settings(
     offload: str | None = None,
 ) -> ModelSettings:
     """Build and check."""
-    from streamliner.models import DTYPES
-    from streamliner.session import ModelSettings
+    from streamliner.model.load import DTYPES
+    from streamliner.model.session import ModelSettings
 
     if dtype not in DTYPES:
         raise UserError(f"There is no dtype {dtype}.", f"Choose one of {', '.join(DTYPES)}.")
@@ -310,8 +310,8 @@ def weighted(flag: str, text: str) -> tuple[str, float]:
 
 def heal_settings(**values: Any) -> HealSettings:
     """From the flags of `heal` and `prune --heal`."""
-    from streamliner.heal.mixture import PRESETS
     from streamliner.heal.settings import HealSettings
+    from streamliner.text.stream import PRESETS
 
     losses = [weighted("--loss", text) for text in values.pop("loss") or ["mse"]]
     if len(dict(losses)) < len(losses):
@@ -360,7 +360,7 @@ def heal_set(pairs: list[str] | None) -> dict[str, Any]:
 
 def search_settings(**values: Any) -> SearchSettings:
     """From the flags of `search` and `prune`."""
-    from streamliner.pipeline import SearchSettings
+    from streamliner.verbs.search import SearchSettings
 
     effort = values.pop("search_effort")
     if effort and any(pair.startswith("effort=") for pair in values["set_"] or []):

@@ -12,6 +12,7 @@ from streamliner.cli.cut import print_cut
 from streamliner.cli.heal import print_healed
 from streamliner.cli.search import print_search, search_json
 from streamliner.errors import UserError
+from streamliner.verbs.prune import prune_and_heal, prune_model
 
 
 def prune(
@@ -55,8 +56,9 @@ def prune(
 
     `--remove n` means n blocks fewer in the result, with or without `--heal`.
     """
-    from streamliner import pipeline
-    from streamliner.session import open_session, silenced_transformers
+
+    from streamliner.model.load import silenced_transformers
+    from streamliner.model.session import open_session
 
     settings = options.model_settings(model, revision, trust_remote_code, dtype, device, offload)
     wanted = options.search_settings(
@@ -93,9 +95,9 @@ def prune(
     with silenced_transformers():
         session = open_session(settings)
         if heal:
-            found, result, healed = pipeline.prune_and_heal(session, wanted, healing, output, run_folder, **common)
+            found, result, healed = prune_and_heal(session, wanted, healing, output, run_folder, **common)
         else:
-            found, result = pipeline.prune_model(session, wanted, output, run_folder, **common)
+            found, result = prune_model(session, wanted, output, run_folder, **common)
     if session.ranks.rank:  # one process of several prints
         return
     if json:

@@ -29,8 +29,8 @@ def report(
     json: options.Json = False,
 ) -> None:
     """Show what came of runs on one page: searches, frontier, healing, evaluation, speed, and how to do it again."""
-    from streamliner.report import pictures_folder, write_report
-    from streamliner.run import check_result_file
+    from streamliner.report.render import pictures_folder, write_report
+    from streamliner.runs.files import check_result_file
 
     path = Path(output).expanduser()
     if path.suffix not in (".html", ".htm"):

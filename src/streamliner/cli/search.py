@@ -9,10 +9,11 @@ import typer
 
 from streamliner.cli import options
 from streamliner.cli.console import Terminal, console, indices, print_json
+from streamliner.verbs.search import search_model
 
 if TYPE_CHECKING:
-    from streamliner.pipeline import SearchResult
-    from streamliner.search import Frontier
+    from streamliner.search.frontier import Frontier
+    from streamliner.verbs.search import SearchResult
 
 
 def search(
@@ -43,8 +44,9 @@ def search(
     quiet: options.Quiet = False,
 ) -> None:
     """Search for the blocks to remove. Writes a plan; a killed search continues with the same command."""
-    from streamliner import pipeline
-    from streamliner.session import open_session, silenced_transformers
+
+    from streamliner.model.load import silenced_transformers
+    from streamliner.model.session import open_session
 
     settings = options.model_settings(model, revision, trust_remote_code, dtype, device, offload)
     wanted = options.search_settings(
@@ -64,7 +66,7 @@ def search(
     )
     with silenced_transformers():
         session = open_session(settings)
-        result = pipeline.search_model(session, wanted, output, overwrite=overwrite, reporter=Terminal(quiet))
+        result = search_model(session, wanted, output, overwrite=overwrite, reporter=Terminal(quiet))
     if session.ranks.rank:  # one process of several prints
         return
     if json:
@@ -89,7 +91,7 @@ def print_search(result: SearchResult) -> None:
     """The frontier as a table."""
     from rich.table import Table
 
-    from streamliner.search import method_class
+    from streamliner.search.registry import method_class
 
     frontier = result.frontier
     table = Table(

@@ -20,21 +20,26 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from streamliner.blocks import check_indices
 from streamliner.cut.config_file import cut_config_files
-from streamliner.cut.fields import Removal
-from streamliner.cut.output import MARK
+from streamliner.cut.folds import BLOCK_AXIS, Change, block_axis, keep_slices
+from streamliner.cut.rules import Removal
 from streamliner.cut.structure import Structure
-from streamliner.cut.tensors import BLOCK_AXIS, Change, block_axis, keep_slices
 from streamliner.errors import ModelError, UnsupportedModelError
-from streamliner.models import check_safetensors_file
+from streamliner.model.source import INDEX_FILE, check_safetensors_file
+from streamliner.model.stack import check_indices
+from streamliner.runs.files import MARK
 
-INDEX_FILE = "model.safetensors.index.json"
 MTP = re.compile(r"(^|\.)mtp\.")
 """Tensors of blocks for predicting several tokens that do not lie behind the last block."""
+
+
 COPY_BYTES = 16 << 20
+
+
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Of tensors that can be changed; all others are only copied."""
+
+
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
@@ -99,15 +104,6 @@ def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple
         is_ours = other.name.startswith(".") or other.name == MARK or (out / other.name).exists()
         if other.is_file() and not is_weights and not is_ours:
             shutil.copyfile(other, out / other.name)
-
-
-def read_sizes(folder: Path) -> int:
-    """Bytes of the safetensors files in `folder` that make up its model; 0 if there is none."""
-    index = folder / INDEX_FILE
-    if (folder / "model.safetensors").is_file() or not index.is_file():
-        return sum(file.stat().st_size for file in folder.glob("model.safetensors"))
-    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return sum((folder / file).stat().st_size for file in files if (folder / file).is_file())
 
 
 def stack_prefix(names: list[str], stack_path: str, num_blocks: int) -> str:

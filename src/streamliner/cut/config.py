@@ -10,9 +10,9 @@ import copy
 import re
 from typing import Any
 
-from streamliner.cut.fields import AROUND, FIELDS, JOINT, NESTED, NOT_PER_BLOCK, Removal
+from streamliner.cut.rules import AROUND, FIELDS, JOINT, NESTED, NOT_PER_BLOCK, Removal
 from streamliner.errors import UnsupportedModelError
-from streamliner.stack import COUNTS, DECODER_COUNTS
+from streamliner.model.stack import COUNTS, DECODER_COUNTS
 
 
 def cut_config(

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.cut.config import cut_around, cut_config, cut_fields, renumbered_names, with_legacy_rope
-from streamliner.cut.fields import FIELDS, Removal, per_block
+from streamliner.cut.rules import FIELDS, Removal, per_block
 from streamliner.cut.structure import REPORT, Structure, config_path, cut_model_config
 from streamliner.errors import UnsupportedModelError
-from streamliner.stack import COUNTS, DECODER_COUNTS
+from streamliner.model.stack import COUNTS, DECODER_COUNTS
 
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json")
 """Beside config.json, of ModelOpt and GPTQ: they too name modules."""
+
+
 NOT_COMPARED = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "quantization_config", "architectures")
 
 

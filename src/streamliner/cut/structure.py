@@ -8,45 +8,40 @@ and no fold makes up for that, the removal is refused and the attribute named.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-from accelerate import init_empty_weights
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from streamliner.blocks import check_indices
 from streamliner.cut.config import cut_around, cut_config
-from streamliner.cut.fields import Removal, indices
-from streamliner.cut.tensors import FOLDS, Change, Place, block_axis
+from streamliner.cut.folds import FOLDS, Change, Place, block_axis
+from streamliner.cut.rules import Removal, indices
 from streamliner.errors import UnsupportedModelError
-from streamliner.stack import Stack, find_stack
+from streamliner.model.shell import Fingerprint, fingerprint, make_shell
+from streamliner.model.stack import Stack, check_indices, find_stack
+
+
+def fixed_blocks(structure: Structure) -> dict[int, str]:
+    """The blocks that the architecture does not let go alone, with the reason."""
+    reasons = {index: structure.refusal((index,)) for index in range(len(structure))} if len(structure) > 1 else {}
+    return {index: reason for index, reason in reasons.items() if reason}
+
+
+def by_reason(fixed: Mapping[Any, str]) -> dict[str, str]:
+    """Reason -> the blocks that it keeps, such as "Blocks 0, 3"."""
+    result: dict[str, list[str]] = {}
+    for index, reason in fixed.items():
+        result.setdefault(reason, []).append(str(index))
+    return {reason: f"Block{'s' * (len(names) > 1)} {', '.join(names)}" for reason, names in result.items()}
+
 
 INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx", "index")
 """Attributes in which a module keeps its block's index, or that of one of its caches (two a block in LongCat)."""
 
-LARGE = 1 << 22
-"""Elements of a tensor that no class would keep as a buffer."""
 
 REPORT = "If this model should work, please report it with its config.json: its architecture is new to streamliner."
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """What makes a model, apart from its weights.
-
-    Attributes:
-        blocks: of each block its classes, plain attributes, shapes and fixed buffers by path within it.
-        outside: shapes of the tensors outside the stack by name.
-    """
-
-    blocks: tuple[dict[str, Any], ...]
-    outside: dict[str, tuple[int, ...]]
 
 
 class Structure:
@@ -205,54 +200,6 @@ def config_path(config: Any, part: Any) -> tuple[str, ...]:
             except UnsupportedModelError:
                 continue
     raise UnsupportedModelError(f"{type(config).__name__} does not hold the config that describes the blocks.")
-
-
-def make_shell(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
-    """`build(config)` with parameters on the meta device and real buffers: the structure without the weights."""
-    with init_empty_weights(include_buffers=False), _LargeOnMeta():
-        shell = build(copy.deepcopy(config))
-    shell.tie_weights()  # type: ignore[operator]
-    return shell
-
-
-class _LargeOnMeta(TorchFunctionMode):
-    """Large empty tensors are made on the meta device at once: accelerate would first allocate each parameter.
-
-    Small ones are not, as a class may fill one and keep it as a buffer.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.empty and kwargs.get("device") is None:
-            made = func(*args, **kwargs | {"device": "meta"})
-            if made.numel() > LARGE:
-                return made
-        return func(*args, **kwargs)
-
-
-def fingerprint(model: nn.Module, stack: Stack) -> Fingerprint:
-    """Take the fingerprint of a shell."""
-    saved = model.state_dict(keep_vars=True)
-    outside = {name: tuple(tensor.shape) for name, tensor in saved.items() if not name.startswith(f"{stack.path}.")}
-    return Fingerprint(tuple(_block_fingerprint(block) for block in stack.modules), outside)
-
-
-def _block_fingerprint(block: nn.Module) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for path, module in block.named_modules():
-        prefix = f"{path}." if path else ""
-        result[f"{prefix}class"] = type(module).__qualname__
-        for name, value in vars(module).items():
-            if not name.startswith("_") and isinstance(value, (bool, int, float, str, tuple, list, type(None))):
-                result[f"{prefix}{name}"] = tuple(value) if isinstance(value, list) else value
-        for name, parameter in module.named_parameters(recurse=False):
-            result[f"{prefix}{name}.shape"] = tuple(parameter.shape)
-        for name, buffer in module.named_buffers(recurse=False):
-            # A persistent buffer comes with the weights; only its shape must fit.
-            fixed = name in module._non_persistent_buffers_set and not buffer.is_meta
-            content = hashlib.sha256(buffer.contiguous().flatten().view(torch.uint8).numpy()) if fixed else None
-            result[f"{prefix}{name}.buffer"] = (tuple(buffer.shape), content and content.hexdigest())
-    return result
 
 
 def _compare(before: dict[str, Any], after: dict[str, Any], old: int, new: int, removal: Removal) -> list[Change]:

@@ -10,16 +10,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamliner.blocks import Blocks
-from streamliner.errors import StreamlinerError, VerificationError
-from streamliner.models import auto_class, folder_for_converted_weights
-from streamliner.stack import text_inputs
+from streamliner.errors import (
+    StreamlinerError,
+    VerificationError,
+)
+from streamliner.model.blocks import Blocks
+from streamliner.model.load import auto_class, folder_for_converted_weights
+from streamliner.model.stack import text_inputs
+
+SAMPLE_TOKENS = 256
+
+
+def sample_tokens(config: Any) -> torch.Tensor:
+    """Token ids to verify on, (1, tokens): seeded, of ordinary words. `config` is the whole model's."""
+    text = config.get_text_config(decoder=True)
+    length = min(SAMPLE_TOKENS, (getattr(text, "max_position_embeddings", None) or SAMPLE_TOKENS) // 2)
+    # A token that stands for an image, or ends a text, would ask for what is not there.
+    parts = [vars(part) for part in (config, text)]
+    special = {value for part in parts for key, value in part.items() if key.endswith(("token_id", "token_index"))}
+    low = min(8, text.vocab_size // 2)
+    ordinary = torch.tensor([token for token in range(low, text.vocab_size) if token not in special])
+    generator = torch.Generator().manual_seed(0)
+    return ordinary[torch.randint(len(ordinary), (1, length), generator=generator)]
+
 
 NEW_TOKENS = 8
+
+
 PAD_NAMES = ("pad_token_id", "eos_token_id")
+
+
 LOGIT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Largest difference allowed, relative to the largest logit. Rebuilding changes no arithmetic, so the difference is
 expected to be exactly zero; the tolerance is for kernels that choose by memory layout."""
+
 
 SCORE_TOLERANCE = 1e-3
 """For logits of generation with a cache against without, in float32: attention then runs in other shapes."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from streamliner.blocks import Blocks
 from streamliner.evaluate.perplexity import HEAD_BYTES
-from streamliner.measure.head import positions_that_fit
+from streamliner.measure.loss import positions_that_fit
+from streamliner.model.blocks import Blocks
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from streamliner.blocks import Blocks
+from streamliner.model.blocks import Blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 NEW_TOKENS = 40
 

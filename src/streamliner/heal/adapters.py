@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from streamliner.blocks import Blocks
 from streamliner.errors import HealingError, MissingExtraError
+from streamliner.model.blocks import Blocks
 
 
 def check_peft() -> None:

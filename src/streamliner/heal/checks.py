@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from streamliner.blocks import Blocks
-from streamliner.cut import cut_model
-from streamliner.cut.output import MARK
+from streamliner.cut.memory import cut_model
 from streamliner.errors import HealingError, ModelError, OutputError, PlanError
-from streamliner.search import Plan, read_plan
-from streamliner.session import Session
+from streamliner.model.blocks import Blocks
+from streamliner.model.session import Session
+from streamliner.runs.files import MARK
+from streamliner.search.plan import Plan, read_plan
 
 
 def read_cut(folder: str | Path) -> tuple[Path, Plan]:

@@ -11,14 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from streamliner.blocks import Blocks
 from streamliner.errors import HealingError
-from streamliner.heal import feed_forward
-from streamliner.heal.feed_forward import FeedForward
-from streamliner.models import auto_class
+from streamliner.heal.networks import feed_forward
+from streamliner.heal.networks.feed_forward import FeedForward
+from streamliner.model.blocks import Blocks
+from streamliner.model.load import auto_class
 
 FILE = "modeling_streamliner.py"
+
+
 PREFIX = "streamliner_"
+
 
 CODE = '''
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamliner.blocks import Blocks, ForwardFunction, stream_in, stream_out
 from streamliner.heal.gaps import Gap
+from streamliner.model.blocks import Blocks, ForwardFunction
+from streamliner.model.handoff import stream_in, stream_out
 
 
 class Graft:

@@ -14,13 +14,21 @@ from torch import Tensor
 from torch.nn import functional
 
 STREAM_LOSSES = ("mse", "normalized-mse")
+
+
 HEAD_LOSSES = ("lm", "kd")
+
+
 LOSSES = (*STREAM_LOSSES, *HEAD_LOSSES)
+
+
 LOGIT_BYTES = 512_000_000
 """Of logits in float32 at once; a loss and its gradient hold about three times that."""
 
+
 HALF_SCALE = 1024.0
 """Of gradients by logits in float16, whose values are at most about 2 and mostly below its smallest number."""
+
 
 Head = Callable[[Tensor, Tensor], Tensor]
 """(stream at depth N, positions) -> logits of these positions."""

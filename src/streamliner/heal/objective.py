@@ -7,14 +7,14 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from streamliner.blocks import Blocks
 from streamliner.errors import HealingError
 from streamliner.heal.adapters import adapters_off, add_adapters
 from streamliner.heal.gaps import Gap, find_gaps
 from streamliner.heal.graft import Graft
 from streamliner.heal.losses import head_losses, stream_loss
-from streamliner.heal.networks import make_networks
+from streamliner.heal.networks.make import make_networks
 from streamliner.heal.settings import HealSettings
+from streamliner.model.blocks import Blocks
 
 
 class Objective(nn.Module):

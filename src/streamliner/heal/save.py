@@ -13,18 +13,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from streamliner.blocks import Blocks
 from streamliner.cut.checkpoint import WEIGHT_SUFFIXES
-from streamliner.cut.fields import Removal
-from streamliner.cut.model import cut_model
-from streamliner.cut.output import MARK
+from streamliner.cut.memory import cut_model
+from streamliner.cut.rules import Removal
 from streamliner.errors import VerificationError
 from streamliner.heal import custom_code
 from streamliner.heal.adapters import merge_adapters
-from streamliner.heal.feed_forward import FeedForward
 from streamliner.heal.graft import Graft
+from streamliner.heal.networks.feed_forward import FeedForward
 from streamliner.heal.stock import as_stock_block, carried_for_nothing
-from streamliner.run import write_json
+from streamliner.model.blocks import Blocks
+from streamliner.runs.files import MARK, write_json
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 
 from streamliner.errors import HealingError
 from streamliner.heal.losses import HEAD_LOSSES, LOSSES, STREAM_LOSSES
-from streamliner.heal.networks import INITS, KINDS
+from streamliner.heal.networks.make import INITS, KINDS
 
 TOKENS = 60_000_000
 """LLM-Streamline's budget: 0.06 billion tokens."""
+
+
 PRECISIONS = ("no", "bf16", "fp16")
 
 

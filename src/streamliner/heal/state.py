@@ -15,8 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 STATE, BEST, HISTORY = "state.safetensors", "best.safetensors", "history.jsonl"
+
+
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state of a parameter."""
+
 
 Row = dict[str, Any]
 """What happened in a step."""

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from streamliner.blocks import Blocks, stream_in, stream_out
-from streamliner.heal.feed_forward import FeedForward, SwiGLU
+from streamliner.heal.networks.feed_forward import FeedForward, SwiGLU
+from streamliner.model.blocks import Blocks
+from streamliner.model.handoff import stream_in, stream_out
 
 TOLERANCE = 1e-5
 """Largest difference between network and block, relative to the largest value, in float32."""
+
+
 GATED = ("gate_proj", "up_proj", "down_proj")
 
 

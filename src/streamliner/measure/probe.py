@@ -14,18 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamliner.blocks import Blocks, check_indices
-from streamliner.calibration import CalibrationSet
 from streamliner.errors import StreamlinerError
-from streamliner.fork import fork, workspace
-from streamliner.measure.head import head_losses, positions_that_fit
-from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, next_token_losses
+from streamliner.measure.loss import POSITIONS_AT_ONCE, Loss, head_losses, next_token_losses, positions_that_fit
 from streamliner.measure.prefixes import Prefixes
-from streamliner.measure.ranks import Ranks
 from streamliner.measure.similarity import Similarity, SimilaritySum
+from streamliner.model.blocks import Blocks
+from streamliner.model.fork import fork, workspace
+from streamliner.model.stack import check_indices
+from streamliner.runs.ranks import Ranks
+from streamliner.text.windows import CalibrationSet
 
 FORK_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Relative difference allowed between a forked loss and a plain one: sums over a batch are taken in another order."""
+
+
 MEMORY_BUDGET = 2_000_000_000
 """Bytes that rows of streams, a block at work on them, and logits may take beside the model, if not said otherwise."""
 

@@ -11,17 +11,27 @@ from itertools import compress
 from streamliner.format import number
 
 WIDTH, HEIGHT = 640, 320
+
+
 LEFT, RIGHT, TOP, BOTTOM = 88, 16, 12, 44
+
+
 SERIES = 6
 """Colours of series: classes s0 to s5."""
+
+
 LIGHT = (
     "--text:#1b1b1f;--back:#fff;--soft:#667;--rule:#ccd;"
     "--c0:#1f5fbf;--c1:#c2410c;--c2:#15803d;--c3:#7e22ce;--c4:#a16207;--c5:#0e7490"
 )
+
+
 DARK = (
     "--text:#e8e8ee;--back:#15161a;--soft:#9aa;--rule:#3a3c46;"
     "--c0:#7fb0ff;--c1:#ff9a6b;--c2:#6fd08c;--c3:#cf9bff;--c4:#e5c04f;--c5:#5fd0e6"
 )
+
+
 PARTS = (
     ".grid{stroke:var(--rule);stroke-width:.7}.tick,.label{fill:var(--soft);font-size:14px}"
     ".line{fill:none;stroke-width:1.8}.dashed{stroke-dasharray:6 4}.error{stroke-width:1.2}"

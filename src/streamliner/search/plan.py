@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from streamliner.blocks import check_indices
 from streamliner.errors import PlanError
+from streamliner.model.stack import check_indices
+from streamliner.runs.files import SCHEMA_VERSIONS
 
-SCHEMA_VERSION = 1
 PLAN_FILES = ("plan.json", "streamliner.json")
 """Its name in a run folder and in a cut checkpoint."""
 
@@ -41,21 +41,11 @@ class Plan:
     dense_loss: float | None = None
     loss: float | None = None
     calibration: dict[str, Any] | None = None
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = SCHEMA_VERSIONS["plan"]
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
         return asdict(self)
-
-
-def model_identity(name: str, config: Any) -> dict[str, Any]:
-    """What a plan must agree with: the kind and shape of the model, not its weights, so a fine-tune may share it."""
-    return {
-        "name": name,
-        "model_type": config.model_type,
-        "hidden_size": getattr(config, "hidden_size", None),
-        "vocab_size": config.vocab_size,
-    }
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -79,9 +69,10 @@ def read_plan(path: str | Path) -> Plan:
         raise PlanError(f"The plan {path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise PlanError(f"The plan {path} is not a JSON object.")
-    if value.get("schema_version") != SCHEMA_VERSION:
+    if value.get("schema_version") != SCHEMA_VERSIONS["plan"]:
         raise PlanError(
-            f"The plan {path} has schema_version {value.get('schema_version')!r}; this release reads {SCHEMA_VERSION}."
+            f"The plan {path} has schema_version {value.get('schema_version')!r}; "
+            f"this release reads {SCHEMA_VERSIONS['plan']}."
         )
     for result in ("cut", "healing"):  # streamliner.json in a checkpoint is its plan and what came of it
         value.pop(result, None)

@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 
-from streamliner.measure import Loss, Probe
+from streamliner.measure.loss import Loss
+from streamliner.measure.probe import Probe
 
 LEAST_WINDOWS = 3
 """Nobody is dropped on fewer: a standard error of two values means little."""
+
+
 LOOKS = 16
 """At most so many times are candidates compared on the way through the windows."""
 

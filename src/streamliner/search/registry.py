@@ -14,34 +14,22 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-from streamliner.errors import MethodError, RemovalError
+from streamliner.errors import MethodError
 
 if typing.TYPE_CHECKING:
-    from streamliner.measure import Probe
-    from streamliner.search.frontier import Point
+    pass
 
-NOT_METHODS = {"frontier", "plan", "race", "registry", "run"}
-
-
-class Method(Protocol):
-    """A frozen dataclass that chooses what to remove."""
-
-    score: ClassVar[str]
-    """What its score is, with the unit; lower is better."""
-
-    def search(self, probe: Probe, limit: int) -> Iterator[Point]:
-        """Yield the frontier's points of 1, 2, ... `limit` removed blocks. The caller may stop early."""
+from streamliner.search.method import Method
 
 
 def method_names() -> list[str]:
     """Names of the methods that come with streamliner."""
-    import streamliner.search as package
+    from streamliner.search import methods
 
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in NOT_METHODS)
+    return sorted(module.name for module in pkgutil.iter_modules(methods.__path__))
 
 
 def method_class(name: str) -> type:
@@ -58,7 +46,7 @@ def method_class(name: str) -> type:
             f"There is no method {name}." + (f" Did you mean {close[0]}?" if close else ""),
             f"Methods: {', '.join(method_names())}; or path/to/file.py:Class.",
         )
-    module = importlib.import_module(f"streamliner.search.{name}")
+    module = importlib.import_module(f"streamliner.search.methods.{name}")
     classes = [value for value in vars(module).values() if _is_method(value) and value.__module__ == module.__name__]
     return typing.cast(type, classes[0])
 
@@ -78,55 +66,6 @@ def make_method(name: str, settings: dict[str, Any]) -> Method:
         values[key] = _typed(name, key, value, hints[key])
     method: Method = cls(**values)
     return method
-
-
-def removable(probe: Probe, method: Any, removed: tuple[int, ...] = ()) -> list[int]:
-    """The blocks that `method` may remove beside `removed`: not protected, and the architecture lets them go."""
-    unprotected = range(method.protect_first, probe.num_blocks - method.protect_last)
-    others = [block for block in unprotected if block not in removed]
-    return [block for block in others if not probe.refusal((*removed, block))]
-
-
-def intervals(probe: Probe, method: Any, count: int, stay: int = 0) -> list[range]:
-    """All runs of `count` consecutive blocks that `method` may remove, all or but the first `stay` of them."""
-    starts = range(method.protect_first, probe.num_blocks - method.protect_last - count + 1)
-    return [run for run in (range(start, start + count) for start in starts) if not probe.refusal(run[stay:])]
-
-
-def growing(probe: Probe, order: list[int], limit: int) -> Iterator[tuple[int, ...]]:
-    """Sets of 1 to `limit` blocks, each with the next block in `order` that may join the set before."""
-    removed: tuple[int, ...] = ()
-    while len(removed) < limit:
-        others = (block for block in order if block not in removed)
-        following = next((block for block in others if not probe.refusal((*removed, block))), None)
-        if following is None:
-            return
-        removed = (*removed, following)
-        yield removed
-
-
-def measured(
-    probe: Probe, removed: tuple[int, ...], score: float | None = None, candidates: dict[int, float] | None = None
-) -> Point:
-    """A point with its loss measured; without a score the loss is the score."""
-    from streamliner.search.frontier import Point
-
-    loss = probe.loss(removed)
-    return Point(removed, loss.mean if score is None else score, loss.mean, loss.standard_error, candidates)
-
-
-def check_limit(method: Any, num_blocks: int, limit: int) -> None:
-    """Raise RemovalError unless `method` may remove `limit` of `num_blocks` blocks."""
-    first, last = method.protect_first, method.protect_last
-    if first < 0 or last < 0:
-        raise RemovalError("The number of protected blocks cannot be negative.")
-    possible = min(num_blocks - first - last, num_blocks - 1)
-    if limit > possible:
-        raise RemovalError(
-            f"{limit} of {num_blocks} blocks cannot be removed: at most {max(possible, 0)} can, "
-            f"as the first {first} and the last {last} are protected and one must stay.",
-            "Remove fewer, or protect fewer with --protect-first and --protect-last.",
-        )
 
 
 def _is_method(value: Any) -> bool:

@@ -1,0 +1,1 @@
+"""Engines that benchmarks time, one file each."""

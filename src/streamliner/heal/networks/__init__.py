@@ -1,0 +1,1 @@
+"""Lightweight networks, one file each."""

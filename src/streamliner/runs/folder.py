@@ -1,0 +1,86 @@
+"""The run folder: settings and environment of a run, its journal of measured losses, its results. Atomic writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from streamliner._version import __version__
+from streamliner.errors import OutputError
+
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "accelerate", "safetensors", "peft", "datasets", "gguf"),
+    *("lm_eval", "vllm", "xllamacpp"),
+)
+
+
+def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
+    """Raise OutputError if `folder` exists and is not a run folder, which `mark` tells; writes nothing."""
+    path = Path(folder).expanduser().absolute()
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / mark).exists())):
+        raise OutputError(f"{folder} exists and is no run folder.", "Choose another name.")
+    return path
+
+
+def check_same_run(folder: Path, found: Any, wanted: Any) -> None:
+    """Raise OutputError, with the first difference, unless the run in `folder` is the one that is wanted."""
+    difference = _first_difference(found, json.loads(json.dumps(wanted)))
+    if difference:
+        raise OutputError(
+            f"The run folder {folder} is of another run: {difference}.",
+            "Choose another folder, or add --overwrite to start it anew.",
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for `run.json`."""
+    import torch
+
+    versions = {"streamliner": __version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": [_program(sys.argv[0]), *sys.argv[1:]],
+        "versions": versions,
+        "hardware": {
+            "machine": platform.machine(),
+            "processor": _processor(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpus": gpus,
+        },
+    }
+
+
+def _program(path: str) -> str:
+    """What to type for `sys.argv[0]`, without the folders of this machine."""
+    name = Path(path).name
+    return "streamliner" if name == "__main__.py" else name
+
+
+def _processor() -> str:
+    """Its name; `platform` does not know it on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _first_difference(old: Any, new: Any, where: str = "") -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new)):
+            found = _first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{where.removeprefix('identity.')} was {old!r} there and is {new!r} now"

@@ -1,0 +1,44 @@
+"""Every set of blocks: the optimum on the calibration set, to measure how far others are from it. Small stacks only."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from streamliner.errors import MethodError
+from streamliner.measure.probe import Probe
+from streamliner.search.frontier import Point
+
+
+@dataclass(frozen=True)
+class Exhaustive:
+    """For each n, the set of n blocks without which the loss is least, by trying all of them.
+
+    Refused where there are more than `most_sets` sets to try.
+    """
+
+    most_sets: int = 20_000
+    protect_first: int = 1
+    protect_last: int = 1
+    score = "calibration loss, nats per token"
+
+    def search(self, probe: Probe, limit: int) -> Iterator[Point]:
+        """The best set of each size 1 to `limit`."""
+        candidates = list(range(self.protect_first, probe.num_blocks - self.protect_last))
+        sets = sum(math.comb(len(candidates), count) for count in range(1, limit + 1))
+        if sets > self.most_sets:
+            raise MethodError(
+                f"An exhaustive search of up to {limit} of {len(candidates)} blocks tries {sets} sets, "
+                f"more than most_sets {self.most_sets}.",
+                f"Remove fewer blocks, or allow it: --set most_sets={sets}",
+            )
+        probe.expect(sets)
+        for count in range(1, limit + 1):
+            chosen_sets = itertools.combinations(candidates, count)
+            losses = {chosen: probe.loss(chosen) for chosen in chosen_sets if not probe.refusal(chosen)}
+            if not losses:
+                continue
+            best = min(losses, key=lambda chosen: (losses[chosen].mean, chosen))
+            yield Point(best, losses[best].mean, losses[best].mean, losses[best].standard_error)

@@ -1,0 +1,33 @@
+"""What a model is, which of its blocks can go and what that saves: from its config alone, no weights are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamliner.cut.structure import Structure, fixed_blocks
+from streamliner.model.session import Session, checkpoint_bytes
+from streamliner.model.shell import block_kinds, count_parameters
+
+
+def inspect_model(session: Session) -> dict[str, Any]:
+    """What `streamliner inspect` shows, as a JSON value."""
+    structure, stack = Structure(session.shell), session.stack
+    per_block = [count_parameters(module) for module in stack.modules]
+    return {
+        "model": session.source.name,
+        "kind": session.source.kind,
+        "architecture": type(structure.shell).__name__,
+        "model_type": session.config.model_type,
+        "stack": stack.path,
+        "num_blocks": len(stack),
+        "hidden_size": getattr(stack.config, "hidden_size", None),
+        "vocab_size": stack.config.vocab_size,
+        "parameters": count_parameters(structure.shell),
+        "bytes": checkpoint_bytes(session),
+        "parameters_in_blocks": sum(per_block),
+        "blocks": [
+            {"index": i, "kind": kind, "parameters": count}
+            for i, (kind, count) in enumerate(zip(block_kinds(stack), per_block, strict=True))
+        ],
+        "not_removable": {str(index): reason for index, reason in fixed_blocks(structure).items()},
+    }

@@ -1,0 +1,89 @@
+"""Weights of blocks that stay on disk: the same losses, and a round reads each block's weights once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from places import TINY
+from streamliner.errors import ModelError
+from streamliner.measure.probe import Probe
+from streamliner.model.blocks import Blocks
+from streamliner.model.devices import faster_precision
+from streamliner.model.fingerprint import weights_hash
+from streamliner.model.fork import fork
+from streamliner.model.session import ModelSettings, open_session
+from streamliner.runs.reporter import Silent
+from streamliner.search.find import search
+from streamliner.search.registry import make_method
+
+
+@pytest.fixture
+def offloaded():
+    return open_session(ModelSettings(str(TINY), dtype="float32", device="cpu", offload="disk")).load(Silent())
+
+
+def bytes_of_blocks(blocks):
+    return sum(parameter.numel() * 4 for parameter in blocks.modules.parameters())
+
+
+def test_losses_and_list_are_those_of_the_model_in_memory(blocks, offloaded, calibration):
+    assert offloaded.offloaded
+    assert not blocks.offloaded
+    assert all(parameter.is_meta for parameter in offloaded.modules.parameters())
+    assert weights_hash(offloaded.model) == weights_hash(blocks.model)
+    here, there = (search(Probe(b, calibration), make_method("sleb", {}), "sleb", 3) for b in (blocks, offloaded))
+    assert here.points[-1].removed == there.points[-1].removed
+    for a, b in zip(here.points, there.points, strict=True):
+        assert a.candidates == pytest.approx(b.candidates, rel=1e-6)
+    assert all(parameter.is_meta for parameter in offloaded.modules.parameters())
+
+
+def test_a_round_reads_the_weights_once(offloaded, calibration):
+    probe = Probe(offloaded, calibration)
+    probe.losses_without_each((), range(1, 11))  # with the check
+    before = probe.counters.bytes_read
+    probe.losses_without_each((4,), [1, 2, 3, 5, 6, 7, 8, 9, 10])
+    # What comes before block 1, the first candidate, did not change and is kept.
+    of_the_first = sum(parameter.numel() * 4 for parameter in offloaded.modules[0].parameters())
+    assert probe.counters.bytes_read - before == bytes_of_blocks(offloaded) - of_the_first - of_the_first  # and block 4
+    assert probe.counters.window_losses == (10 + 9) * 4
+
+
+def test_streams_that_do_not_fit_spill_to_a_file(offloaded, calibration, monkeypatch):
+    spilled = []
+    real = torch.from_file
+    monkeypatch.setattr(torch, "from_file", lambda *args, **kwargs: spilled.append(args) or real(*args, **kwargs))
+    expected = Probe(offloaded, calibration).losses_without_each((), range(1, 11))
+    assert not spilled
+    found = Probe(offloaded, calibration, memory_budget=1_000_000).losses_without_each((), range(1, 11))
+    assert spilled
+    for block in expected:
+        assert found[block].per_window == pytest.approx(expected[block].per_window, rel=1e-6)
+
+
+def test_offloading_to_where_it_runs_is_refused():
+    with pytest.raises(ModelError, match="runs on the processor"):
+        open_session(ModelSettings(str(TINY), device="cpu", offload="cpu"))
+    with pytest.raises(ModelError, match="does not go with --offload"):
+        open_session(ModelSettings(str(TINY), device="auto", offload="disk"))
+
+
+@pytest.mark.parametrize(("dtype", "other"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_precision_that_is_much_faster_is_found(monkeypatch, dtype, other):
+    seconds = {getattr(torch, dtype): 3.0, getattr(torch, other): 1.5}
+    monkeypatch.setattr("streamliner.model.devices._seconds", lambda dtype, device: seconds[dtype])
+    assert faster_precision(getattr(torch, dtype), torch.device("cpu")) == (getattr(torch, other), 2.0)
+    seconds[getattr(torch, other)] = 2.5
+    assert faster_precision(getattr(torch, dtype), torch.device("cpu")) is None
+
+
+def test_a_block_runs_as_before_after_its_weights_were_present(offloaded, calibration):
+    """The hooks are as they were: a plain forward loads and drops."""
+    ids = calibration.windows[:1]
+    with torch.inference_mode():
+        before = offloaded.forward(ids).logits
+        fork(offloaded, [(), (3,)], ids)
+        assert torch.equal(offloaded.forward(ids).logits, before)
+    assert isinstance(offloaded, Blocks)
+    assert all(parameter.is_meta for parameter in offloaded.modules.parameters())

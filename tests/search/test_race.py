@@ -1,0 +1,117 @@
+"""Racing and laziness on losses that are known: who is dropped, when, and what is said of it."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean, stdev
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamliner.measure.loss import Loss
+from streamliner.search.race import Race
+from streamliner.search.registry import make_method
+
+
+class Table:
+    """A probe whose losses are in a table: {sorted removed blocks: losses by window}."""
+
+    def __init__(self, num_blocks, table, num_windows):
+        self.num_blocks, self.num_windows, self.windows_at_once = num_blocks, num_windows, 1
+        self.table, self.measured = table, []
+
+    def losses(self, removals, windows=None):
+        windows = range(self.num_windows) if windows is None else windows
+        keys = [tuple(sorted(removed)) for removed in removals]
+        self.measured += [(key, window) for key in keys for window in windows]
+        return {key: Loss(tuple(self.table(key)[window] for window in windows)) for key in keys}
+
+    def loss(self, removed=()):
+        return self.losses([removed])[tuple(sorted(removed))]
+
+    def refusal(self, removed):
+        return ""
+
+    def expect(self, measurements):
+        pass
+
+    def expect_less(self, losses):
+        pass
+
+
+FIVE = {
+    (1,): [2.0, 2.1, 1.9, 2.0, 2.0, 2.2],
+    (2,): [2.5, 2.7, 2.4, 2.6, 2.5, 2.7],  # worse by 0.5 to 0.6: dropped as soon as anybody may be
+    (3,): [1.9, 2.4, 2.0, 1.9, 2.1, 2.0],  # now better, now worse: stays
+}
+
+
+def test_who_is_surely_worse_is_dropped_on_the_third_window():
+    probe = Table(5, FIVE.__getitem__, 6)
+    race = Race(probe, (), 3.0)
+    race.run([1, 2, 3])
+    assert race.best == 1
+    assert set(race.losses) == {1, 3}
+    assert race.window_losses == len(probe.measured) == 6 + 3 + 6
+    apart = [2.5 - 2.0, 2.7 - 2.1, 2.4 - 1.9]
+    assert race.margin == pytest.approx(fmean(apart) - 3 * stdev(apart) / math.sqrt(3))
+    assert race.estimates == {2: pytest.approx(fmean(FIVE[1,]) + fmean(apart))}
+
+
+def test_with_z_0_nobody_is_dropped():
+    probe = Table(5, FIVE.__getitem__, 6)
+    race = Race(probe, (), 0.0)
+    race.run([1, 2, 3])
+    assert set(race.losses) == {1, 2, 3}
+    assert race.margin == math.inf
+
+
+def test_later_candidates_race_against_the_best_so_far_without_measuring_it_again():
+    probe = Table(5, FIVE.__getitem__, 6)
+    race = Race(probe, (), 3.0)
+    race.run([1])
+    race.run([2])
+    assert race.best == 1
+    assert [window for key, window in probe.measured if key == (2,)] == [0, 1, 2]
+    assert len(probe.measured) == 6 + 3
+
+
+def test_on_two_windows_nobody_is_dropped():
+    race = Race(Table(5, FIVE.__getitem__, 2), (), 3.0)
+    race.run([1, 2, 3])
+    assert set(race.losses) == {1, 2, 3}
+
+
+COSTS = st.lists(st.floats(0.01, 3.0), min_size=8, max_size=8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(costs=COSTS, noise=st.lists(st.floats(-0.001, 0.001), min_size=6, max_size=6))
+def test_where_increases_add_up_adaptive_is_exact(costs, noise):
+    """Increases that do not change from round to round, far apart or equal: the greedy list with fewer losses."""
+
+    def losses(removed):
+        return [2 + sum(round(costs[block], 1) for block in removed) + wobble for wobble in noise]
+
+    found = {}
+    for effort in ("exact", "adaptive"):
+        probe = Table(8, losses, 6)
+        found[effort] = [list(make_method("sleb", {"effort": effort}).search(probe, 4))[-1].removed, probe.measured]
+    assert [round(costs[b], 1) for b in found["adaptive"][0]] == [round(costs[b], 1) for b in found["exact"][0]]
+    assert len(found["adaptive"][1]) <= len(found["exact"][1]) + 6  # the dense loss, which exact does not ask for
+
+
+def test_an_increase_that_shrinks_beyond_the_slack_is_missed_and_the_margin_said():
+    """What is not guaranteed: block 5 costs 1.0 at first and nothing once 1 is gone, and is no neighbour of 1."""
+
+    def losses(removed):
+        costs = {1: 0.1, 2: 0.3, 3: 0.4, 4: 0.5, 5: 0.0 if 1 in removed else 1.0, 6: 0.6}
+        return [2 + sum(costs[block] for block in removed)] * 4
+
+    removed = {}
+    for effort in ("exact", "adaptive"):
+        points = list(make_method("sleb", {"effort": effort}).search(Table(8, losses, 4), 2))
+        removed[effort] = points[-1].removed
+    assert removed == {"exact": (1, 5), "adaptive": (1, 2)}
+    assert points[-1].margin == pytest.approx(min(0.8 * 0.4, 0.3 + 0.1) - 0.3)

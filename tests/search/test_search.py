@@ -1,0 +1,174 @@
+"""Every method keeps the contract; SLEB and LLM-Streamline equal the plain form of their papers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from streamliner.errors import MethodError, RemovalError
+from streamliner.measure.probe import Probe
+from streamliner.search.find import make_plan, search
+from streamliner.search.limits import parse_increase, parse_remove
+from streamliner.search.registry import make_method, method_names
+
+METHODS = method_names()
+
+
+@pytest.fixture
+def probe(blocks, calibration):
+    return Probe(blocks, calibration)
+
+
+def run(probe, name, limit, **settings):
+    return search(probe, make_method(name, settings), name, limit)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_contract(name, probe):
+    frontier = run(probe, name, 3)
+    method = make_method(name, {})
+    assert [len(point.removed) for point in frontier.points] == [1, 2, 3]
+    for point in frontier.points:
+        assert len(set(point.removed)) == len(point.removed)
+        assert all(method.protect_first <= block < 12 - method.protect_last for block in point.removed)
+        assert point.loss == probe.loss(point.removed).mean
+        assert math.isfinite(point.score)
+    assert run(probe, name, 3) == frontier
+    assert isinstance(type(method).score, str)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_protected_blocks_stay(name, probe):
+    frontier = run(probe, name, 2, protect_first=4, protect_last=5)
+    assert all(4 <= block < 7 for point in frontier.points for block in point.removed)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])
+def test_a_planted_identity_block_costs_nothing_and_goes_first(name, blocks, calibration):
+    block = blocks.modules[6]
+    block.self_attn.o_proj.weight.data.zero_()
+    block.mlp.down_proj.weight.data.zero_()
+    probe = Probe(blocks, calibration)
+    frontier = run(probe, name, 2)
+    assert frontier.at(1).removed == (6,)
+    assert frontier.at(1).loss == frontier.dense_loss
+    assert 6 in frontier.at(2).removed
+
+
+def naive_sleb(model, windows, count):
+    """Algorithm 1 as the paper's code runs it: each candidate a whole forward at batch 1, blocks taken off the list."""
+    layers, alive, order, losses = model.model.layers, list(range(12)), [], []
+    for _ in range(count):
+        best = None
+        for candidate in alive[1:-1]:
+            kept = [block for block in alive if block != candidate]
+            model.model.layers = torch.nn.ModuleList([layers[block] for block in kept])
+            with torch.inference_mode():
+                each = [model(input_ids=w[None], labels=w[None], use_cache=False).loss.item() for w in windows]
+            loss = sum(each) / len(each)
+            if best is None or loss < best[0]:
+                best = loss, candidate
+        losses.append(best[0])
+        order.append(best[1])
+        alive.remove(best[1])
+    model.model.layers = layers
+    return order, losses
+
+
+def test_sleb_equals_the_naive_loop_for_5_of_12(blocks, calibration):
+    order, losses = naive_sleb(blocks.model, calibration.windows, 5)
+    frontier = run(Probe(blocks, calibration), "sleb", 5)
+    assert list(frontier.at(5).removed) == order
+    assert [point.loss for point in frontier.points] == pytest.approx(losses, rel=1e-5)
+
+
+def test_sleb_one_shot_ranks_by_losses_of_single_removals(probe):
+    ranking = sorted(range(1, 11), key=lambda block: probe.loss((block,)).mean)
+    assert list(run(probe, "sleb", 4, metric="one-shot").at(4).removed) == ranking[:4]
+
+
+def test_sleb_similarity_ranks_like_block_influence(probe):
+    similar = run(probe, "sleb", 4, metric="similarity").at(4)
+    influence = run(probe, "block_influence", 4, protect_first=1, protect_last=1).at(4)
+    assert similar.removed == influence.removed
+
+
+def test_streamline_equals_the_interval_from_stored_hidden_states(blocks, calibration):
+    stored = []
+    with blocks.watch(lambda depth, stream: stored.append(stream)):
+        blocks.forward(calibration.windows)
+    frontier = run(Probe(blocks, calibration), "streamline", 6)
+    for count in range(1, 7):
+        means = [functional.cosine_similarity(stored[i], stored[i + count], dim=-1).mean() for i in range(13 - count)]
+        start = int(torch.stack(means).argmax())
+        assert frontier.at(count).removed == tuple(range(start, start + count))
+        assert frontier.at(count).score == pytest.approx(1 - means[start].item(), abs=1e-5)
+
+
+def test_exhaustive_is_the_optimum_and_no_method_beats_it(probe):
+    best = run(probe, "exhaustive", 2, protect_first=3, protect_last=3)
+    pairs = {pair: probe.loss(pair).mean for pair in itertools.combinations(range(3, 9), 2)}
+    assert best.at(2).removed == min(pairs, key=lambda pair: pairs[pair])
+    assert run(probe, "sleb", 2, protect_first=3, protect_last=3).at(2).loss >= best.at(2).loss
+
+
+def test_exhaustive_refuses_to_take_forever(probe):
+    with pytest.raises(MethodError, match="tries 175 sets"):
+        run(probe, "exhaustive", 3, most_sets=100)
+
+
+def test_random_follows_its_seed(probe):
+    orders = {run(probe, "random", 4, seed=seed).at(4).removed for seed in range(4)}
+    assert len(orders) == 4
+
+
+def test_the_perplexity_bound_stops_the_search(probe):
+    whole = run(probe, "sleb", 4)
+    rise = math.exp(whole.at(2).loss - whole.dense_loss) - 1
+    stopped = search(probe, make_method("sleb", {}), "sleb", None, rise + 1e-6)
+    assert stopped.points == whole.points[:2]
+    with pytest.raises(RemovalError, match="Removing any block"):
+        search(probe, make_method("sleb", {}), "sleb", None, 1e-4)
+
+
+@pytest.mark.parametrize(("text", "count"), [("3", 3), ("20%", 3), ("25%", 3), ("26%", 4), ("1%", 1), ("8.3%", 1)])
+def test_parse_remove(text, count):
+    assert parse_remove(text, 12) == count
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "12", "100%", "120%", "-1", "x", "1.5", ""])
+def test_parse_remove_refuses(text):
+    with pytest.raises(RemovalError):
+        parse_remove(text, 12)
+
+
+def test_parse_increase():
+    assert parse_increase("10%") == pytest.approx(0.1)
+    with pytest.raises(RemovalError):
+        parse_increase("10")
+
+
+def test_a_method_from_a_file(tmp_path, probe):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from streamliner.search import Point\n"
+        "@dataclass(frozen=True)\n"
+        "class Last:\n"
+        "    protect_first: int = 0\n"
+        "    protect_last: int = 0\n"
+        "    score = 'none'\n"
+        "    def search(self, probe, limit):\n"
+        "        for n in range(1, limit + 1):\n"
+        "            yield Point(tuple(range(12 - n, 12)), 0.0)\n"
+    )
+    frontier = run(probe, f"{file}:Last", 2)
+    assert frontier.at(2).removed == (10, 11)
+    plan = make_plan(frontier, {"name": "x"}, 12, {})
+    assert plan.removed == (10, 11)
+    with pytest.raises(MethodError, match="no method First"):
+        make_method(f"{file}:First", {})
