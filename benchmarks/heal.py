@@ -20,17 +20,20 @@ from typing import Any
 
 import torch
 
-from streamliner.cli.console import Terminal
+from streamliner.heal.accelerator import make_accelerator
+from streamliner.heal.graft import make_graft
 from streamliner.heal.objective import make_objective
-from streamliner.heal.settings import HealSettings
-from streamliner.heal.trainer import count_steps, make_accelerator, train
+from streamliner.heal.schedule import count_steps
+from streamliner.heal.trainer import Trainer
 from streamliner.measure.loss import Loss, next_token_losses
 from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_model, load_tokenizer, silenced_transformers
 from streamliner.model.source import locate
 from streamliner.runs.folder import environment
-from streamliner.text.stream import Mixture
-from streamliner.text.windows import bos_tokens, make_calibration_set
+from streamliner.runs.terminal import Terminal
+from streamliner.settings import HealSettings
+from streamliner.text.stream import TrainingText
+from streamliner.text.windows import bos_tokens, calibration_set
 
 RECIPES: dict[str, dict[str, Any]] = {
     "block-mse": {"loss": {"mse": 1.0}},
@@ -70,23 +73,22 @@ def main() -> None:
         tokenizer = load_tokenizer(source)
         blocks = Blocks(load_model(source, dtype=arguments.dtype))
     count, length = arguments.evaluation_windows
-    held_out = make_calibration_set(arguments.evaluation, tokenizer, num_samples=count, sequence_length=length)
+    held_out = calibration_set(arguments.evaluation, tokenizer, num_samples=count, sequence_length=length)
     print(f"evaluation: {held_out}")
     dense = measure(blocks, held_out.windows)
     with blocks.bypass(removed):
         cut = measure(blocks, held_out.windows)
     rows = [describe("dense", dense, dense, cut, 0, 0.0)]
-    data = tuple((name, float(weight or 1)) for name, _, weight in (text.partition("=") for text in arguments.data))
     for name in arguments.recipes:
         if name == "nothing":
             rows.append(describe(name, cut, dense, cut, 0, 0.0))
             continue
         settings = HealSettings(
             **RECIPES[name],
-            data=data,
+            data=arguments.data,
             sequence_length=arguments.sequence_length,
             tokens=arguments.tokens,
-            batch_size=arguments.batch_size,
+            global_batch_size=arguments.batch_size,
             micro_batch=arguments.micro_batch,
             learning_rate=arguments.lr,
             min_learning_rate=arguments.lr / 40,
@@ -95,25 +97,19 @@ def main() -> None:
         )
         with silenced_transformers():
             blocks = Blocks(load_model(source, dtype=arguments.dtype))
-        objective = make_objective(blocks, removed, settings, bos=bool(bos_tokens(tokenizer)))
-        mixture = Mixture(
-            data, tokenizer, sequence_length=arguments.sequence_length, validation_windows=16, seed=settings.seed
+        graft = make_graft(blocks, removed, settings)
+        objective = make_objective(graft, settings, bos=bool(bos_tokens(tokenizer)))
+        text = TrainingText(
+            settings.texts, tokenizer, sequence_length=arguments.sequence_length, validation_windows=16, seed=0
         )
-        steps = count_steps(settings, mixture)
+        steps = count_steps(settings, text)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder, reporter.progress(name) as progress:
             accelerator = make_accelerator(settings, blocks.dtype, blocks.device, Path(folder))
-            trained = train(
-                objective,
-                mixture,
-                settings,
-                steps,
-                accelerator,
-                Path(folder),
-                lambda row, progress=progress: progress(row["step"], row["steps"]),
-            )
+            trainer = Trainer(objective, text, settings, steps, accelerator, Path(folder))
+            trained = trainer.run(lambda row, progress=progress: progress(row["step"], row["steps"]))
         seconds = time.perf_counter() - start
-        with objective.graft.in_place(), torch.autocast("cpu", torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
+        with graft.in_place(), torch.autocast("cpu", torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
             healed = measure(blocks, held_out.windows)
         rows.append(describe(name, healed, dense, cut, trained.tokens, seconds) | {"training": vars(trained)})
     print(json.dumps({"arguments": vars(arguments), "rows": rows, "evaluation": held_out.provenance} | environment()))

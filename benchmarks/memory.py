@@ -22,7 +22,7 @@ from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_model
 from streamliner.model.source import locate
-from streamliner.search.find import search
+from streamliner.search.run_method import run_method
 from streamliner.search.registry import make_method
 from streamliner.text.windows import CalibrationSet
 
@@ -42,7 +42,7 @@ def child(asked: argparse.Namespace) -> None:
             blocks.forward(windows[:1])
     else:
         probe = Probe(blocks, CalibrationSet(windows, {}), memory_budget=asked.budget, say=print)
-        search(probe, make_method("sleb", {"effort": asked.child}), "sleb", asked.remove)
+        run_method(probe, make_method("sleb", {"effort": asked.child}), "sleb", asked.remove)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 

@@ -69,19 +69,19 @@ def child(asked: argparse.Namespace) -> None:
     import torch
 
     from streamliner.measure.probe import Probe
-    from streamliner.model.session import ModelSettings, open_session
-    from streamliner.runs.reporter import Silent
-    from streamliner.search.find import search
+    from streamliner.model.session import open_model
     from streamliner.search.registry import make_method
+    from streamliner.search.run_method import run_method
+    from streamliner.settings import ModelSettings
     from streamliner.text.windows import CalibrationSet
 
-    blocks = open_session(ModelSettings(asked.child, device="cpu", offload="disk")).load(Silent())
+    blocks = open_model(asked.child, ModelSettings(device="cpu", offload="disk")).load()
     windows = torch.randint(1024, (asked.windows, asked.tokens), generator=torch.Generator().manual_seed(0))
     probe = Probe(blocks, CalibrationSet(windows, {}), memory_budget=asked.budget)
     start = time.perf_counter()
     probe.loss()
     before_rounds = probe.counters.bytes_read
-    frontier = search(probe, make_method("sleb", {}), "sleb", asked.remove)
+    frontier = run_method(probe, make_method("sleb", {}), "sleb", asked.remove)
     result = {
         "removed": frontier.points[-1].removed,
         "bytes_read": probe.counters.bytes_read,

@@ -20,9 +20,9 @@ from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_model, load_tokenizer, silenced_transformers
 from streamliner.model.source import locate
 from streamliner.runs.folder import environment
-from streamliner.search.find import search
+from streamliner.search.run_method import run_method
 from streamliner.search.registry import make_method
-from streamliner.text.windows import make_calibration_set
+from streamliner.text.windows import calibration_set
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
         tokenizer = load_tokenizer(source)
         blocks = Blocks(load_model(source, dtype=arguments.dtype))
     sets = [
-        make_calibration_set(text, tokenizer, num_samples=count, sequence_length=tokens)
+        calibration_set(text, tokenizer, num_samples=count, sequence_length=tokens)
         for text, (count, tokens) in (
             (arguments.calibration, arguments.calibration_windows),
             (arguments.evaluation, arguments.evaluation_windows),
@@ -56,7 +56,7 @@ def main() -> None:
     for name in arguments.methods:
         with reporter.progress(f"Searching ({name})") as progress:
             probe = Probe(blocks, sets[0], on_progress=progress)
-            frontier = search(probe, make_method(name, {}), name, arguments.remove)
+            frontier = run_method(probe, make_method(name, {}), name, arguments.remove)
         for point in frontier.points:
             rows.append(describe(name, point.removed, held_out.loss(point.removed), point.loss, probe.counters.seconds))
     provenance = [text.provenance for text in sets]

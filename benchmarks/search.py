@@ -28,9 +28,9 @@ from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_model, load_tokenizer
 from streamliner.model.source import locate
-from streamliner.search.find import search
+from streamliner.search.run_method import run_method
 from streamliner.search.registry import make_method
-from streamliner.text.windows import CalibrationSet, make_calibration_set
+from streamliner.text.windows import CalibrationSet, calibration_set
 
 
 def graded_model(
@@ -100,7 +100,7 @@ def main() -> None:
     if asked.model:
         source = locate(asked.model)
         model = load_model(source)
-        text = make_calibration_set(
+        text = calibration_set(
             asked.source,
             load_tokenizer(source),
             num_samples=asked.windows,
@@ -122,7 +122,7 @@ def main() -> None:
         for effort in ratios:
             start = time.perf_counter()
             probe = Probe(blocks, text)
-            frontier = search(probe, make_method("sleb", {"effort": effort}), "sleb", asked.remove)
+            frontier = run_method(probe, make_method("sleb", {"effort": effort}), "sleb", asked.remove)
             times[effort].append(time.perf_counter() - start)
             ratios[effort].append(times["naive"][-1] / times[effort][-1])
             same[effort] &= plain == list(frontier.points[-1].removed)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from streamliner.model.blocks import Blocks
-from streamliner.text.windows import make_calibration_set
+from streamliner.text.windows import calibration_set
 
 torch.set_num_threads(1)
 
@@ -45,4 +45,4 @@ def blocks(tiny):
 
 @pytest.fixture(scope="session")
 def calibration(tokenizer):
-    return make_calibration_set("python-docs", tokenizer, num_samples=4, sequence_length=128)
+    return calibration_set("python-docs", tokenizer, num_samples=4, sequence_length=128)

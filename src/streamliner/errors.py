@@ -1,10 +1,10 @@
-"""Every error that a user can cause. An error says what was wrong and what was found; `hint` says what to type next."""
+"""Every error that a user can cause. The message says what is wrong and what was found; `hint` says what to do next."""
 
 from __future__ import annotations
 
 
 class StreamlinerError(Exception):
-    """A failure that needs no traceback. Ends the command line tool with `exit_code`."""
+    """A failure that is explained without a traceback. Ends the command line tool with `exit_code`."""
 
     exit_code = 1
 
@@ -17,31 +17,35 @@ class StreamlinerError(Exception):
 
 
 class UserError(StreamlinerError):
-    """The user asked for something that cannot be done as asked (exit status 2)."""
+    """The request cannot be carried out as it is (exit status 2)."""
 
     exit_code = 2
 
 
-class InterruptedByUser(StreamlinerError):  # noqa: N818
-    """Ctrl-C. What was measured is in the journal."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C. `hint` says what is kept and how to continue."""
 
     exit_code = 130
 
+    def __init__(self, message: str = "Stopped.", hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
 
 class ModelError(UserError):
-    """The model is not there, or cannot be read."""
+    """The model does not exist or cannot be read."""
 
 
 class UnsupportedModelError(UserError):
-    """The model was read, but cutting it would not be right; the message names the reason."""
+    """The model was read, but it cannot be cut correctly; the message gives the reason."""
 
 
 class TextError(UserError):
-    """The calibration text is not there, empty, or too short."""
+    """A text does not exist, is empty, or is too short."""
 
 
 class RemovalError(UserError):
-    """The blocks or the number of blocks asked for cannot be removed."""
+    """These blocks, or this number of blocks, cannot be removed."""
 
 
 class MethodError(UserError):
@@ -49,11 +53,11 @@ class MethodError(UserError):
 
 
 class PlanError(UserError):
-    """The plan cannot be read or is not for this model."""
+    """The plan cannot be read or is for another model."""
 
 
 class HealingError(UserError):
-    """The cut model cannot be healed as asked for."""
+    """The cut model cannot be healed with these settings."""
 
 
 class EvaluationError(UserError):
@@ -61,21 +65,21 @@ class EvaluationError(UserError):
 
 
 class OutputError(UserError):
-    """The output folder exists, or is not ours to replace."""
+    """The output exists already or cannot be written."""
 
 
 class MissingExtraError(UserError):
-    """An optional library is needed; `extra` is the one of `pip install 'streamliner[extra]'`."""
+    """An optional library is missing; `extra` is the one in `pip install 'streamliner[extra]'`."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional library.", f"Install it with: pip install 'streamliner[{extra}]'")
 
 
 class VerificationError(StreamlinerError):
-    """What was written or measured is not what the definition of removal says. Nothing was kept."""
+    """What was written or measured does not match the definition of removal. Nothing was kept."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library raised, or the name of its type."""
+    """The first line of another library's error message, or the name of its type if it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

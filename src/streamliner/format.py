@@ -1,23 +1,31 @@
-"""Numbers as people read them."""
+"""Numbers and tables as people read them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from itertools import zip_longest
+from textwrap import wrap
 
 NOTHING = "not finite"
-"""A number that was none: JSON keeps null for it."""
+"""Shown for NaN, infinity and the null that JSON has for them."""
+WIDEST_CELL = 60
+"""Characters in a line of a cell, in plain text."""
+SIDE_BY_SIDE = 3
+"""The largest number of models that a table shows in columns."""
 
 
 def number(value: float | None) -> str:
-    """Four digits, or all before the point: 0.5, 24.48, 10,830; beyond a million as 2.1e+24."""
+    """Four digits, or all before the point: 0.5, 24.48, 10,830; from a million on as 2.1e+24."""
     if value is None or not math.isfinite(value):
         return NOTHING
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def counted(count: int, noun: str) -> str:
-    """A number of things: 1 round, 2 rounds."""
+    """A count with its noun: 1 round, 2 rounds."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
@@ -32,26 +40,36 @@ def perplexity_of(value: float | None) -> str:
 
 
 def exp(loss: float | None) -> float:
-    """The perplexity of a loss, of those beyond all numbers the largest; nan for none."""
+    """The perplexity of a loss, NaN for None. It never overflows: losses above 700 count as 700."""
     return math.nan if loss is None else math.exp(min(loss, 700))
 
 
-def with_error(value: float | None, error: float | None) -> str:
+def with_error(value: float | None, error: float | None, digits: str = ".4f") -> str:
     """A number with its standard error, where there is one."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    return f"{value:.4f}" + ("" if error is None or not math.isfinite(error) else f" ± {error:.4f}")
+    return f"{value:{digits}}" + ("" if error is None or not math.isfinite(error) else f" ± {error:{digits}}")
 
 
 def share_with_error(value: float | None, error: float | None) -> str:
     """A share in percent with its standard error, where there is one."""
-    if value is None or not math.isfinite(value):
-        return NOTHING
-    return f"{value:.1%}" + ("" if error is None or not math.isfinite(error) else f" ± {error:.1%}")
+    return with_error(value, error, ".1%")
+
+
+def human_bytes(count: int | None) -> str:
+    """Such as "1.07 GB"."""
+    if count is None:
+        return "not known before download"
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """The last parts of paths or hub ids, as many as tell different ones apart."""
+    """The last parts of paths or hub ids, as many as are needed to distinguish different ones."""
     parts = [name.rstrip("/").split("/") for name in names]
     found = ["/".join(each[-1:]) or name for each, name in zip(parts, names, strict=True)]
     for count in range(2, max(map(len, parts), default=1) + 1):
@@ -60,3 +78,55 @@ def short_names(names: Sequence[str]) -> list[str]:
             break
         found = ["/".join(each[-count:]) if s in twice else s for each, s in zip(parts, found, strict=True)]
     return found
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a result: its `repr`, in a notebook, and on the command line.
+
+    Attributes:
+        rows: of cells; the first row is the heading.
+        title: a line above it.
+        caption: a line below it.
+    """
+
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    caption: str = ""
+
+    def text(self) -> str:
+        """Plain text in columns; long cells take several lines."""
+        wrapped = [[wrap(cell, WIDEST_CELL) or [""] for cell in row] for row in self.rows]
+        widths = [max(len(line) for cell in column for line in cell) for column in zip(*wrapped, strict=True)]
+        lines = [line for row in wrapped for line in zip_longest(*row, fillvalue="")]
+        texts = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        return "\n".join(filter(None, [self.title, *texts, self.caption]))
+
+    def html(self) -> str:
+        """HTML for a notebook."""
+        above, below = (f"<p>{escape(line)}</p>" if line else "" for line in (self.title, self.caption))
+        head, *body = (list(map(escape, row)) for row in self.rows)
+        rows = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in body)
+        return f"{above}<table><tr><th>{'</th><th>'.join(head)}</th></tr>{rows}</table>{below}"
+
+
+def model_table(models: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
+    """A table of models: a few of them in columns, more of them in rows.
+
+    Args:
+        models: their names.
+        rows: a label, then a cell for each model.
+        title: a line above the table.
+    """
+    columns = [["", *short_names(models)], *rows]
+    return Table(columns if len(models) <= SIDE_BY_SIDE else list(zip(*columns, strict=True)), title)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:  # until search/found.py has `tables`
+    """As `Table.text`."""
+    return Table(rows).text()
+
+
+def html_table(rows: Sequence[Sequence[str]]) -> str:  # until search/found.py has `tables`
+    """As `Table.html`."""
+    return Table(rows).html()

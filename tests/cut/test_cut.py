@@ -1,4 +1,4 @@
-"""Cutting: in memory and on disk, for every family, against bypass; and outputs that appear whole or not at all."""
+"""Cutting in memory and on disk, compared with bypass for every family; and outputs that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from close import assert_close
 from families import FAMILIES, make_model
+from multimodal import make_wrapper
 from places import SUPPORT
 from streamliner.cut import config_file as config_file_module
-from streamliner.cut.checkpoint import cut_checkpoint, stack_prefix
+from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.memory import cut_model
+from streamliner.cut.names import stack_prefix
 from streamliner.cut.structure import Structure
-from streamliner.cut.verify import expect, verify
+from streamliner.cut.verification import reference_outputs, sample_tokens, verify_checkpoint, verify_model
 from streamliner.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
 from streamliner.model.blocks import Blocks
 from streamliner.runs.files import output_folder
@@ -28,29 +31,28 @@ SAMPLE = torch.randint(2, 128, (1, 24), generator=torch.Generator().manual_seed(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_cut_in_memory_and_on_disk_equal_bypass_to_the_bit(family, tmp_path):
+def test_cut_in_memory_and_on_disk_equal_bypass(family, tmp_path):
     model = make_model(family)
     blocks = Blocks(model)
     model.save_pretrained(tmp_path / "dense", max_shard_size="40KB")
     assert len(list((tmp_path / "dense").glob("*.safetensors"))) > 1
     structure = Structure.of(model)
     for number, removed in enumerate(REMOVALS):
-        expected = expect(blocks, removed, SAMPLE)
+        expected = reference_outputs(blocks, removed, SAMPLE)
         cut = cut_model(model, removed)
-        with torch.inference_mode():
-            assert torch.equal(cut(input_ids=SAMPLE, use_cache=False).logits, expected.logits)
+        verify_model(cut, expected)
         on_disk = tmp_path / f"disk{number}"
         on_disk.mkdir()
         cut_checkpoint(tmp_path / "dense", on_disk, structure, removed)
-        assert verify(on_disk, expected).exact
+        verify_checkpoint(on_disk, expected)
         cut.save_pretrained(tmp_path / f"memory{number}")
-        assert verify(tmp_path / f"memory{number}", expected).exact
+        verify_checkpoint(tmp_path / f"memory{number}", expected)
         with torch.inference_mode(), blocks.bypass(removed):
-            assert torch.equal(blocks.forward(SAMPLE).logits, expected.logits), "cutting changed the dense model"
+            assert_close(blocks.forward(SAMPLE).logits, expected.logits)  # cutting does not change the dense model
 
 
 def test_plain_transformers_loads_every_family(tmp_path):
-    """In a process that knows nothing of streamliner: clean keys, equal logits, generation with cache as without."""
+    """In a process without streamliner: no missing keys, equal logits, the same generation with a cache as without."""
     folders = []
     for family in FAMILIES:
         model = make_model(family)
@@ -59,14 +61,13 @@ def test_plain_transformers_loads_every_family(tmp_path):
         folder = tmp_path / family
         folder.mkdir()
         cut_checkpoint(tmp_path / f"{family}-dense", folder, Structure.of(model), (1, 4))
-        logits = expect(blocks, (1, 4), SAMPLE).logits
-        threads = torch.tensor(torch.get_num_threads())
-        save_file({"ids": SAMPLE, "logits": logits.clone(), "threads": threads}, f"{folder}.expected")
+        logits = reference_outputs(blocks, (1, 4), SAMPLE).logits
+        save_file({"ids": SAMPLE, "logits": logits.clone()}, f"{folder}.expected")
         folders.append(str(folder))
     subprocess.run([sys.executable, OUTSIDER, *folders], check=True, timeout=300)
 
 
-def test_multi_token_prediction_blocks_go(tmp_path):
+def test_multi_token_prediction_blocks_are_dropped(tmp_path):
     model = make_model("deepseek_v3")
     model.save_pretrained(tmp_path / "dense")
     tensors = load_file(tmp_path / "dense" / "model.safetensors")
@@ -77,12 +78,12 @@ def test_multi_token_prediction_blocks_go(tmp_path):
     names = load_file(tmp_path / "cut" / "model.safetensors")
     assert not any("layers.5." in name or "layers.6." in name for name in names)
     assert json.loads((tmp_path / "cut" / "config.json").read_text())["num_nextn_predict_layers"] == 0
-    expected = expect(Blocks(model), (1,), SAMPLE)
-    assert verify(tmp_path / "cut", expected).exact
+    expected = reference_outputs(Blocks(model), (1,), SAMPLE)
+    verify_checkpoint(tmp_path / "cut", expected)
 
 
-def test_bytes_of_any_dtype_come_along_and_other_files_are_copied(tmp_path):
-    """Tensors are renamed, not read: an 8-bit float or an unknown helper tensor passes untouched."""
+def test_tensors_of_any_dtype_and_other_files_are_copied(tmp_path):
+    """Tensors are renamed, not read: an 8-bit float or an unknown tensor stays as it is."""
     model = make_model("llama")
     model.save_pretrained(tmp_path / "dense")
     file = tmp_path / "dense" / "model.safetensors"
@@ -128,26 +129,52 @@ def test_a_checkpoint_with_other_names_is_refused():
 
 def test_verification_sees_a_wrong_weight(tmp_path):
     model = make_model("llama")
-    expected = expect(Blocks(model), (2,), SAMPLE)
+    expected = reference_outputs(Blocks(model), (2,), SAMPLE)
     cut = cut_model(model, (3,))
     cut.save_pretrained(tmp_path)
     with pytest.raises(VerificationError, match="logits"):
-        verify(tmp_path, expected)
+        verify_checkpoint(tmp_path, expected)
+    with pytest.raises(VerificationError, match="logits"):
+        verify_model(cut, expected)
+
+
+def test_verification_says_what_was_compared():
+    model = make_model("llama")
+    found = verify_model(cut_model(model, (2,)), reference_outputs(Blocks(model), (2,), sample_tokens(model.config)))
+    assert found.to_json() == {
+        "max_logit_difference": found.max_logit_difference,
+        "tolerance": found.tolerance,
+        "cached_generation": True,
+        "padded_generation": True,
+        "tokens": 64,
+        "dtype": "float32",
+    }
+    assert 0 <= found.max_logit_difference <= found.tolerance < 1e-3
+    assert "on 64 tokens in float32" in repr(found)
+    assert "generation with a cache equals generation without, also left-padded" in repr(found)
+
+
+def test_the_sample_leaves_out_special_tokens():
+    """Each special token may be a number, a list or absent, in the config of the text or around it."""
+    text = make_model("llama", eos_token_id=[9, 10], pad_token_id=None, vocab_size=16).config
+    assert set(sample_tokens(text).unique().tolist()) == {8, 11, 12, 13, 14, 15}
+    whole = make_wrapper("llava").config
+    assert whole.image_token_index not in sample_tokens(whole)
 
 
 def test_verification_sees_missing_tensors(tmp_path):
     model = make_model("llama")
-    expected = expect(Blocks(model), (2,), SAMPLE)
+    expected = reference_outputs(Blocks(model), (2,), SAMPLE)
     cut_model(model, (2,)).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.layers.4.mlp.up_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(VerificationError, match="missing keys"):
-        verify(tmp_path, expected)
+        verify_checkpoint(tmp_path, expected)
 
 
 def test_only_what_transformers_would_load_is_cut(tmp_path):
-    """A single file goes before an index, an index before what a shard holds besides."""
+    """A single file takes precedence over an index, and the index over further tensors in a shard."""
     model = make_model("llama")
     model.save_pretrained(tmp_path / "dense", max_shard_size="40KB")
     shard = sorted((tmp_path / "dense").glob("*.safetensors"))[0]
@@ -164,11 +191,11 @@ def test_only_what_transformers_would_load_is_cut(tmp_path):
         out.mkdir()
         cut_checkpoint(tmp_path / "dense", out, Structure.of(model), (1,))
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
-        assert verify(out, expect(Blocks(loaded), (1,), SAMPLE)).exact
+        verify_checkpoint(out, reference_outputs(Blocks(loaded), (1,), SAMPLE))
 
 
-def test_a_config_file_that_would_be_read_otherwise_is_refused(tmp_path, monkeypatch):
-    """The structure is checked on a config object; what is written must be read as the same."""
+def test_a_config_file_that_would_be_read_differently_is_refused(tmp_path, monkeypatch):
+    """The structure is checked with a config object; the file must be read as the same."""
     model = make_model("gemma3")
     model.save_pretrained(tmp_path / "dense")
     (tmp_path / "cut").mkdir()
@@ -178,7 +205,28 @@ def test_a_config_file_that_would_be_read_otherwise_is_refused(tmp_path, monkeyp
     assert list((tmp_path / "cut").iterdir()) == []
 
 
-def test_tensors_for_several_tokens_under_a_name_of_their_own_go(tmp_path):
+@pytest.mark.parametrize("name", ["llama", "llava"])
+def test_module_names_in_a_config_file_are_renumbered_once(name, tmp_path):
+    """In a model of one part, and in one of several parts, whose settings may be in the outer or the inner config."""
+    model = make_model(name) if name in FAMILIES else make_wrapper(name)
+    structure = Structure.of(model)
+    model.save_pretrained(tmp_path / "dense")
+    file = tmp_path / "dense" / "config.json"
+    config = json.loads(file.read_text())
+    kept = {"quant_method": "fp8", "modules_to_not_convert": ["lm_head", f"{structure.stack.path}.3.mlp"]}
+    parts = [config, *(config[key] for key in ("text_config",) if key in config)]
+    for part in parts:
+        part["quantization_config"] = kept
+    file.write_text(json.dumps(config))
+    (tmp_path / "cut").mkdir()
+    cut_checkpoint(tmp_path / "dense", tmp_path / "cut", structure, (1,))
+    written = json.loads((tmp_path / "cut" / "config.json").read_text())
+    for part in [written, *(written[key] for key in ("text_config",) if key in written)]:
+        names = part["quantization_config"]["modules_to_not_convert"]
+        assert names == ["lm_head", f"{structure.stack.path}.2.mlp"]
+
+
+def test_multi_token_prediction_under_other_names_is_dropped(tmp_path):
     model = make_model("qwen3")
     model.save_pretrained(tmp_path / "dense")
     file = tmp_path / "dense" / "model.safetensors"

@@ -1,10 +1,11 @@
-"""The config rules, each by a small example."""
+"""The config rules, each with a small example; and the new names of modules."""
 
 from __future__ import annotations
 
 import pytest
 
-from streamliner.cut.config import cut_around, cut_config, renumbered_names, with_legacy_rope
+from streamliner.cut.config import cut_config, cut_outer_config, with_legacy_rope
+from streamliner.cut.names import renamed_modules
 from streamliner.cut.rules import FIELDS, refused
 from streamliner.errors import UnsupportedModelError
 
@@ -44,11 +45,7 @@ from streamliner.errors import UnsupportedModelError
             (0, 2),
             {"moe_layer_start_index": 0, "moe_layer_end_index": 1, "moe_layer_interval": 1},
         ),
-        (
-            {"attn_layer_period": 2, "attn_layer_offset": 1},
-            (0, 2),
-            {"attn_layer_period": 1, "attn_layer_offset": 0},
-        ),
+        ({"attn_layer_period": 2, "attn_layer_offset": 1}, (0, 2), {"attn_layer_period": 1, "attn_layer_offset": 0}),
         (
             {"moe_layer_start_index": 1, "moe_layer_end_index": 3, "moe_layer_interval": 2},
             (2,),
@@ -110,14 +107,14 @@ def test_keys_without_a_rule_are_refused_by_name(key):
         ({"cross_attention_layers": [1]}, (0,), "cross_attention_layers"),
     ],
 )
-def test_patterns_that_no_value_can_say_are_refused(config, removed, message):
+def test_patterns_that_no_value_describes_are_refused(config, removed, message):
     with pytest.raises(UnsupportedModelError, match=message):
         cut_config(config, removed, 4)
 
 
-def test_experts_that_no_interval_reaches_are_refused():
+def test_experts_that_no_interval_describes_are_refused():
     config = {"moe_layer_start_index": 0, "moe_layer_end_index": -1, "moe_layer_interval": 2}
-    with pytest.raises(UnsupportedModelError, match=r"would be \[0, 2, 4\], which no moe_layer_interval"):
+    with pytest.raises(UnsupportedModelError, match=r"would be \[0, 2, 4\], which no range and moe_layer_interval"):
         cut_config(config, (0,), 6)
 
 
@@ -127,15 +124,15 @@ def test_an_unknown_dict_by_number_is_refused():
 
 
 def test_images_that_go_into_blocks_by_position():
-    """What Qwen3-VL and Granite 4 Vision add to the text's stream; no check on text would see it."""
+    """What Qwen3-VL and Granite 4 Vision add to the stream of the text; no check on text can see it."""
     first = {"vision_config": {"deepstack_visual_indexes": [5, 11]}}
-    assert cut_around(first, (2,), 4) == {}
-    with pytest.raises(UnsupportedModelError, match="behind block 1"):
-        cut_around(first, (1, 2), 4)
+    assert cut_outer_config(first, (2,), 4) == {}
+    with pytest.raises(UnsupportedModelError, match="after block 1"):
+        cut_outer_config(first, (1, 2), 4)
     named = {"deepstack_layer_map": [[-9, 1]], "spatial_target_layers": [3]}
-    assert cut_around(named, (0, 2), 4) == {"deepstack_layer_map": [[-9, 0]], "spatial_target_layers": [1]}
+    assert cut_outer_config(named, (0, 2), 4) == {"deepstack_layer_map": [[-9, 0]], "spatial_target_layers": [1]}
     with pytest.raises(UnsupportedModelError, match="before block 3"):
-        cut_around(named, (3,), 4)
+        cut_outer_config(named, (3,), 4)
 
 
 def test_an_unknown_list_with_an_entry_per_block_is_refused():
@@ -156,20 +153,20 @@ def test_module_names_in_a_quantization_config_follow():
     }
     numbers = {0: 0, 2: 1, 3: 2, 10: 3}
     paths = ("model.language_model.layers", "language_model.model.layers")
-    assert renumbered_names(config, paths, numbers) == {
+    assert renamed_modules(config, paths, numbers) == {
         "modules_to_not_convert": ["lm_head", "model.layers.2.self_attn", "model.layers.3"],
         "dynamic": {"layers.2.mlp": {"bits": 8}},
         "bits": 4,
     }
     tower = ["vision_tower.encoder.layers.1.fc", "encoder.layers.3"]
-    assert renumbered_names([*tower, "language_model.layers.3.q", "layers.1"], paths, numbers) == [
+    assert renamed_modules([*tower, "language_model.layers.3.q", "layers.1"], paths, numbers) == [
         *tower,
         "language_model.layers.2.q",
     ]
-    assert renumbered_names(["re:.*gate", "-:lm_head"], paths, numbers) == ["re:.*gate", "-:lm_head"]
+    assert renamed_modules(["re:.*gate", "-:lm_head"], paths, numbers) == ["re:.*gate", "-:lm_head"]
     for expression in ("re:.*layers\\.3\\.mlp", r"-:model\.layers\.20\..*", r"+:.*\.18\..*gate.*", "model.layers.6*"):
         with pytest.raises(UnsupportedModelError, match="by the expression"):
-            renumbered_names([expression], paths, numbers)
+            renamed_modules([expression], paths, numbers)
 
 
 def test_legacy_rope():

@@ -1,4 +1,4 @@
-"""Decoders behind an encoder: cut by name and verified; a search would need what the encoder reads, and is refused."""
+"""Decoders with an encoder: blocks that are named are cut; a search is refused, as it needs what the encoder reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from command import run
 from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.memory import cut_model
 from streamliner.cut.structure import Structure
-from streamliner.cut.verify import expect, verify
+from streamliner.cut.verification import reference_outputs, verify_checkpoint, verify_model
 from streamliner.model.blocks import Blocks
 
 SIZES = {
@@ -47,7 +47,7 @@ def make(name):
     torch.manual_seed(0)
     model = getattr(transformers, name)(getattr(transformers, config_name)(**fields))
     for path, parameter in model.named_parameters():
-        if parameter.ndim > 1 and "embed_positions" not in path:  # sines, which some classes make anew on load
+        if parameter.ndim > 1 and "embed_positions" not in path:  # sines, which some classes compute again on loading
             parameter.data.normal_(0, 0.15)
     return model.eval().requires_grad_(False)
 
@@ -60,14 +60,12 @@ def test_the_decoder_is_cut_and_the_encoder_stays(name, tmp_path):
     assert "decoder" in blocks.path
     assert len(blocks) == 6
     for number, removed in enumerate([(2,), (1, 5)]):
-        expected = expect(blocks, removed, SAMPLE)
+        expected = reference_outputs(blocks, removed, SAMPLE)
         out = tmp_path / f"cut{number}"
         out.mkdir()
         cut_checkpoint(tmp_path / "dense", out, structure, removed)
-        assert verify(out, expected).exact
-        cut = cut_model(model, removed)
-        with torch.inference_mode():
-            assert torch.equal(Blocks(cut).forward(SAMPLE).logits, expected.logits)
+        verify_checkpoint(out, expected)
+        verify_model(cut_model(model, removed), expected)
         dense, kept = (load_file(folder / "model.safetensors") for folder in (tmp_path / "dense", out))
         encoder = [key for key in dense if "encoder" in key and "decoder" not in key]
         assert encoder
@@ -77,7 +75,7 @@ def test_the_decoder_is_cut_and_the_encoder_stays(name, tmp_path):
 
 
 def test_a_second_name_of_the_encoders_count_stays(tmp_path):
-    """Files of BART and Marian hold `num_hidden_layers` beside `encoder_layers`; transformers takes it for the same."""
+    """Files of BART and Marian have `num_hidden_layers` next to `encoder_layers`; to transformers they are the same."""
     model = make("BartForConditionalGeneration")
     model.save_pretrained(tmp_path / "dense")
     file = tmp_path / "dense" / "config.json"
@@ -86,7 +84,7 @@ def test_a_second_name_of_the_encoders_count_stays(tmp_path):
     cut_checkpoint(tmp_path / "dense", tmp_path / "cut", Structure.of(model), (1,))
     config = json.loads((tmp_path / "cut" / "config.json").read_text())
     assert (config["num_hidden_layers"], config["decoder_layers"]) == (2, 5)
-    assert verify(tmp_path / "cut", expect(Blocks(model), (1,), SAMPLE)).exact
+    verify_checkpoint(tmp_path / "cut", reference_outputs(Blocks(model), (1,), SAMPLE))
 
 
 def test_t5_keeps_the_block_with_the_biases_of_position():
@@ -96,13 +94,13 @@ def test_t5_keeps_the_block_with_the_biases_of_position():
 def test_a_search_is_refused_and_says_what_to_do(capsys, tmp_path):
     make("BartForConditionalGeneration").save_pretrained(tmp_path / "m")
     _, err = run(capsys, "search", tmp_path / "m", "--remove", "1", "-o", tmp_path / "r", status=2)
-    assert "behind an encoder" in err
+    assert "has an encoder" in err
     assert "--blocks" in err
     out, _ = run(capsys, "cut", tmp_path / "m", "--blocks", "1,4", "-o", tmp_path / "o", "--json")
-    assert json.loads(out)["verification"]["exact"]
+    assert json.loads(out)["verification"]["tokens"]
 
 
 def test_there_is_no_perplexity_of_what_the_encoder_reads(capsys, tmp_path):
     make("BartForConditionalGeneration").save_pretrained(tmp_path / "m")
     arguments = ["--perplexity", "python-docs:test", "--window", "32"]
-    assert "behind an encoder" in run(capsys, "evaluate", tmp_path / "m", *arguments, status=2)[1]
+    assert "has an encoder" in run(capsys, "evaluate", tmp_path / "m", *arguments, status=2)[1]

@@ -1,4 +1,4 @@
-"""Models of several parts: the text's blocks are cut, the whole is saved, and images (or sounds) still go in."""
+"""Models of several parts: the blocks of the text are cut, the whole is saved, and images (or sound) still work."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from close import assert_close
 from multimodal import NEEDS_IMAGE, PROCESSED, WRAPPERS, image_inputs, make_wrapper, processor_inputs, text_inputs
-from streamliner.cut.checkpoint import cut_checkpoint, stack_prefix
+from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.folds import block_axis
 from streamliner.cut.memory import cut_model
+from streamliner.cut.names import stack_prefix
 from streamliner.cut.structure import Structure
-from streamliner.cut.verify import expect, verify
+from streamliner.cut.verification import reference_outputs, verify_checkpoint
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.blocks import Blocks
 from streamliner.model.load import auto_class
 
 REMOVALS = ((4,), (0, 3))
-# Images are added to the stream behind or before these blocks, by position: no config could say it for another.
+# Image features are added after or before these blocks, by position: no config can name another block.
 FIXED = {
-    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "cohere_compass"), "Image features are added behind block 0"),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe", "cohere_compass"), "Image features are added after block 0"),
     "granite4_vision": "Image features are added before block",
     "gemma4": "makes the keys and values",
     "mllama": "would be the first, and is one of cross_attention_layers",
@@ -31,7 +33,7 @@ FIXED = {
 
 
 BROKEN_ON_TEXT = {("llama4", "5.24.0")}
-"""Types that a release of transformers cannot run on text alone, by a fault of its own: they are refused."""
+"""Types that a release of transformers cannot run on text alone because of a bug: they are refused."""
 
 
 @pytest.mark.parametrize("name", [name for name in WRAPPERS if name not in NEEDS_IMAGE])
@@ -51,19 +53,19 @@ def test_the_text_is_cut_and_images_still_go_in(name, tmp_path):
             assert FIXED.get(name, "no reason to refuse") in reason
             continue
         done += 1
-        expected = expect(blocks, removed, sample)
+        expected = reference_outputs(blocks, removed, sample)
         with torch.inference_mode(), blocks.bypass(removed):
             image_logits = model(**with_image, use_cache=False).logits
         out = tmp_path / str(done)
         out.mkdir()
         cut_checkpoint(tmp_path / "dense", out, structure, removed)
-        assert verify(out, expected).exact
+        verify_checkpoint(out, expected)
         config = AutoConfig.from_pretrained(out)
         whole = auto_class(config).from_pretrained(out).eval().requires_grad_(False)
         assert type(whole) is type(model)
         for cut in (whole, cut_model(model, removed)):
             with torch.inference_mode():
-                assert torch.equal(cut(**with_image, use_cache=False).logits, image_logits)
+                assert_close(cut(**with_image, use_cache=False).logits, image_logits)
         before, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "dense", out))
         stack = stack_prefix(list(before), blocks.path, len(blocks))
         around = [key for key in before if not key.startswith(f"{stack}.") and block_axis(key) is None]
@@ -92,7 +94,7 @@ def test_through_a_processor(name):
     with torch.inference_mode():
         with blocks.bypass((1, 4)):
             expected = model(**inputs, use_cache=False).logits
-        assert torch.equal(cut(**inputs, use_cache=False).logits, expected)
+        assert_close(cut(**inputs, use_cache=False).logits, expected)
 
 
 def test_a_part_that_the_file_leaves_to_the_class_is_written_out(tmp_path):
@@ -107,7 +109,7 @@ def test_a_part_that_the_file_leaves_to_the_class_is_written_out(tmp_path):
     written = json.loads((tmp_path / "cut" / "config.json").read_text())
     assert written["text_config"]["num_hidden_layers"] == 5
     assert "num_hidden_layers" not in written
-    assert verify(tmp_path / "cut", expect(Blocks(model), (1,), text_inputs("llava")["input_ids"])).exact
+    verify_checkpoint(tmp_path / "cut", reference_outputs(Blocks(model), (1,), text_inputs("llava")["input_ids"]))
 
 
 def test_a_flat_config_of_an_older_release_follows(tmp_path):
@@ -124,4 +126,4 @@ def test_a_flat_config_of_an_older_release_follows(tmp_path):
     written = json.loads((tmp_path / "cut" / "config.json").read_text())
     assert "text_config" not in written
     assert written["num_hidden_layers"] == 5
-    assert verify(tmp_path / "cut", expect(Blocks(model), (1,), text_inputs("qwen2_vl")["input_ids"])).exact
+    verify_checkpoint(tmp_path / "cut", reference_outputs(Blocks(model), (1,), text_inputs("qwen2_vl")["input_ids"]))

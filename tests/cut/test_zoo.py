@@ -1,14 +1,15 @@
-"""A third of transformers' decoder types, with every kind of rule among them; `make architectures` checks all."""
+"""A third of the decoder types of transformers, with every kind of rule; `make architectures` checks all types."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
 import transformers
-from architectures import DOCUMENT, check, document, row
+from architectures import DOCUMENT, MARKER, check, comparable, document, row, written_rows
 from safetensors.torch import load_file, save_file
 
 import zoo
@@ -16,66 +17,114 @@ from odd import OddConfig, OddForText
 from streamliner.cut import checkpoint as checkpoint_module
 from streamliner.cut import config as config_module
 from streamliner.cut.checkpoint import cut_checkpoint
-from streamliner.cut.folds import BLOCK_AXIS, FOLDS, _nothing
-from streamliner.cut.rules import FIELDS, JOINT
+from streamliner.cut.folds import BLOCK_AXIS, FOLDS, no_change
+from streamliner.cut.joint_rules import JOINT
+from streamliner.cut.memory import cut_model
+from streamliner.cut.rules import FIELDS
 from streamliner.cut.structure import Structure
-from streamliner.cut.verify import expect, verify
+from streamliner.cut.verification import reference_outputs, verify_checkpoint
 from streamliner.errors import RemovalError, StreamlinerError, UnsupportedModelError, VerificationError
 from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
-from streamliner.search.find import search
 from streamliner.search.registry import make_method, method_names
+from streamliner.search.run_method import run_method
 from streamliner.text.windows import CalibrationSet
 
 SAMPLE = torch.randint(8, 120, (1, 24), generator=torch.Generator().manual_seed(0))
 BY_RULE = [
-    *(
-        "afmoe",
-        "bailing_hybrid",
-        "bamba",
-        "beam",
-        "big_bird",
-        "deepseek_v2",
-        "deepseek_v32",
-        "diffllama",
-        "dots3_note_text",
-    ),
-    *("ernie4_5_moe", "gemma2", "gemma3n_text", "gemma4_text", "gemma4_unified", "glm_moe_dsa", "gpt2", "gpt_neo"),
-    *("gpt_neox_japanese", "granite_swa", "inkling2_text", "jamba", "laguna", "lfm2_moe", "llama4_text", "minicpm3"),
-    *(
-        "minimax",
-        "mllama",
-        "nemotron_h",
-        "qwen2_moe",
-        "qwen4_exp_text",
-        "recurrent_gemma",
-        "reformer",
-        "zamba2",
-        "zaya",
-    ),
+    "afmoe",
+    "bailing_hybrid",
+    "bamba",
+    "beam",
+    "big_bird",
+    "deepseek_v2",
+    "deepseek_v32",
+    "diffllama",
+    "dots3_note_text",
+    "ernie4_5_moe",
+    "gemma2",
+    "gemma3n_text",
+    "gemma4_text",
+    "gemma4_unified",
+    "glm_moe_dsa",
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox_japanese",
+    "granite_swa",
+    "inkling2_text",
+    "jamba",
+    "laguna",
+    "lfm2_moe",
+    "llama4_text",
+    "minicpm3",
+    "minimax",
+    "mllama",
+    "nemotron_h",
+    "qwen2_moe",
+    "qwen4_exp_text",
+    "recurrent_gemma",
+    "reformer",
+    "zamba2",
+    "zaya",
 ]
+"""With a config field that has a rule, or a fold."""
 OF_OTHER_BUILD = [
-    *("apertus", "bart", "bert", "bloom", "blt", "cpmant", "deepseek_v4", "doge", "emu3", "falcon_h1", "falcon_mamba"),
-    *("fuyu", "git", "hy_v4", "kimi_linear", "lfm3", "longcat_flash", "mamba2", "modernbert-decoder", "moshi", "mpt"),
-    *("olmo_hybrid", "prophetnet", "rwkv", "whisper", "xlm", "xlstm", "zamba"),
+    "apertus",
+    "bart",
+    "bert",
+    "bloom",
+    "blt",
+    "cpmant",
+    "deepseek_v4",
+    "doge",
+    "emu3",
+    "falcon_h1",
+    "falcon_mamba",
+    "fuyu",
+    "git",
+    "hy_v4",
+    "kimi_linear",
+    "lfm3",
+    "longcat_flash",
+    "mamba2",
+    "modernbert-decoder",
+    "moshi",
+    "mpt",
+    "olmo_hybrid",
+    "prophetnet",
+    "rwkv",
+    "whisper",
+    "xlm",
+    "xlstm",
+    "zamba",
 ]
+"""Built differently in other ways."""
+TEXT = DOCUMENT.read_text()
+ROWS = written_rows(TEXT)
 
 
 @pytest.mark.parametrize("model_type", BY_RULE + OF_OTHER_BUILD)
 def test_every_removal_is_right_or_refused(model_type, tmp_path):
-    report = check(model_type, tmp_path)
-    text = DOCUMENT.read_text()
-    if f"With transformers {transformers.__version__}," in text:
-        assert row(report) in text, "docs/architectures.md says something else: run make architectures"
+    """As docs/architectures.md says, whatever release of transformers it was written with."""
+    found = row(check(model_type, tmp_path))
+    assert comparable(found) == comparable(ROWS[model_type]), "run make architectures"
 
 
-def test_the_document_has_every_type():
-    text = DOCUMENT.read_text()
-    if f"With transformers {transformers.__version__}," not in text:
-        pytest.skip("written with another release of transformers")
-    assert all(f"| `{model_type}` |" in text for model_type in zoo.model_types())
-    assert ", 0 failed." in text
-    assert document([], text).startswith(text[:1000])
+def test_every_type_has_a_row():
+    """Types that a newer release brings show up in the summary of the test run."""
+    new = [model_type for model_type in zoo.model_types() if model_type not in ROWS]
+    if new:
+        assert f"With transformers {transformers.__version__}," not in TEXT
+        pytest.xfail(f"docs/architectures.md has no row yet for {', '.join(new)}: run make architectures")
+
+
+def test_the_document_counts_its_rows():
+    done = [re.search(r"\| (\d+) of (\d+) \|", found) for found in ROWS.values()]
+    whole = sum(" | refused | " in found for found in ROWS.values())
+    assert f"{len(ROWS)} types: {sum(map(bool, done))} are cut, {whole} refused whole" in TEXT
+    assert f"{sum(int(match[1]) for match in done if match)} were cut with logits" in TEXT
+    assert ", 0 failed." in TEXT
+    assert document([], TEXT).startswith(TEXT[: TEXT.index(MARKER)])
 
 
 def test_every_kind_of_rule_is_among_the_types_tested():
@@ -92,7 +141,7 @@ def cut_and_verify(model, removed, folder):
     blocks, structure = Blocks(model), Structure.of(model)
     (folder / "cut").mkdir()
     cut_checkpoint(folder / "dense", folder / "cut", structure, removed)
-    return verify(folder / "cut", expect(blocks, removed, SAMPLE))
+    verify_checkpoint(folder / "cut", reference_outputs(blocks, removed, SAMPLE))
 
 
 def left(key, value, removal):
@@ -144,7 +193,9 @@ def test_a_wrong_rule_for_a_field_is_caught(field, monkeypatch, tmp_path):
 def test_a_joint_rule_left_out_is_caught(rule, model_type, removed, monkeypatch, tmp_path):
     monkeypatch.setattr(config_module, "JOINT", tuple(each for each in JOINT if each.__name__ != rule))
     monkeypatch.setitem(zoo.SPECIAL, "qwen2_moe", {"decoder_sparse_step": 2, "mlp_only_layers": [3]})
-    with pytest.raises((StreamlinerError, KeyError)):  # bypassing what makes keys for others fails in the model itself
+    with pytest.raises(
+        (StreamlinerError, KeyError)
+    ):  # without a block that makes keys for others, the model itself fails
         cut_and_verify(zoo.tiny_model(model_type), removed, tmp_path)
 
 
@@ -175,11 +226,11 @@ def test_a_fold_that_changes_nothing_is_caught_after_writing(attribute, monkeypa
 
 
 def test_every_fold_is_planted_wrong():
-    assert set(FOLDED) == {name for name, fold in FOLDS.items() if fold.change is not _nothing}
+    assert set(FOLDED) == {name for name, fold in FOLDS.items() if fold.change is not no_change}
 
 
 def test_minimax_without_the_buffers_that_depend_on_depth_is_refused(tmp_path):
-    """They come with the weights; a checkpoint that leaves them to the class would silently get other ones."""
+    """They come with the weights; a checkpoint without them would silently get the wrong ones from the class."""
     model = zoo.tiny_model("minimax")
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -190,7 +241,7 @@ def test_minimax_without_the_buffers_that_depend_on_depth_is_refused(tmp_path):
         cut_checkpoint(tmp_path, tmp_path / "cut", Structure.of(model), (0,))
 
 
-def test_slices_of_blocks_left_or_mixed_up_are_caught(monkeypatch, tmp_path):
+def test_slices_of_the_wrong_blocks_are_caught(monkeypatch, tmp_path):
     def first_slices(tensor, axis, removal):
         size = tensor.shape[axis] // removal.num_blocks
         return tensor.narrow(axis, 0, size * len(removal.kept))
@@ -204,8 +255,8 @@ def test_slices_of_blocks_left_or_mixed_up_are_caught(monkeypatch, tmp_path):
         cut_and_verify(zoo.tiny_model("gemma3n_text"), (0,), tmp_path / "again")
 
 
-def test_the_words_of_an_older_config_stay(tmp_path):
-    """Other engines read `mamba` and `attention`, which transformers 5 calls otherwise."""
+def test_the_names_in_an_older_config_stay(tmp_path):
+    """Other engines read `mamba` and `attention`, for which transformers 5 has other names."""
     model = zoo.tiny_model("granitemoehybrid")
     model.save_pretrained(tmp_path / "dense")
     file = tmp_path / "dense" / "config.json"
@@ -217,52 +268,57 @@ def test_the_words_of_an_older_config_stay(tmp_path):
     cut_checkpoint(tmp_path / "dense", tmp_path / "cut", Structure.of(model), (0, 2))
     written = json.loads((tmp_path / "cut" / "config.json").read_text())
     assert written["layer_types"] == ["mamba", "mamba", "mamba", "attention"]
-    assert verify(tmp_path / "cut", expect(Blocks(model), (0, 2), SAMPLE)).exact
+    verify_checkpoint(tmp_path / "cut", reference_outputs(Blocks(model), (0, 2), SAMPLE))
 
 
-def test_rwkv_that_rescales_is_refused_with_the_way_out(monkeypatch):
+def test_rwkv_that_rescales_is_refused_with_a_hint(monkeypatch):
     monkeypatch.setitem(zoo.SPECIAL["rwkv"], "rescale_every", 3)
+    model = zoo.tiny_model("rwkv")
     with pytest.raises(UnsupportedModelError, match="Set rescale_every to 0"):
-        Blocks(zoo.tiny_model("rwkv"))
+        Blocks(model)
+    with torch.no_grad():
+        model(input_ids=SAMPLE)
+    with pytest.raises(UnsupportedModelError, match="scaled its weights by block"):
+        cut_model(model, (2,))
 
 
 def test_tensors_that_blocks_share_move_to_one_that_stays(monkeypatch, tmp_path):
     """Zamba's blocks with attention share one transformer, stored with the first of them."""
     kinds = ["mamba", "hybrid", "hybrid", "mamba", "hybrid", "mamba"]
     monkeypatch.setitem(zoo.SPECIAL, "zamba", {"layers_block_type": kinds})
-    assert cut_and_verify(zoo.tiny_model("zamba"), (1,), tmp_path).exact
+    cut_and_verify(zoo.tiny_model("zamba"), (1,), tmp_path)
 
 
-def test_a_search_leaves_out_what_the_architecture_keeps():
+def test_a_search_leaves_out_blocks_that_must_stay():
     model = zoo.tiny_model("modernbert-decoder")
     structure = Structure.of(model)
     windows = torch.randint(8, 120, (2, 16), generator=torch.Generator().manual_seed(1))
     probe = Probe(Blocks(model), CalibrationSet(windows, {}), refusal=structure.refusal)
     assert "attn_norm" in probe.refusal([0])
     for name in method_names():
-        frontier = search(probe, make_method(name, {"protect_first": 0, "protect_last": 0}), name, 3)
+        frontier = run_method(probe, make_method(name, {"protect_first": 0, "protect_last": 0}), name, 3)
         assert all(0 not in point.removed for point in frontier.points)
 
 
-def test_a_search_that_cannot_go_on_says_why():
+def test_a_search_that_cannot_continue_says_why():
     model = zoo.tiny_model("gemma3n_text")
     windows = torch.arange(8, 40).view(2, 16)
     probe = Probe(Blocks(model), CalibrationSet(windows, {}), refusal=Structure.of(model).refusal)
-    with pytest.raises(RemovalError, match=r"no more than 2 blocks that can go\. Block 2 makes the keys and values"):
-        search(probe, make_method("sleb", {"protect_first": 0, "protect_last": 2}), "sleb", 4)
+    with pytest.raises(
+        RemovalError, match=r"cannot remove more than 2 blocks of this model\. Block 2 makes the keys and values"
+    ):
+        run_method(probe, make_method("sleb", {"protect_first": 0, "protect_last": 2}), "sleb", 4)
 
 
-def test_where_no_block_can_go_alone_the_error_says_what_to_try():
+def test_where_no_block_can_be_removed_alone_the_error_says_what_to_try():
     model = zoo.tiny_model("jamba")
     probe = Probe(
-        Blocks(model),
-        CalibrationSet(torch.arange(8, 40).view(2, 16), {}),
-        refusal=Structure.of(model).refusal,
+        Blocks(model), CalibrationSet(torch.arange(8, 40).view(2, 16), {}), refusal=Structure.of(model).refusal
     )
-    with pytest.raises(RemovalError, match="No block can go alone") as caught:
-        search(probe, make_method("sleb", {}), "sleb", 2)
+    with pytest.raises(RemovalError, match="No single block of this model can be removed") as caught:
+        run_method(probe, make_method("sleb", {}), "sleb", 2)
     assert "--method streamline" in caught.value.hint
-    assert search(probe, make_method("streamline", {}), "streamline", 2).points[-1].removed == (4, 5)
+    assert run_method(probe, make_method("streamline", {}), "streamline", 2).points[-1].removed == (4, 5)
 
 
 transformers.AutoConfig.register("odd", OddConfig)
@@ -275,7 +331,7 @@ def odd(**fields):
 
 
 def test_an_unknown_type_is_cut_right(tmp_path):
-    assert cut_and_verify(odd(), (0, 2), tmp_path).exact
+    cut_and_verify(odd(), (0, 2), tmp_path)
     assert len(OddForText.from_pretrained(tmp_path / "cut").tower) == 3
 
 

@@ -15,7 +15,18 @@ from command import run
 from places import SUPPORT, TINY
 
 QUICK = [
-    *("--steps", "6", "--batch-size", "2", "--sequence-length", "64", "--lr", "1e-3", "--validation-windows", "2"),
+    *(
+        "--steps",
+        "6",
+        "--global-batch-size",
+        "2",
+        "--sequence-length",
+        "64",
+        "--lr",
+        "1e-3",
+        "--validation-windows",
+        "2",
+    ),
     *("--validations", "2", "--dtype", "float32"),
 ]
 
@@ -30,6 +41,13 @@ def cut(tmp_path_factory):
 
 def heal(capsys, cut, out, *arguments, status=0):
     return run(capsys, "heal", str(cut), "--dense", str(TINY), "-o", str(out), *QUICK, *arguments, status=status)
+
+
+def copied(folder, to):
+    to.mkdir()
+    for file in folder.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    return to
 
 
 def test_a_healed_block_is_a_stock_checkpoint(capsys, cut, tmp_path):
@@ -63,13 +81,13 @@ def test_custom_code_says_so_loads_only_with_trust_and_generates(capsys, cut, tm
 
 def test_swiglu_says_what_a_stock_block_costs(capsys, cut, tmp_path):
     out, _ = heal(capsys, cut, tmp_path / "healed", "--network", "swiglu")
-    assert "carried for nothing" in " ".join(out.split())
+    assert "unused parameters" in " ".join(out.split())
     assert not list((tmp_path / "healed").glob("*.py"))
 
 
 def test_prune_and_heal_removes_as_many_as_asked(capsys, tmp_path):
     search = ["--method", "streamline", "--remove", "3", "--num-samples", "2", "--sequence-length", "64"]
-    healing = ["--heal", "--tokens", "512", "--heal-set", "batch_size=2", "--heal-set", "validation_windows=2"]
+    healing = ["--heal", "--tokens", "512", "--global-batch-size", "2", "--validation-windows", "2"]
     out, _ = run(capsys, "prune", str(TINY), *search, *healing, "-o", str(tmp_path / "out"), "--json")
     result = json.loads(out)
     (gap,) = result["healing"]["gaps"]
@@ -89,46 +107,26 @@ def test_a_run_is_continued_only_as_it_was(capsys, cut, tmp_path):
     assert "settings.seed was 0 there and is 1 now" in err
     _, err = heal(capsys, cut, tmp_path / "b", "--run", str(tmp_path / "run"))
     assert "Continuing the run" in err
+    assert f"output: {tmp_path / 'b'}" in (tmp_path / "run" / "config.yaml").read_text()
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
 def test_mistakes(capsys, cut, tmp_path):
     assert "There is no cut checkpoint" in heal(capsys, tmp_path / "nothing", tmp_path / "x", status=2)[1]
-    assert "holds no streamliner.json" in heal(capsys, TINY, tmp_path / "x", status=2)[1]
-    assert "is no run folder" in heal(capsys, cut, tmp_path / "x", "--run", str(cut), status=2)[1]
+    assert "has no streamliner.json" in heal(capsys, TINY, tmp_path / "x", status=2)[1]
+    assert "is not a run folder" in heal(capsys, cut, tmp_path / "x", "--run", str(cut), status=2)[1]
     for folder in (tmp_path / "x", tmp_path / "x" / "run"):
         assert "lies in the " in heal(capsys, cut, tmp_path / "x", "--run", folder, status=2)[1]
     assert "--loss has no l2" in heal(capsys, cut, tmp_path / "x", "--loss", "l2", status=2)[1]
     assert "is not a weight" in heal(capsys, cut, tmp_path / "x", "--loss", "mse=much", status=2)[1]
-    assert "knows no such tracker" in heal(capsys, cut, tmp_path / "x", "--track", "paper", status=2)[1]
+    assert "has no such tracker" in heal(capsys, cut, tmp_path / "x", "--track", "paper", status=2)[1]
     assert "positions of" in heal(capsys, cut, tmp_path / "x", "--sequence-length", "9999", status=2)[1]
-    assert "is not a number of tokens" in heal(capsys, cut, tmp_path / "x", "--tokens", "many", status=2)[1]
-    assert (
-        "not --heal"
-        in run(capsys, "prune", str(TINY), "--remove", "2", "--lora", "4", "-o", str(tmp_path / "x"), status=2)[1]
-    )
+    budget = run(capsys, "heal", cut, "--dense", TINY, "-o", tmp_path / "x", "--tokens", "many", status=2)[1]
+    assert "is not a number of tokens" in budget
     assert "was cut from: " in run(capsys, "heal", cut, "--dense", cut, "-o", tmp_path / "x", *QUICK, status=2)[1]
-    for flag, value, message in (("--lora", -3, "0 or more"), ("--init", "last", "what a block starts as")):
+    for flag, value, message in (("--lora", -3, "at least 0"), ("--init", "last", "for block networks")):
         assert message in heal(capsys, cut, tmp_path / "x", "--network", "swiglu", flag, value, status=2)[1]
-    assert "--lr must be" in heal(capsys, cut, tmp_path / "x", "--lr", "-1", status=2)[1]
-    assert (
-        "is no setting of healing"
-        in run(
-            *(
-                capsys,
-                "prune",
-                str(TINY),
-                "--remove",
-                "2",
-                "--heal",
-                "--heal-set",
-                "speed=9",
-                "-o",
-                str(tmp_path / "x"),
-            ),
-            status=2,
-        )[1]
-    )
+    assert "--learning-rate must be" in heal(capsys, cut, tmp_path / "x", "--learning-rate", "-1", status=2)[1]
     assert not (tmp_path / "x").exists()
     assert not (tmp_path / "x.run").exists()
 
@@ -136,22 +134,12 @@ def test_mistakes(capsys, cut, tmp_path):
 def test_another_dense_model_and_a_healed_one_are_refused(capsys, cut, tmp_path):
     heal(capsys, cut, tmp_path / "healed")
     assert "is healed already" in heal(capsys, tmp_path / "healed", tmp_path / "x", status=2)[1]
-    other = tmp_path / "other"
-    other.mkdir()
-    for file in cut.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
+    other = copied(cut, tmp_path / "other")
     tensors = load_file(other / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.weight"] *= 2
     save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
     assert "was not cut from this dense model" in heal(capsys, other, tmp_path / "x", status=2)[1]
     assert not (tmp_path / "x").exists()
-
-
-def copied(folder, to):
-    to.mkdir()
-    for file in folder.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    return to
 
 
 def test_what_no_class_knows_is_kept_and_what_did_not_change_is_the_same_bytes(capsys, cut, tmp_path):
@@ -202,11 +190,17 @@ def test_prune_knows_before_the_search_that_it_cannot_heal(capsys, tmp_path):
     search = ["prune", TINY, "--remove", "2", "--heal", "-o", tmp_path / "out"]
     for arguments, message in (
         (["--data", "nowhere.txt"], "There is no text nowhere.txt"),
-        (["--heal-set", "micro_batch=3"], "cannot be divided"),
-        (["--device", "auto"], "so --device auto does not go with it"),
+        (["--micro-batch", "3"], "cannot be divided"),
+        (["--device", "auto"], "Leave out --offload and --device auto"),
     ):
         assert message in run(capsys, *search, *arguments, status=2)[1]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_with_custom_code_besides_adapters(capsys, cut, tmp_path):
+    pytest.importorskip("peft")
+    heal(capsys, cut, tmp_path / "healed", "--network", "ffn", "--lora", "2", "--loss", "kd")
+    assert list((tmp_path / "healed").glob("*.py"))
 
 
 def test_trackers(capsys, cut, tmp_path):

@@ -14,7 +14,18 @@ from command import TORCHRUN
 from places import TINY
 
 HEAL = [
-    *("--steps", "12", "--batch-size", "4", "--micro-batch", "1", "--sequence-length", "64", "--lr", "1e-3"),
+    *(
+        "--steps",
+        "12",
+        "--global-batch-size",
+        "4",
+        "--micro-batch",
+        "1",
+        "--sequence-length",
+        "64",
+        "--learning-rate",
+        "1e-3",
+    ),
     *("--validation-windows", "5", "--validations", "3", "--dtype", "float32", "--json"),
 ]
 
@@ -60,7 +71,7 @@ def test_two_processes_have_the_losses_of_one(folder, kind):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused(folder):
-    process = heal(folder, "odd", "--batch-size", "3", launcher=TORCHRUN)
+    process = heal(folder, "odd", "--global-batch-size", "3", launcher=TORCHRUN)
     assert process.returncode != 0
     assert "cannot be divided among 2 processes" in process.stderr
     assert not (folder / "odd").exists()
@@ -70,7 +81,7 @@ def test_the_first_process_decides_when_to_save(folder, tmp_path):
     """Clocks differ: with a save whenever a third of the time has gone into saving, each process would decide alone."""
     script = tmp_path / "often.py"
     script.write_text(
-        "import sys\nfrom streamliner.heal import train\ntrain.SAVE_SECONDS, train.SAVE_SHARE = 0.0, 0.3\n"
+        "import sys\nfrom streamliner.heal import schedule\nschedule.SAVE_SECONDS, schedule.SAVE_SHARE = 0.0, 0.3\n"
         "from streamliner.cli import main\nmain(sys.argv[1:])\n"
     )
     command = [sys.executable, "-m", *TORCHRUN, str(script), "heal", str(folder / "cut"), "--dense", str(TINY), *HEAL]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from streamliner.measure import loss as loss_module
-from streamliner.measure.loss import Loss
+from streamliner.measure.loss import Loss, text_loss
 from streamliner.measure.probe import Probe
 from streamliner.text.windows import CalibrationSet
 
@@ -32,6 +32,16 @@ def test_loss_in_chunks_of_positions_is_the_same(blocks, calibration, monkeypatc
     whole = Probe(blocks, calibration).loss()
     monkeypatch.setattr(loss_module, "POSITIONS_AT_ONCE", 7)
     assert Probe(blocks, calibration).loss().per_window == pytest.approx(whole.per_window, rel=1e-6)
+
+
+def test_text_loss_measures_the_model_as_it_is(blocks, calibration):
+    steps = []
+    found = text_loss(blocks, calibration.windows, on_progress=lambda *step: steps.append(step))
+    assert found.per_window == pytest.approx(Probe(blocks, calibration).loss().per_window, rel=1e-5)
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    with blocks.bypass((3, 5)):
+        found = text_loss(blocks, calibration.windows)
+    assert found.per_window == pytest.approx(Probe(blocks, calibration).loss((3, 5)).per_window, rel=1e-5)
 
 
 def test_each_removal_is_measured_once(blocks, calibration):
@@ -64,7 +74,7 @@ def test_the_last_depth_is_before_the_final_norm(blocks, calibration):
     assert abs(Probe(blocks, calibration).similarity().cosine[11, 12].item() - after) > 1e-3
 
 
-def test_divergence_is_zero_from_itself_and_positive_else(blocks, calibration):
+def test_divergence_is_zero_from_itself_and_otherwise_that_of_torch(blocks, calibration):
     probe = Probe(blocks, calibration)
     assert probe.divergence(()).mean == pytest.approx(0, abs=1e-9)
     dense = blocks.forward(calibration.windows[:1]).logits.log_softmax(-1)

@@ -8,19 +8,17 @@ import torch
 from places import TINY
 from streamliner.errors import ModelError
 from streamliner.measure.probe import Probe
-from streamliner.model.blocks import Blocks
-from streamliner.model.devices import faster_precision
 from streamliner.model.fingerprint import weights_hash
 from streamliner.model.fork import fork
-from streamliner.model.session import ModelSettings, open_session
-from streamliner.runs.reporter import Silent
-from streamliner.search.find import search
+from streamliner.model.session import open_model
 from streamliner.search.registry import make_method
+from streamliner.search.run_method import run_method
+from streamliner.settings import ModelSettings
 
 
 @pytest.fixture
 def offloaded():
-    return open_session(ModelSettings(str(TINY), dtype="float32", device="cpu", offload="disk")).load(Silent())
+    return open_model(TINY, ModelSettings(dtype="float32", device="cpu", offload="disk")).load()
 
 
 def bytes_of_blocks(blocks):
@@ -32,10 +30,10 @@ def test_losses_and_list_are_those_of_the_model_in_memory(blocks, offloaded, cal
     assert not blocks.offloaded
     assert all(parameter.is_meta for parameter in offloaded.modules.parameters())
     assert weights_hash(offloaded.model) == weights_hash(blocks.model)
-    here, there = (search(Probe(b, calibration), make_method("sleb", {}), "sleb", 3) for b in (blocks, offloaded))
+    here, there = (run_method(Probe(b, calibration), make_method("sleb", {}), "sleb", 3) for b in (blocks, offloaded))
     assert here.points[-1].removed == there.points[-1].removed
     for a, b in zip(here.points, there.points, strict=True):
-        assert a.candidates == pytest.approx(b.candidates, rel=1e-6)
+        assert a.candidates == pytest.approx(b.candidates, rel=1e-5)
     assert all(parameter.is_meta for parameter in offloaded.modules.parameters())
 
 
@@ -59,31 +57,21 @@ def test_streams_that_do_not_fit_spill_to_a_file(offloaded, calibration, monkeyp
     found = Probe(offloaded, calibration, memory_budget=1_000_000).losses_without_each((), range(1, 11))
     assert spilled
     for block in expected:
-        assert found[block].per_window == pytest.approx(expected[block].per_window, rel=1e-6)
+        assert found[block].per_window == pytest.approx(expected[block].per_window, rel=1e-5)
 
 
 def test_offloading_to_where_it_runs_is_refused():
-    with pytest.raises(ModelError, match="runs on the processor"):
-        open_session(ModelSettings(str(TINY), device="cpu", offload="cpu"))
-    with pytest.raises(ModelError, match="does not go with --offload"):
-        open_session(ModelSettings(str(TINY), device="auto", offload="disk"))
-
-
-@pytest.mark.parametrize(("dtype", "other"), [("bfloat16", "float32"), ("float32", "bfloat16")])
-def test_a_precision_that_is_much_faster_is_found(monkeypatch, dtype, other):
-    seconds = {getattr(torch, dtype): 3.0, getattr(torch, other): 1.5}
-    monkeypatch.setattr("streamliner.model.devices._seconds", lambda dtype, device: seconds[dtype])
-    assert faster_precision(getattr(torch, dtype), torch.device("cpu")) == (getattr(torch, other), 2.0)
-    seconds[getattr(torch, other)] = 2.5
-    assert faster_precision(getattr(torch, dtype), torch.device("cpu")) is None
+    with pytest.raises(ModelError, match="runs on the CPU"):
+        open_model(TINY, ModelSettings(device="cpu", offload="cpu"))
+    with pytest.raises(ModelError, match="cannot be combined with --offload"):
+        open_model(TINY, ModelSettings(device="auto", offload="disk"))
 
 
 def test_a_block_runs_as_before_after_its_weights_were_present(offloaded, calibration):
-    """The hooks are as they were: a plain forward loads and drops."""
+    """The hooks are back: a plain forward loads the weights and drops them."""
     ids = calibration.windows[:1]
     with torch.inference_mode():
         before = offloaded.forward(ids).logits
         fork(offloaded, [(), (3,)], ids)
         assert torch.equal(offloaded.forward(ids).logits, before)
-    assert isinstance(offloaded, Blocks)
     assert all(parameter.is_meta for parameter in offloaded.modules.parameters())

@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from close import assert_close
 from families import FAMILIES, make_model
 from streamliner.errors import RemovalError, UnsupportedModelError
 from streamliner.model.blocks import Blocks
+from streamliner.model.handoff import stream_out
 
 IDS = torch.randint(2, 128, (2, 20), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bypass_skips_exactly_the_named_blocks(family):
-    """A block whose forward is broken does not matter once it is bypassed, and matters else."""
+    """A block with broken weights changes nothing while it is bypassed, and everything otherwise."""
     blocks = Blocks(make_model(family))
     with torch.inference_mode():
         plain = blocks.forward(IDS).logits
@@ -38,21 +40,21 @@ def test_resume_equals_the_whole_forward(family):
             whole = blocks.forward(IDS).logits
         assert sorted(streams) == list(range(7))
         for depth in range(1, 7):
-            assert torch.equal(blocks.resume(depth, streams[depth], IDS).logits, whole)
+            assert_close(blocks.resume(depth, streams[depth], IDS).logits, whole)
         with blocks.bypass([4]):
             expected = blocks.forward(IDS).logits
-            assert torch.equal(blocks.resume(3, streams[3], IDS).logits, expected)
+            assert_close(blocks.resume(3, streams[3], IDS).logits, expected)
 
 
-def test_removal_of_blocks_is_deleting_them_from_the_list(blocks, calibration):
-    """Bypass against the plainest removal there is, on a family where that is allowed."""
+def test_bypass_equals_deleting_the_blocks_from_the_list(blocks, calibration):
+    """The plainest removal there is, on a family where it is allowed."""
     ids = calibration.windows[:1]
     with torch.inference_mode():
         with blocks.bypass([2, 7, 11]):
             bypassed = blocks.forward(ids).logits
         layers = blocks.model.model.layers
         blocks.model.model.layers = nn.ModuleList([layers[i] for i in range(12) if i not in (2, 7, 11)])
-        assert torch.equal(blocks.model(input_ids=ids, use_cache=False).logits, bypassed)
+        assert_close(blocks.model(input_ids=ids, use_cache=False).logits, bypassed)
 
 
 def test_bypass_leaves_no_trace_even_after_an_error(blocks):
@@ -92,8 +94,8 @@ def test_something_between_the_blocks_is_refused(tiny):
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_what_a_block_returns_beside_the_stream_passes_a_bypass(tiny, used):
-    """State that the next block takes goes on unchanged; state that nobody takes need not be made up."""
+def test_state_besides_the_stream_passes_a_bypass(tiny, used):
+    """State that the next block takes passes unchanged; items that no block takes are None."""
     seen = []
 
     class Chatty(nn.Module):
@@ -106,7 +108,7 @@ def test_what_a_block_returns_beside_the_stream_passes_a_bypass(tiny, used):
             return self.inner(stream, **kwargs), torch.tensor(float(self.index))
 
     class Loop(nn.ModuleList):
-        """Stands in for a model loop that unpacks tuples and passes state on."""
+        """A model's loop that unpacks tuples and passes state on."""
 
         def __getitem__(self, key):
             state = [None]
@@ -122,8 +124,19 @@ def test_what_a_block_returns_beside_the_stream_passes_a_bypass(tiny, used):
 
     tiny.model.layers = Loop([Chatty(block, i) for i, block in enumerate(tiny.model.layers)])
     blocks = Blocks(tiny)
+    assert blocks.hands_on_state is used
+    assert blocks.handoffs[3].further_items == 1
     seen.clear()
     with blocks.bypass([3, 4]):
         blocks.forward(IDS)
     assert [index for index, _ in seen] == [0, 1, 2, 5, 6, 7, 8, 9, 10, 11]
     assert dict(seen)[5] == (2.0 if used else None)
+
+
+def test_a_block_is_called_with_the_stream_at_its_depth(blocks, calibration):
+    ids = calibration.windows[:1]
+    call = blocks.called_with(5, ids)
+    with torch.inference_mode():
+        streams = blocks.streams(ids, [5, 6])
+        assert_close(call.stream, streams[5])
+        assert_close(stream_out(call.run(blocks.modules[5])), streams[6])

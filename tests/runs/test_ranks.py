@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from command import TORCHRUN
 from places import TINY
+from streamliner.runs.files import read_json_lines
 
-QUICK = ["--remove", "3", "--num-samples", "5", "--sequence-length", "64", "--quiet"]
-ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_machines", "1", "--num_processes", "1"]
-"""Without GPUs it starts several processes only through MPI."""
+QUICK = ["--remove", "3", "--num-samples", "5", "--sequence-length", "64", "--dtype", "float32", "--quiet"]
+ACCELERATE = [
+    *("accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--num_processes", "2"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no"),
+]
+"""With --cpu accelerate starts several processes only through MPI; --multi_gpu starts them without GPUs too."""
 
 
 def search(folder, *arguments, launcher=()):
@@ -33,7 +37,8 @@ def finish(process):
     return out
 
 
-def losses(folder):
+def points(folder):
+    """The removed blocks of each point, and its losses: its own, then those of the candidates."""
     frontier = json.loads((folder / "frontier.json").read_text())
     return [
         (point["removed"], [point["loss"], *(point["candidates"][key] for key in sorted(point["candidates"]))])
@@ -41,12 +46,18 @@ def losses(folder):
     ]
 
 
+def assert_same_points(found, expected):
+    for (removed, losses), (expected_removed, expected_losses) in zip(points(found), points(expected), strict=True):
+        assert removed == expected_removed
+        assert losses == pytest.approx(expected_losses, rel=1e-5)
+
+
 def measured(folder):
     """(removed, window) of every loss in the journals."""
-    lines = [json.loads(line) for file in folder.glob("journal*.jsonl") for line in file.read_text().splitlines()]
     return [
         (tuple(removed), window)
-        for line in lines
+        for file in folder.glob("journal*.jsonl")
+        for line in read_json_lines(file)
         if "windows" in line
         for removed in line["removed"]
         for window in line["windows"]
@@ -60,44 +71,39 @@ def alone(tmp_path_factory):
     return folder
 
 
-def test_two_processes_find_what_one_does(alone, tmp_path):
-    out = finish(search(tmp_path / "two", "--json", launcher=TORCHRUN))
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_find_what_one_does(alone, tmp_path, launcher):
+    out = finish(search(tmp_path / "two", "--json", launcher=launcher))
     json.loads(out)  # one of them printed
-    for (removed, found), (expected_removed, expected) in zip(losses(tmp_path / "two"), losses(alone), strict=True):
-        assert removed == expected_removed
-        assert found == pytest.approx(expected, abs=1e-6)
+    assert_same_points(tmp_path / "two", alone)
     both = measured(tmp_path / "two")
     assert sorted(both) == sorted(measured(alone))
     assert len(both) == len(set(both))
-    assert len((tmp_path / "two" / "journal.1.jsonl").read_text().splitlines()) > 5
-
-
-def test_accelerate_launches_it(alone, tmp_path):
-    finish(search(tmp_path / "one", launcher=ACCELERATE))
-    assert losses(tmp_path / "one") == losses(alone)
+    assert len(read_json_lines(tmp_path / "two" / "journal.1.jsonl")) > 5
 
 
 def test_two_processes_adapt_as_one_does(tmp_path):
     for name, launcher in (("one", ()), ("two", TORCHRUN)):
         finish(search(tmp_path / name, "--search-effort", "adaptive", launcher=launcher))
-    assert [removed for removed, _ in losses(tmp_path / "two")] == [removed for removed, _ in losses(tmp_path / "one")]
+    assert [removed for removed, _ in points(tmp_path / "two")] == [removed for removed, _ in points(tmp_path / "one")]
 
 
 def test_killed_two_processes_are_continued_by_one(alone, tmp_path):
     process = search(tmp_path / "two", launcher=TORCHRUN)
     second = tmp_path / "two" / "journal.1.jsonl"
-    while not (second.exists() and len(second.read_text().splitlines()) > 5) and process.poll() is None:
+    while len(read_json_lines(second)) <= 5 and process.poll() is None:
         time.sleep(0.005)
-    subprocess.run(["pkill", "-KILL", "-f", f"streamliner search .* -o {tmp_path / 'two'}"], check=False)
-    process.send_signal(signal.SIGKILL)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    for each in (process, *workers):
+        each.kill()
     process.communicate()
     assert not (tmp_path / "two" / "frontier.json").exists()
     finish(search(tmp_path / "two"))
-    assert [removed for removed, _ in losses(tmp_path / "two")] == [removed for removed, _ in losses(alone)]
+    assert_same_points(tmp_path / "two", alone)
     assert len(measured(tmp_path / "two")) == len(set(measured(tmp_path / "two")))
 
 
-def test_what_the_user_got_wrong_is_said(tmp_path):
+def test_a_mistake_is_explained(tmp_path):
     process = search(tmp_path / "two", "--seed", "1", "--method", "slob", launcher=TORCHRUN)
     _, err = process.communicate(timeout=300)
     assert process.returncode != 0

@@ -1,4 +1,4 @@
-"""Tiny random models of the families that must work, built from their configs in a moment."""
+"""Tiny random models of well-known families, built from their configs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def make_model(family: str, **overrides: object) -> PreTrainedModel:
     config = cls(**(SMALL | special | overrides))
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    # Larger than the usual initialisation, so that a removed or exchanged block shows in the logits.
+    # Larger than usual, so that removing or exchanging a block changes the logits.
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.15)

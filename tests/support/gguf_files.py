@@ -1,4 +1,4 @@
-"""The trained fixture as a GGUF file: what llama.cpp's converter would write of a small Llama."""
+"""The trained fixture as a GGUF file, as the converter of llama.cpp would write it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = {
 
 
 def write_gguf(folder: Path, path: Path) -> Path:
-    """A Llama checkpoint with a byte-level BPE tokenizer -> `path`, in float32."""
+    """Convert a Llama checkpoint with a byte-level BPE tokenizer to `path`, in float32."""
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
     writer = gguf.GGUFWriter(path, "llama")
@@ -41,11 +41,11 @@ def write_gguf(folder: Path, path: Path) -> Path:
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    words = sorted(tokenizer["vocab"], key=tokenizer["vocab"].get)
-    writer.add_token_list(words)
+    tokens = sorted(tokenizer["vocab"], key=tokenizer["vocab"].get)
+    writer.add_token_list(tokens)
     special = (config["bos_token_id"], config["eos_token_id"])
     writer.add_token_types(
-        [gguf.TokenType.CONTROL if i in special else gguf.TokenType.NORMAL for i in range(len(words))]
+        [gguf.TokenType.CONTROL if i in special else gguf.TokenType.NORMAL for i in range(len(tokens))]
     )
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["merges"]])
     writer.add_bos_token_id(config["bos_token_id"])
@@ -70,7 +70,7 @@ def _name(name: str) -> str:
 
 
 def _value(name: str, tensor: Tensor, config: dict) -> Tensor:
-    """llama.cpp rotates neighbouring numbers of queries and keys where transformers rotates halves."""
+    """llama.cpp rotates pairs of neighbouring numbers of queries and keys; transformers rotates their halves."""
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     for part, count in heads.items():
         if part in name:

@@ -1,9 +1,8 @@
 """Tiny random vision- and audio-language models, built from nothing but their configs.
 
-A wrapper is a model whose config holds the config of a language model beside that of an image or audio tower. The text
-stack has `BLOCKS` blocks and shows what is special in the architecture; the tower has two layers at most. What a
-processor would hand over is made by hand: random pixels or mel bins, and the placeholder token as often as the tower's
-output needs it.
+A wrapper is a model whose config has the config of a language model next to that of an image or audio tower. The text
+stack has `BLOCKS` blocks and what is special in the architecture; the tower has at most two layers. The inputs are made
+without a processor: random pixels or mel bins, and as many placeholder tokens as the tower's output needs.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from transformers import (
 BLOCKS = 6
 VOCABULARY = 160
 PLACEHOLDER, START, END, OTHER = 150, 151, 152, 153
-"""Tokens of an image (or of audio): its content, what frames it, and what no input here holds, e.g. of video."""
+"""Tokens of an image (or audio): its content, its start, its end, and one for what no input here has, such as video."""
 
 SIDE, PATCH = 16, 4
 PATCHES = (SIDE // PATCH) ** 2
@@ -35,7 +34,7 @@ MELS, FRAMES = 8, 16
 
 
 def mrope(*sections: int, **more: Any) -> dict[str, Any]:
-    """Rotary parameters with the head's frequencies shared out to time, height and width."""
+    """Rotary parameters that divide a head's frequencies among time, height and width."""
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(sections), **more}}
 
 
@@ -52,7 +51,7 @@ TEXT: dict[str, Any] = {
     "pad_token_id": 2,
 }
 HEADS = TEXT | {"head_dim": 8}
-"""For the types whose head size does not follow from the width."""
+"""For types whose head size is independent of the width."""
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 TOWER: dict[str, Any] = {
     "hidden_size": 16,
@@ -88,7 +87,7 @@ HYBRID: dict[str, Any] = TEXT | {
     "linear_value_head_dim": 8,
     **mrope(2, 1, 1, partial_rotary_factor=0.5),
 }
-"""A state in place of the past in two of three blocks, at a rhythm that is not the default one."""
+"""Linear attention in two of three blocks, in another order than the default."""
 QWEN3_TOWER = QWEN_TOWER | {
     "hidden_size": 16,
     "intermediate_size": 32,
@@ -120,47 +119,47 @@ Features = Callable[[torch.Generator], dict[str, Tensor]]
 
 
 def pixels(*shape: int, **more: Any) -> Features:
-    """An image of random pixels, by default one picture; `more` are further inputs as lists."""
+    """Random pixels, by default of one picture; `more` are further inputs as lists."""
     shape = shape or (1, 3, SIDE, SIDE)
     extra = {name: torch.tensor(values) for name, values in more.items()}
     return lambda generator: {"pixel_values": torch.randn(shape, generator=generator), **extra}
 
 
 def flat_patches() -> Features:
-    """An image as the Qwen towers take it: a row for each patch, of two equal moments."""
+    """An image as the towers of Qwen take it: a row for each patch, with two frames."""
     return pixels(PATCHES, 3 * 2 * PATCH**2, image_grid_thw=[[1, SIDE // PATCH, SIDE // PATCH]])
 
 
 def placed_patches() -> Features:
-    """An image as Gemma 4 takes it: a row for each patch, with its place as x and y."""
+    """An image as Gemma 4 takes it: a row for each patch, and its x and y."""
     places = [[x, y] for y in range(SIDE // PATCH) for x in range(SIDE // PATCH)]
     return pixels(1, PATCHES, 3 * PATCH**2, image_position_ids=[places])
 
 
 def mels(**more: Any) -> Features:
-    """Audio as random mel bins."""
+    """Random mel bins."""
     extra = {name: torch.tensor(values) for name, values in more.items()}
     return lambda generator: {"input_features": torch.randn(1, MELS, FRAMES, generator=generator), **extra}
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """How to build one type, and what an image of it looks like."""
+    """How to build one type and an image for it."""
 
     fields: dict[str, Any]
-    """Of the config class."""
+    """Arguments of the config class."""
     placeholders: int
-    """Tokens that stand for the image (or audio) of `features`; 0 where none does."""
+    """How many tokens stand for the image (or audio) of `features`; may be 0."""
     features: Features = field(default_factory=pixels)
     marks: str | None = None
-    """The input that says of each token whether it is of an image, where the model wants to be told."""
+    """The input that marks the tokens of an image, if the model takes one."""
     auto: Any = AutoModelForImageTextToText
     blank: Callable[[Tensor], dict[str, Tensor]] | None = None
-    """Of the ids of a text without image: what stands for the image that `forward` insists on. Most types do not."""
+    """Token ids of a text -> the inputs for an empty image, for the few types whose `forward` needs one."""
 
 
 WRAPPERS: dict[str, Wrapper] = {
-    # Local and global blocks in a rhythm that is not the default one, so that it has to come from the list.
+    # Local and global blocks in another order than the default, so that the list is needed.
     "gemma3": Wrapper(
         {
             "text_config": HEADS
@@ -178,7 +177,7 @@ WRAPPERS: dict[str, Wrapper] = {
         placeholders=4,
         marks="token_type_ids",
     ),
-    # Embeddings of each block's own in one matrix, another head size in the global blocks, keys and values that the
+    # Token embeddings of each block in one matrix, another head size in the global blocks, and keys and values that the
     # last two blocks take from earlier ones.
     "gemma4": Wrapper(
         {
@@ -207,7 +206,7 @@ WRAPPERS: dict[str, Wrapper] = {
             "boi_token_id": START,
             "eoi_token_id": END,
             "video_token_id": OTHER,
-            # Only the vocabulary bounds these; nothing here holds audio.
+            # Any tokens of the vocabulary: no input here has audio.
             "audio_token_id": OTHER + 2,
             "boa_token_id": OTHER + 3,
             "eoa_token_index": OTHER + 4,
@@ -215,7 +214,7 @@ WRAPPERS: dict[str, Wrapper] = {
         placeholders=4,
         features=placed_patches(),
     ),
-    # Blocks without rotary positions, and experts in some blocks, at rhythms of their own.
+    # Some blocks without rotary positions, and some with experts.
     "llama4": Wrapper(
         {
             "text_config": HEADS
@@ -289,11 +288,7 @@ WRAPPERS: dict[str, Wrapper] = {
         marks="mm_token_type_ids",
     ),
     "qwen3_5": Wrapper(
-        {
-            "text_config": HYBRID,
-            "vision_config": QWEN3_TOWER,
-            **QWEN_TOKENS,
-        },
+        {"text_config": HYBRID, "vision_config": QWEN3_TOWER, **QWEN_TOKENS},
         placeholders=PATCHES // 4,
         features=flat_patches(),
         marks="mm_token_type_ids",
@@ -315,10 +310,7 @@ WRAPPERS: dict[str, Wrapper] = {
             | {
                 "sliding_window": 8,
                 "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
-                "rope_parameters": {
-                    "sliding_attention": mrope(2, 1, 1)["rope_parameters"],
-                    "full_attention": None,
-                },
+                "rope_parameters": {"sliding_attention": mrope(2, 1, 1)["rope_parameters"], "full_attention": None},
             },
             "vision_config": QWEN3_TOWER | {"deepstack_visual_indexes": [0, 1]},
             **QWEN_TOKENS,
@@ -377,7 +369,7 @@ WRAPPERS: dict[str, Wrapper] = {
         },
         placeholders=PATCHES,
     ),
-    # The picture once as a whole and once in two tiles side by side, with a token at the end of each row.
+    # The picture as a whole and in two tiles side by side, with a token at the end of each row.
     "llava_next": Wrapper(
         {
             "text_config": HEADS | {"model_type": "mistral", "sliding_window": 8},
@@ -419,7 +411,7 @@ WRAPPERS: dict[str, Wrapper] = {
         },
         placeholders=PATCHES // 4,
     ),
-    # Short convolutions in place of attention in two of three blocks.
+    # Short convolutions instead of attention in two of three blocks.
     "lfm2_vl": Wrapper(
         {
             "text_config": TEXT
@@ -547,11 +539,7 @@ WRAPPERS: dict[str, Wrapper] = {
         features=pixels(1, 3, 4 * SIDE, 4 * SIDE),
     ),
     "deepseek_vl": Wrapper(
-        {
-            "text_config": HEADS | {"model_type": "llama"},
-            "vision_config": SIGLIP,
-            "image_token_id": PLACEHOLDER,
-        },
+        {"text_config": HEADS | {"model_type": "llama"}, "vision_config": SIGLIP, "image_token_id": PLACEHOLDER},
         placeholders=PATCHES,
     ),
     "kosmos-2": Wrapper(
@@ -571,10 +559,7 @@ WRAPPERS: dict[str, Wrapper] = {
         },
         placeholders=4,
         marks="image_embeds_position_mask",
-        blank=lambda ids: {
-            "image_embeds": torch.zeros(1, 0, 32),
-            "image_embeds_position_mask": torch.zeros_like(ids),
-        },
+        blank=lambda ids: {"image_embeds": torch.zeros(1, 0, 32), "image_embeds_position_mask": torch.zeros_like(ids)},
     ),
     "blip-2": Wrapper(
         {
@@ -612,7 +597,7 @@ WRAPPERS: dict[str, Wrapper] = {
     "granite4_vision": Wrapper(
         {
             "text_config": TEXT,
-            # The heads of the query transformer are as many as the tower's width holds 64.
+            # The query transformer has a head for each 64 of the tower's width.
             "vision_config": SIGLIP | {"hidden_size": 64},
             "qformer_config": {
                 "model_type": "blip_2_qformer",
@@ -634,7 +619,7 @@ WRAPPERS: dict[str, Wrapper] = {
         placeholders=4 + 2 * 3,
         features=pixels(1, 2, 3, SIDE, SIDE, image_sizes=[[SIDE, SIDE]]),
     ),
-    # Cross-attention to the image stands before every second block, in a stack of its own.
+    # Cross-attention to the image before every second block, in a separate list of modules.
     "idefics": Wrapper(
         {
             "vocab_size": VOCABULARY,
@@ -664,7 +649,7 @@ WRAPPERS: dict[str, Wrapper] = {
             "image_attention_mask": torch.zeros(*ids.shape, 1, dtype=torch.long),
         },
     ),
-    # Two of the blocks are cross-attention to the image, which a text without one skips.
+    # Two of the blocks are cross-attention to the image; a text without an image skips them.
     "mllama": Wrapper(
         {
             "text_config": TEXT | {"cross_attention_layers": [1, 4]},
@@ -718,11 +703,11 @@ WRAPPERS: dict[str, Wrapper] = {
 
 
 NEEDS_IMAGE = [name for name, wrapper in WRAPPERS.items() if wrapper.blank is not None]
-"""Types that do not take ids alone."""
+"""Types that do not run on token ids alone."""
 
 
 def wrapper_config(name: str) -> PretrainedConfig:
-    """The config of `name`, made anew: config classes write into the dictionaries that they are given."""
+    """A new config of `name`. The fields are copied, as config classes change the dictionaries that they get."""
     return CONFIG_MAPPING[name](**_copied(WRAPPERS[name].fields))
 
 
@@ -730,17 +715,17 @@ def make_wrapper(name: str) -> PreTrainedModel:
     """A tiny model of `name` with random weights, float32, in evaluation mode."""
     torch.manual_seed(0)
     model = WRAPPERS[name].auto.from_config(wrapper_config(name)).float()
-    # Larger than the usual initialisation, so that a removed or exchanged block, and another image, show in the logits.
+    # Larger than the usual initialisation, so that a wrong block or image shows in the logits.
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(0, 0.15)
-        elif parameter.numel() == 1:  # a gate, which starts closed: the image would not come through
+        elif parameter.numel() == 1:  # a gate, which starts closed: the image would have no effect
             parameter.data.fill_(0.5)
     return model.eval().requires_grad_(False)
 
 
 def text_inputs(name: str, length: int = 24, seed: int = 0) -> dict[str, Tensor]:
-    """Text alone: the ids, and a blank image that no token sees for the few types that do not run without one."""
+    """Text alone: token ids, and an empty image for the few types that do not run without one."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(8, PLACEHOLDER - 2, (1, length), generator=generator)
     blank = WRAPPERS[name].blank
@@ -748,9 +733,9 @@ def text_inputs(name: str, length: int = 24, seed: int = 0) -> dict[str, Tensor]
 
 
 def image_inputs(name: str, model: PreTrainedModel, seed: int = 0) -> dict[str, Tensor]:
-    """Text around one image (or stretch of audio): all that the model's `forward` takes, on the model's device.
+    """Text around one image (or audio): the arguments of the model's `forward`, on its device.
 
-    Another `seed` gives another image in the same text.
+    Another `seed` makes another image in the same text.
     """
     wrapper = WRAPPERS[name]
     text = text_inputs(name)["input_ids"]
@@ -768,12 +753,12 @@ def image_inputs(name: str, model: PreTrainedModel, seed: int = 0) -> dict[str, 
 
 
 PROCESSED = ["gemma3", "llava"]
-"""Types whose processor is to be had from a tiny vocabulary and an image processor that needs Pillow alone."""
+"""Types whose processor can be built from a tiny vocabulary and an image processor that needs only Pillow."""
 
 
 def processor_inputs(name: str) -> dict[str, Tensor]:
-    """What the type's own processor makes of a line of text and a picture. Needs Pillow."""
-    from PIL import Image  # here, for all else does without it
+    """What the processor of the type returns for a line of text and a picture. Needs Pillow."""
+    from PIL import Image  # optional: the other functions do not need it
 
     words = ["<bos>", "<eos>", "<pad>", "<unk>", *(f"word{index}" for index in range(4, PLACEHOLDER))]
     words += ["<image>", "<start>", "<end>"]
@@ -790,13 +775,9 @@ def processor_inputs(name: str) -> dict[str, Tensor]:
     size = {"height": SIDE, "width": SIDE}
     if name == "llava":
         tower = transformers.CLIPImageProcessorPil(size=size, crop_size=size)
-        # The tower's class token is counted, and dropped again by the strategy.
+        # The strategy drops the tower's class token, which is counted as additional.
         processor = transformers.LlavaProcessor(
-            tower,
-            tokenizer,
-            patch_size=PATCH,
-            vision_feature_select_strategy="default",
-            num_additional_image_tokens=1,
+            tower, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1
         )
         marker = "<image>"
     else:
@@ -809,7 +790,7 @@ def processor_inputs(name: str) -> dict[str, Tensor]:
 
 
 def _copied(value: Any) -> Any:
-    """`value` with its dictionaries and lists copied at every depth."""
+    """A copy of nested dictionaries and lists."""
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     return [_copied(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""A decoder that no library knows, with names of its own and faults to choose from. Tests also ship it as code."""
+"""A decoder with unusual names that no library knows, and with faults to choose from. Tests also save its code."""
 
 from torch import nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
@@ -25,23 +25,21 @@ class OddBlock(nn.Module):
 
 
 class OddForText(PreTrainedModel, GenerationMixin):
-    """A decoder that nobody has seen: other names throughout."""
-
     config_class = OddConfig
     base_model_prefix = "trunk"
 
     def __init__(self, config):
         super().__init__(config)
-        self.words = nn.Embedding(config.vocab_size, config.width)
+        self.symbols = nn.Embedding(config.vocab_size, config.width)
         self.tower = nn.ModuleList([OddBlock(config, place) for place in range(config.depth)])
         self.out = nn.Linear(config.width, config.vocab_size, bias=False)
         self.post_init()
 
     def get_input_embeddings(self):
-        return self.words
+        return self.symbols
 
     def forward(self, input_ids, attention_mask=None, use_cache=None, **kwargs):
-        signal = self.words(input_ids)
+        signal = self.symbols(input_ids)
         for place, block in enumerate(self.tower):
             signal = block(signal)
             signal = signal["signal"] if isinstance(signal, dict) else signal

@@ -1,7 +1,6 @@
-"""Load cut checkpoints as somebody who has never heard of streamliner: python outsider.py FOLDER...
+"""Load cut checkpoints without streamliner: python outsider.py FOLDER...
 
-FOLDER.expected holds token ids and the logits that bypass on the dense model gave for them, with so many threads:
-sums in another order round differently.
+FOLDER.expected holds token ids and the logits for them of the dense model with the blocks bypassed.
 """
 
 import sys
@@ -10,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from close import assert_close
+
 for folder in sys.argv[1:]:
     model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), (folder, info)
     saved = load_file(folder + ".expected")
-    torch.set_num_threads(int(saved["threads"]))
     with torch.inference_mode():
-        logits = model.eval()(input_ids=saved["ids"]).logits
-    assert torch.equal(logits, saved["logits"]), folder
+        assert_close(model.eval()(input_ids=saved["ids"]).logits, saved["logits"])
     ids = saved["ids"][:, :8].repeat(2, 1)
     mask = torch.ones_like(ids)
     ids[1, :3], mask[1, :3] = 1, 0

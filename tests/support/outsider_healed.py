@@ -14,7 +14,19 @@ assert not info["unexpected_keys"], info
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
 ids = tokenizer("The import statement", return_tensors="pt").input_ids
 with_cache, without = (
-    model.generate(ids, max_new_tokens=12, min_new_tokens=12, do_sample=False, use_cache=use) for use in (True, False)
+    model.generate(
+        ids,
+        max_new_tokens=12,
+        min_new_tokens=12,
+        do_sample=False,
+        use_cache=use,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    for use in (True, False)
 )
-assert torch.equal(with_cache, without)
+for step, (found, expected) in enumerate(zip(with_cache.logits, without.logits, strict=True), ids.shape[1]):
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max(), step
+    if with_cache.sequences[0, step] != without.sequences[0, step]:
+        break  # rounding decided a tie; the texts differ from here on
 assert "streamliner" not in sys.modules

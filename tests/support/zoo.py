@@ -1,8 +1,7 @@
 """Tiny random models of every decoder type that transformers can build from a config alone.
 
-Sizes are set by the names of config fields, in nested configs as well, and lists with one kind per block are drawn anew
-for the small depth. So a type that a new release brings is built without an entry; `SPECIAL` holds what a few types
-need besides.
+Sizes are set by the names of config fields, also in nested configs, and lists with one kind per block are made for the
+small depth. So most types of a new release need no entry; `SPECIAL` has what a few types need in addition.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 BLOCKS = 6
 ENCODER_BLOCKS = 2
-"""Of towers for images and sound: they are built and saved, but no test looks at them."""
+"""Depth of towers for images and sound, which are built and saved but not tested."""
 
 SIZES: dict[str, Any] = {
-    # Words and positions. Tests use the ids 8 to 120 and up to 48 tokens.
+    # Vocabulary and positions. Tests use the ids 8 to 120 and up to 48 tokens.
     "vocab_size": 128,
     "unpadded_vocab_size": 128,
     "decoder_vocab_size": 128,
@@ -88,7 +87,7 @@ SIZES: dict[str, Any] = {
     "rotary_dim": 8,
     "rel_extent": 32,
     "is_decoder": True,
-    # Local attention: shorter than the sequences of the tests, in the first or the last blocks where a count says so.
+    # Local attention: windows shorter than the tests' sequences, in the first or the last blocks if a count says so.
     "sliding_window": 16,
     "sliding_window_size": 16,
     "attention_window_size": 16,
@@ -122,8 +121,8 @@ SIZES: dict[str, Any] = {
     "interleave_moe_layer_step": 2,
     "num_dense_layers": 2,
     "router_hidden_size": 16,
-    # Latent attention and its indexer, which keeps more tokens than the tests have: a choice of tokens would flip where
-    # two scores are almost equal.
+    # Latent attention and its indexer, which keeps more tokens than the tests have: otherwise rounding could change
+    # which tokens it keeps.
     "q_lora_rank": 32,
     "kv_lora_rank": 32,
     "o_lora_rank": 32,
@@ -172,9 +171,9 @@ DEPTHS = (
 LISTS = ("layer_types", "layers_block_type", "mlp_layer_types", "indexer_types")
 """Fields with one kind per block: their defaults suit the default depth."""
 TWO_THEN_ONE = (0, 0, 1, 0, 0, 1)
-"""Which of two kinds each block has. The second kind comes last, as some types ask for, and not in one block only."""
+"""Which of two kinds each block has. The second comes last, as some types need, and in more than one block."""
 CROSSED = (0, 1, 0, 1, 1, 1)
-"""The same for the feed-forward part, so that all four pairs with the kinds of attention occur."""
+"""The same for the feed-forward part, so that all four pairs of kinds occur."""
 
 
 def _alternating(first: str, second: str) -> list[str]:
@@ -182,7 +181,7 @@ def _alternating(first: str, second: str) -> list[str]:
 
 
 ROPE_THETAS = [10000.0, 0, 500.0, 10000.0, 500.0, 10000.0]
-"""0: without positions."""
+"""0 is a block without positions."""
 LOCAL_AND_GLOBAL = _alternating("sliding_attention", "full_attention")
 QWEN4: dict[str, Any] = {
     "hc_lowrank": 8,
@@ -198,7 +197,7 @@ QWEN4: dict[str, Any] = {
     "indexer_budget": 64,
     "indexer_compress_ratio": 4,
 }
-DOTS3: dict[str, Any] = {  # swa_: the heads of local blocks, which become a `per_layer_config`
+DOTS3: dict[str, Any] = {  # swa_* are the heads of local blocks, which become a `per_layer_config`
     "head_dim": 32,
     "index_head_dim": 32,
     "swa_num_attention_heads": 2,
@@ -210,14 +209,14 @@ DOTS3: dict[str, Any] = {  # swa_: the heads of local blocks, which become a `pe
     "swa_v_head_dim": 16,
 }
 GEMMA4: dict[str, Any] = {"global_head_dim": 32, "num_kv_shared_layers": 2}
-"""The last two blocks use keys and values of blocks 2 and 3; the heads' width is that of the `per_layer_config`."""
+"""The last two blocks use keys and values of blocks 2 and 3; the `per_layer_config` has the width of the heads."""
 
 SPECIAL: dict[str, dict[str, Any]] = {
-    # Blocks of several kinds, where the default has one kind or follows a period that is too long.
+    # Blocks of several kinds, where the default has one kind or too long a period.
     "bamba": {"attn_layer_indices": [2, 5]},
     "cohere_compass_text": {
         "layer_types": LOCAL_AND_GLOBAL,
-        # `None`: without positions. The three axes of an image share half of a head.
+        # `None` is without positions. The three axes of an image share half of a head.
         "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
             "full_attention": None,
@@ -247,7 +246,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "chunk_size": 16,
     },
     "zaya": {"layer_types": _alternating("hybrid_sliding", "hybrid"), "num_experts_per_tok": 1},
-    # Blocks tied to each other or to their place.
+    # Blocks that depend on each other or on their place.
     "dots3_note": {
         "text_config": DOTS3,
         "vision_config": {"pyramid_num_routed": [-1, 2], "adapter_in_dim": 64, "adapter_out_dim": 64},
@@ -274,9 +273,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen4_exp": {"text_config": QWEN4},
     "qwen4_exp_text": QWEN4,
     "rwkv": {"rescale_every": 0},
-    # Widths and counts that must fit others, or that no general name covers.
+    # Widths and counts that must match others, or that have unusual names.
     "blt": {"global_config": {"num_hidden_layers": BLOCKS}, "encoder_hash_byte_group_vocab": 128},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},  # read, but not declared or without default
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},  # read, but not declared or without a default
     "doge": {"is_moe": True},
     "dots1": {"n_shared_experts": 1},
     "got_ocr2": {"vision_config": {"output_channels": 16}},
@@ -326,7 +325,7 @@ def _values(config_class: Any, special: dict[str, Any], blocks: int = BLOCKS) ->
     """Keyword arguments for `config_class`.
 
     Args:
-        config_class: only what it declares is set, so that what it derives from depth and widths follows them.
+        config_class: only fields that it declares are set; it derives others from depth and widths.
         special: overrides, with dicts for nested configs.
         blocks: how deep.
     """
@@ -352,7 +351,7 @@ def _values(config_class: Any, special: dict[str, Any], blocks: int = BLOCKS) ->
 
 
 def _kinds(config_class: Any, declared: set[str], blocks: int) -> dict[str, list[str]]:
-    """One kind per block in the fields of `LISTS`, from the kinds that the default has."""
+    """The fields of `LISTS` with one kind per block, from the kinds in the default."""
     default = config_class()
     result = {}
     for name in declared.intersection(LISTS):
@@ -368,22 +367,22 @@ def _kinds(config_class: Any, declared: set[str], blocks: int) -> dict[str, list
 
 
 def tiny_model(model_type: str) -> Any:
-    """A model of `tiny_config`, float32, random enough that an exchanged block shows."""
+    """A model of `tiny_config` in float32, random enough that a wrong block shows in the logits."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(model_type)).float()
     for name, parameter in model.named_parameters():
         _randomise(name, parameter.data)
     for module in model.modules():
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None:  # some types zero it again on load
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:  # some types set it to zero on loading
             module.weight.data[module.padding_idx] = 0
     return model.eval().requires_grad_(False)
 
 
 def _randomise(name: str, weight: torch.Tensor) -> None:
-    if not weight.any():  # a bias, or a norm that adds one
+    if not weight.any():  # a bias, or a norm that adds 1
         weight.normal_(0, 0.05)
     elif weight.ndim < 2 or name.endswith("A_log") or weight.min() == weight.max():
-        # Norms, also of each head, and the rates of recurrences, which a model may diverge without.
+        # Norms, and the decay rates of recurrences: far from these the model may diverge.
         weight.mul_(1 + 0.1 * torch.randn_like(weight))
     else:
         weight.normal_(0, 0.08)

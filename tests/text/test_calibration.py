@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 
 import pytest
 import torch
 
 from streamliner.errors import TextError
-from streamliner.text.sources import read_text
-from streamliner.text.windows import make_calibration_set
+from streamliner.text.sources import Text, default_text, read_text
+from streamliner.text.windows import calibration_set
 
 
 def test_windows_begin_with_bos_and_hold_the_text(tokenizer, tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("The quick brown fox jumps over the lazy dog. " * 20)
-    found = make_calibration_set(str(file), tokenizer, num_samples=1000, sequence_length=16)
+    found = calibration_set(str(file), tokenizer, num_samples=1000, sequence_length=16)
     stream = tokenizer(file.read_text(), add_special_tokens=False)["input_ids"]
     assert (found.windows[:, 0] == tokenizer.bos_token_id).all()
     bodies = {tuple(row) for row in found.windows[:, 1:].tolist()}
     assert bodies == {tuple(stream[i : i + 15]) for i in range(0, len(stream) // 15 * 15, 15)}
     assert found.provenance["windows"] == len(found.windows) == len(stream) // 15 < 1000
     assert found.provenance["tokens"] == found.num_tokens
+
+
+def test_documents_in_memory_are_a_text_too(tokenizer, tmp_path):
+    documents = ["The quick brown fox. " * 20, " ", "Jumps over the lazy dog. " * 20]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"text": each}) for each in documents))
+    expected = calibration_set(str(file), tokenizer, num_samples=3, sequence_length=16)
+    for text in (documents, iter(documents), Text("mine", (documents[0], documents[2]), {})):
+        found = calibration_set(text, tokenizer, num_samples=3, sequence_length=16)
+        assert torch.equal(found.windows, expected.windows)
+        assert found.provenance["documents"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [([], "is empty"), ([" "], "is empty"), (["a", {"text": "b"}], "Document 1 .* type dict")]
+)
+def test_unusable_documents_are_refused(tokenizer, text, message):
+    with pytest.raises(TextError, match=message):
+        calibration_set(text, tokenizer)
 
 
 def test_a_tokenizer_without_bos_gets_none(tokenizer, tmp_path):
@@ -31,14 +52,14 @@ def test_a_tokenizer_without_bos_gets_none(tokenizer, tmp_path):
         def __call__(self, text, **arguments):
             return tokenizer(text, add_special_tokens=False)
 
-    found = make_calibration_set("python-docs", Bare(), num_samples=3, sequence_length=32)
+    found = calibration_set("python-docs", Bare(), num_samples=3, sequence_length=32)
     assert not found.provenance["bos"]
     assert (found.windows[:, 0] != tokenizer.bos_token_id).all()
 
 
 def test_the_choice_of_windows_follows_the_seed(tokenizer):
     def windows(seed):
-        return make_calibration_set("python-docs", tokenizer, num_samples=4, sequence_length=64, seed=seed).windows
+        return calibration_set("python-docs", tokenizer, num_samples=4, sequence_length=64, seed=seed).windows
 
     assert torch.equal(windows(1), windows(1))
     assert not torch.equal(windows(1), windows(2))
@@ -72,29 +93,22 @@ def test_jsonl_field_and_folder(tmp_path):
 def test_unusable_text_is_refused(tokenizer, tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(TextError, match=message):
-        make_calibration_set(str(tmp_path / name), tokenizer, sequence_length=64)
+        calibration_set(str(tmp_path / name), tokenizer, sequence_length=64)
 
 
-def test_the_default_text_is_said_where_the_hub_gives_none(monkeypatch):
-    """A hub model without the `hub` extra, or with no network, is calibrated on python-docs, and a line says so."""
-    import sys
-    from types import SimpleNamespace
-
-    from streamliner.verbs.search import _calibration_text
-
+def test_without_the_hub_the_default_text_is_python_docs(monkeypatch):
+    """Also for a model from the hub, where the `hub` extra is missing; a message says so."""
     said = []
-    session, reporter = SimpleNamespace(source=SimpleNamespace(kind="hub")), SimpleNamespace(say=said.append)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    assert _calibration_text(session, None, reporter).name == "python-docs"
+    assert default_text(True, said.append).name == "python-docs"
     assert "streamliner[hub]" in said[0]
     assert "python-docs instead" in said[0]
+    assert default_text(False, said.append).name == "python-docs"
+    assert "needs no network" in said[1]
 
 
 def test_wikitext_rows_become_one_text(monkeypatch):
-    """The set's rows are lines; perplexities in the literature join them by blank lines."""
-    import sys
-    import types
-
+    """The dataset's rows are lines; perplexities in the literature join them by blank lines."""
     fake = types.ModuleType("datasets")
     calls = []
 

@@ -1,53 +1,64 @@
-"""What a benchmark asks of a program that runs models, and the programs that it knows."""
+"""What a benchmark needs from an engine: a program that runs a model."""
 
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import Protocol
 
-if TYPE_CHECKING:
-    pass
-
-
-Tokens = Sequence[Sequence[int]]
-"""Token ids of several texts of the same length."""
+TokenIds = Sequence[Sequence[int]]
+"""Token ids of one or more texts of the same length."""
 
 
-class Engine(ABC):
-    """A model in a program that runs it, on words that no cache of prompts helps with.
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes that a model takes; None for what the engine does not report.
 
     Attributes:
-        device: such as "cpu" or "cuda:0"; it decides the usual settings.
-        dtype: that it computes in, as the engine tells it; the same for all models of a benchmark.
+        weight_bytes: of the weights.
+        cache_bytes_per_token: of keys and values, divided by the tokens of the prompt.
+        cache_bytes_per_further_token: what one more token adds once all sliding windows are full.
+        peak_bytes: the most while a prompt was processed, weights included.
+    """
+
+    weight_bytes: float | None = None
+    cache_bytes_per_token: float | None = None
+    cache_bytes_per_further_token: float | None = None
+    peak_bytes: float | None = None
+
+
+class Engine(Protocol):
+    """A model loaded into a program that runs it, with no cache from one prompt to the next.
+
+    Attributes:
+        device: such as "cpu" or "cuda:0".
+        dtype: the precision of the computation, as the engine names it.
     """
 
     device: str
     dtype: str
-    one_block: ClassVar[bool] = False
-    """Whether `only_first_block` works."""
 
-    @abstractmethod
-    def prompt(self, ids: Tokens) -> object:
+    def prompt(self, ids: TokenIds) -> object:
         """Process one text up to its first new token."""
 
-    @abstractmethod
-    def generate(self, ids: Tokens, new_tokens: int) -> object:
-        """Greedily write exactly `new_tokens` behind each text."""
+    def generate(self, ids: TokenIds, new_tokens: int) -> object:
+        """Generate exactly `new_tokens` after each text, greedily."""
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """How long `work` takes."""
-        begin = time.perf_counter()
-        work()
-        return time.perf_counter() - begin
+        """Return how long `work` takes."""
 
-    def only_first_block(self) -> AbstractContextManager[None]:
-        """Within, all blocks but the first are bypassed: what is left is what no removal makes faster."""
-        raise NotImplementedError
+    @property
+    def only_first_block(self) -> Callable[[], AbstractContextManager[None]] | None:
+        """A context in which all blocks but the first are bypassed; None if the engine cannot do that."""
 
-    def memory(self, ids: Tokens) -> dict[str, float | None]:
-        """Bytes of the weights; after a prompt `ids`, of the cache and at the peak; None for what it does not tell."""
-        names = ("weight_bytes", "cache_bytes_per_token", "cache_bytes_per_further_token", "peak_bytes")
-        return dict.fromkeys(names)
+    def memory_use(self, ids: TokenIds) -> MemoryUse:
+        """Return the bytes of the model, measured with a prompt `ids`."""
+
+
+def clock_seconds(work: Callable[[], object]) -> float:
+    """Seconds on the clock that `work` takes."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin

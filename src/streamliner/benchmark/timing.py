@@ -1,113 +1,154 @@
-"""Time models: prompts and generation, dense and cut in turn, medians with their spread.
+"""Time models in turn: prompts and generation, round after round.
 
-Prompt processing (prefill) is one forward of many tokens: the weights are read once, and arithmetic decides. Generation
-(decode) is a forward for every token: the weights and the cache are read each time, and memory decides. The head counts
-in both, and removed blocks make it no faster: what they can bring is measured, as the share of time that blocks take.
+Prompt processing (prefill) is one forward of many tokens: the weights are read once, and arithmetic takes the time.
+Generation (decode) is one forward per token: weights and cache are read each time, and memory takes the time.
+The head takes part in both, and removing blocks does not make it faster. How much removal can bring is measured too:
+the dense model is timed with its first block alone, which shows the share of the time that its blocks take.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from streamliner.benchmark.engine import Engine
-from streamliner.benchmark.settings import BenchmarkSettings
+from streamliner.benchmark.engine import Engine, TokenIds
+from streamliner.benchmark.workload import Workload
+from streamliner.errors import Interrupted
+from streamliner.runs.files import BENCHMARK_KINDS
 from streamliner.runs.reporter import Reporter
 
-KINDS = ("prompt", "generation")
 
-
-@dataclass
+@dataclass(frozen=True)
 class Times:
-    """Seconds of one kind of work, in the order of measurement."""
+    """Times of one kind of work.
+
+    Attributes:
+        tokens: processed or generated in each measurement.
+        seconds: of each round, in order.
+    """
 
     tokens: int
-    seconds: list[float] = field(default_factory=list)
+    seconds: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Of the seconds."""
+        """Median of the seconds."""
         return statistics.median(self.seconds)
 
+    @property
+    def tokens_per_second(self) -> float:
+        """At the median."""
+        return self.tokens / self.median
+
     def to_json(self) -> dict[str, Any]:
-        """As a JSON value, with tokens per second at the median, and at the slowest and the fastest."""
-        rates = [self.tokens / each for each in self.seconds]
+        """As a JSON value, with tokens per second at the median, at the slowest and at the fastest."""
         return {
-            "seconds": self.seconds,
-            "tokens_per_second": self.tokens / self.median,
-            "slowest": min(rates),
-            "fastest": max(rates),
+            "seconds": list(self.seconds),
+            "tokens_per_second": self.tokens_per_second,
+            "slowest": self.tokens / max(self.seconds),
+            "fastest": self.tokens / min(self.seconds),
         }
 
 
-def _measure(
-    engines: Sequence[Engine],
-    ids: list[list[int]],
-    settings: BenchmarkSettings,
-    times: list[dict[str, Times]],
-    bare: dict[str, Times] | None,
-    reporter: Reporter,
-) -> None:
-    """Rounds of all models, forwards and backwards by turns, so that a machine that slows down favours none.
+@dataclass(frozen=True)
+class Timings:
+    """What `time_models` measured.
 
-    Each measurement follows a prompt that does not count: what a model left in caches is gone when its turn comes
-    again, and those that are measured twice running would have the better of it.
+    Attributes:
+        models: the times of each model by kind.
+        first_block: those of the first model with its first block alone; None if not measured.
+        stopped: whether Ctrl-C ended it early.
+        rounds: that count.
     """
-    prompt = [ids[0][: settings.prompt_tokens]]
-    context = [text[: settings.context_tokens] for text in ids]
 
-    def measured(kind: str, engine: Engine) -> float:
-        engine.prompt(prompt)
-        if kind == "prompt":
-            return engine.seconds(partial(engine.prompt, prompt))
-        return engine.seconds(partial(engine.generate, context, settings.new_tokens))
-
-    rounds, done = settings.repeats + 1, 0
-    with reporter.progress("Measuring") as progress:
-        for number in range(rounds):
-            places = range(len(engines))
-            for kind in KINDS:
-                for place in places if number % 2 else reversed(places):
-                    taken = measured(kind, engines[place])
-                    if number:  # the first warms up
-                        times[place][kind].seconds.append(taken)
-                if bare is not None:
-                    with engines[0].only_first_block():
-                        taken = measured(kind, engines[0])
-                    if number:
-                        bare[kind].seconds.append(taken)
-                done += 1
-                progress(done, rounds * len(KINDS))
+    models: list[dict[str, Times]]
+    first_block: dict[str, Times] | None
+    stopped: bool
+    rounds: int
 
 
-def _compare(
-    dense_model: dict[str, Any],
-    cut_model: dict[str, Any],
-    dense: dict[str, Times],
-    cut: dict[str, Times],
-    bare: dict[str, Times] | None,
-) -> dict[str, Any]:
-    before, after = dense_model["blocks"], cut_model["blocks"]
-    result: dict[str, Any] = {
-        "blocks_ratio": before / after,
-        "parameters_ratio": dense_model["parameters"] / cut_model["parameters"],
+Work = Callable[[Engine], object]
+
+Round = dict[str, list[float]]
+"""Seconds of each model by kind; those of the first block alone come last, if measured."""
+
+
+def time_models(
+    engines: Sequence[Engine], texts: list[list[int]], workload: Workload, *, compare: bool, reporter: Reporter
+) -> Timings:
+    """Time all models in rounds; Ctrl-C keeps the whole rounds.
+
+    Args:
+        engines: one for each model, the dense one first.
+        texts: token ids, one row per text of the batch.
+        workload: how much to time.
+        compare: whether the first model is the dense one; it is then also timed with its first block alone, where
+            the engine can do that.
+        reporter: where progress goes.
+
+    Raises:
+        Interrupted: by Ctrl-C before the end of the first round that counts.
+    """
+    prompt = [texts[0][: workload.prompt_tokens]]
+    context = [text[: workload.context_tokens] for text in texts]
+    works: dict[str, Work] = {
+        "prompt": lambda engine: engine.prompt(prompt),
+        "generation": lambda engine: engine.generate(context, workload.new_tokens),
     }
-    for kind in KINDS:
-        # Paired: the ratio in each round, in which both ran soon after one another.
-        ratios = [a / b for a, b in zip(dense[kind].seconds, cut[kind].seconds, strict=True)]
-        result[kind] = {
-            "speed_up": statistics.median(ratios),
-            "lowest": min(ratios),
-            "highest": max(ratios),
-            "time_in_blocks": None,
-            "allowed_by_time": None,
-        }
-        if bare is not None and before > 1:
-            whole = dense[kind].median
-            of_a_block = (whole - bare[kind].median) / (before - 1)
-            result[kind]["time_in_blocks"] = of_a_block * before / whole
-            result[kind]["allowed_by_time"] = whole / (whole - of_a_block * (before - after))
-    return result
+    only_first_block = engines[0].only_first_block if compare else None
+    rounds: list[Round] = []
+    stopped, total = False, workload.repeats + 1
+    with reporter.progress("Measuring") as progress:
+        try:
+            for number in range(total):
+                measured: Round = {}
+                for done, (kind, work) in enumerate(works.items(), 1):
+                    measured[kind] = _time_all(engines, prompt, work, only_first_block, backwards=number % 2 == 0)
+                    progress(number * len(works) + done, total * len(works))
+                if number:  # the first one warms up
+                    rounds.append(measured)
+        except Interrupted:
+            if not rounds:
+                raise
+            stopped = True
+    tokens = {"prompt": workload.prompt_tokens, "generation": workload.batch_size * workload.new_tokens}
+    times = [
+        {kind: Times(tokens[kind], tuple(each[kind][place] for each in rounds)) for kind in BENCHMARK_KINDS}
+        for place in range(len(engines) + bool(only_first_block))
+    ]
+    return Timings(times[: len(engines)], times[-1] if only_first_block else None, stopped, len(rounds))
+
+
+def _time_all(
+    engines: Sequence[Engine],
+    prompt: TokenIds,
+    work: Work,
+    only_first_block: Callable[[], AbstractContextManager[None]] | None,
+    *,
+    backwards: bool,
+) -> list[float]:
+    """Seconds of `work` in each model, then in the first one with its first block alone.
+
+    The order alternates between rounds, so that a machine that slows down favours no model.
+    """
+    places = range(len(engines))
+    measured = {place: _time_one(engines[place], prompt, work) for place in (reversed(places) if backwards else places)}
+    seconds = [measured[place] for place in places]
+    if only_first_block:
+        with only_first_block():
+            seconds.append(_time_one(engines[0], prompt, work))
+    return seconds
+
+
+def _time_one(engine: Engine, prompt: TokenIds, work: Work) -> float:
+    """Seconds of `work` after a prompt that does not count.
+
+    Without that prompt, a model that is measured twice in a row would have an advantage: for all others, another model
+    has emptied the processor's caches.
+    """
+    engine.prompt(prompt)
+    return engine.seconds(partial(work, engine))

@@ -4,47 +4,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamliner.cli import options
-from streamliner.cli.console import console, human_bytes, print_json
+from streamliner.cli.command import MODEL, Given, command
+from streamliner.cli.console import console, print_line, show
+from streamliner.format import human_bytes
+from streamliner.settings import InspectSettings, ModelSettings
 
 
-def inspect(
-    model: options.Model,
-    revision: options.Revision = None,
-    trust_remote_code: options.TrustRemoteCode = False,
-    json: options.Json = False,
-) -> None:
-    """Show what a model is, which blocks can be removed and what that saves. Reads no weights."""
-    from streamliner.model.load import silenced_transformers
-    from streamliner.model.session import open_session
-    from streamliner.verbs.inspect import inspect_model
+@command(MODEL, without=("dtype", "device", "offload"), Model=ModelSettings, Inspect=InspectSettings)
+def inspect(given: Given) -> None:
+    """Show a model's blocks, which can be removed, and what that saves. Reads no weights."""
+    from streamliner.model.session import open_model
+    from streamliner.verbs.inspect import inspect as run_inspect
 
-    settings = options.model_settings(model, revision, trust_remote_code, "auto", None)
-    with silenced_transformers():
-        result = inspect_model(open_session(settings))
-    if json:
-        print_json(result)
-    else:
-        _print(result)
+    session = open_model(given.argument(MODEL), given.settings(ModelSettings))
+    result = run_inspect(session)
+    path = session.source.path or session.source.name
+    show(result, path, lambda: print_inspection(result), as_json=given.json, quiet=given.quiet)
 
 
-def _print(result: dict[str, Any]) -> None:
+def print_inspection(result: dict[str, Any]) -> None:
+    """The model in two lines, and its blocks as a table."""
     from rich.table import Table
 
-    from streamliner.cut.structure import by_reason
-
     share = result["parameters_in_blocks"] / result["parameters"]
-    console.print(f"[bold]{result['model']}[/]: {result['architecture']} ({result['model_type']})")
-    console.print(
+    print_line(f"{result['model']}: {result['architecture']} ({result['model_type']})")
+    print_line(
         f"{result['num_blocks']} blocks in {result['stack']}, "
         + (f"hidden size {result['hidden_size']}, " if result["hidden_size"] else "")
-        + f"{result['vocab_size']:,} words"
+        + f"vocabulary of {result['vocab_size']:,} tokens"
     )
-    console.print(
+    print_line(
         f"{result['parameters']:,} parameters, {share:.0%} of them in blocks; "
         f"weight files: {human_bytes(result['bytes'])}"
     )
-    table = Table("block", "kind", "parameters", "of the model", "removable")
+    table = Table("block", "kind", "parameters", "share", "removable")
     for block in result["blocks"]:
         table.add_row(
             str(block["index"]),
@@ -54,5 +47,6 @@ def _print(result: dict[str, Any]) -> None:
             "no" if str(block["index"]) in result["not_removable"] else "yes",
         )
     console.print(table)
-    for reason, blocks in by_reason(result["not_removable"]).items():
-        console.print(f"{blocks} cannot go alone: {reason}", soft_wrap=True, markup=False)
+    for reason in dict.fromkeys(result["not_removable"].values()):
+        blocks = [index for index, why in result["not_removable"].items() if why == reason]
+        print_line(f"Block{'s' * (len(blocks) > 1)} {', '.join(blocks)} cannot be removed alone: {reason}")

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from streamliner.cli.command import Argument, Given, command
+from streamliner.cli.console import print_line, show
+from streamliner.settings import ReportSettings
 
-import typer
-
-from streamliner.cli import options
-from streamliner.cli.console import console, print_json
-from streamliner.errors import OutputError
+SOURCES = Argument("sources", "Run folders; JSON files of evaluate and benchmark", "RUN...", several=True)
 
 
-def report(
-    sources: Annotated[
-        list[str],
-        typer.Argument(
-            help="Run folders of search, prune and heal; JSON files of evaluate and benchmark.", metavar="RUN..."
-        ),
-    ],
-    output: Annotated[
-        str,
-        typer.Option(
-            "--output", "-o", help="HTML file; the same as Markdown and its pictures go beside it.", metavar="FILE"
-        ),
-    ] = "report.html",
-    overwrite: options.Overwrite = False,
-    json: options.Json = False,
-) -> None:
-    """Show what came of runs on one page: searches, frontier, healing, evaluation, speed, and how to do it again."""
-    from streamliner.report.render import pictures_folder, write_report
-    from streamliner.runs.files import check_result_file
+@command(SOURCES, Report=ReportSettings)
+def report(given: Given) -> None:
+    """Show runs on one page: searches, frontier, healing, evaluation, speed, and how to repeat them."""
+    from streamliner.verbs.report import report as write
 
-    path = Path(output).expanduser()
-    if path.suffix not in (".html", ".htm"):
-        raise OutputError(f"{output} is not the name of an HTML file.", "Write for instance -o report.html.")
-    for file in (path, path.with_suffix(".md")):
-        check_result_file(file, overwrite=overwrite)
-    if pictures_folder(path).exists() and not overwrite:
-        raise OutputError(f"The output {pictures_folder(path)} exists.", "Choose another name, or add --overwrite.")
-    files = [str(file) for file in write_report(sources, path)]
-    if json:
-        print_json({"files": files})
-    else:
-        console.print(f"Written to {' and '.join(files)}", soft_wrap=True)
+    files = [str(file) for file in write(given.argument(SOURCES), given.settings(ReportSettings))]
+    show(
+        {"files": files},
+        files[0],
+        lambda: print_line(f"Written to {' and '.join(files)}"),
+        as_json=given.json,
+        quiet=given.quiet,
+    )

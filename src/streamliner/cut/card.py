@@ -10,34 +10,8 @@ from streamliner.model.session import Session
 from streamliner.search.plan import Plan
 
 
-def extend_model_card(folder: Path, plan: Plan, result: dict[str, Any], code_file: str) -> None:
-    """Add to README.md how the model was healed."""
-    card = folder / "README.md"
-    perplexity = {name: value for name, value in result["validation_perplexity"].items() if value is not None}
-    measured = ", ".join(f"{name} {value:.4g}" for name, value in perplexity.items() if math.isfinite(value))
-    settings, training = result["settings"], result["training"]
-    gaps = "; ".join(
-        f"{gap['stop'] - gap['start']} blocks ({gap['start']} to {gap['stop'] - 1}) became {len(gap['places'])}"
-        for gap in result["gaps"]
-    )
-    lines = [
-        "\n## Healing\n",
-        f"Network: {settings['network']}" + (f" ({gaps})." if gaps else "."),
-        f"Adapters: LoRA of rank {settings['lora']}, merged." if settings["lora"] else "",
-        f"Loss: {', '.join(settings['loss'])}. Trained on {training['tokens']:,} tokens of "
-        f"{', '.join(name for name, _ in settings['data'])}; the state after step {training['best_step']} of "
-        f"{training['steps']} was kept.",
-        f"Perplexity on held-out windows: {measured}." if measured else "",
-        f"The networks need the code in `{code_file}`: load with `trust_remote_code=True`."
-        if result["custom_code"]
-        else "",
-    ]
-    old = card.read_text(encoding="utf-8") if card.exists() else ""
-    card.write_text(old + "\n".join(line for line in lines if line) + "\n", encoding="utf-8")
-
-
 def write_model_card(folder: Path, session: Session, plan: Plan, result: dict[str, Any]) -> None:
-    """Write README.md of a cut checkpoint; the dense model's stays as README.dense.md."""
+    """Write README.md of a cut checkpoint; that of the dense model becomes README.dense.md."""
     card = folder / "README.md"
     if card.exists():
         card.rename(folder / "README.dense.md")
@@ -50,6 +24,41 @@ def write_model_card(folder: Path, session: Session, plan: Plan, result: dict[st
         f"# {Path(session.source.name).name} without {len(plan.removed)} of {plan.num_blocks} blocks\n\n"
         f"Removed blocks (0-based): {', '.join(map(str, plan.removed))}. Method: {plan.method}.\n{losses}\n"
         f"Parameters: {result['parameters_before']:,} before, {result['parameters_after']:,} after.\n"
-        "Made with streamliner; `streamliner.json` holds the plan. The licence is that of the base model.\n",
+        "Made with streamliner; `streamliner.json` has the plan. The licence is that of the base model.\n",
         encoding="utf-8",
     )
+
+
+def extend_model_card(folder: Path, result: dict[str, Any], code_file: str) -> None:
+    """Add to README.md how the model was healed.
+
+    Args:
+        folder: the healed checkpoint.
+        result: of the healing, as a JSON value.
+        code_file: name of the Python file that networks outside the architecture need.
+    """
+    settings, training = result["settings"], result["training"]
+    gaps = "; ".join(
+        f"blocks {', '.join(map(str, range(gap['start'], gap['stop'])))} became {len(gap['places'])}"
+        for gap in result["gaps"]
+    )
+    texts = ", ".join(name for name, _ in settings["data"])
+    lines = [
+        "\n## Healing\n",
+        f"Network: {settings['network']}" + (f" ({gaps})." if gaps else "."),
+        f"Loss: {', '.join(settings['loss'])}. Trained on {training['tokens']:,} tokens of {texts}; "
+        f"the state after step {training['best_step']} of {training['steps']} was kept.",
+    ]
+    if settings["lora"]:
+        lines.insert(2, f"Adapters: LoRA of rank {settings['lora']}, merged.")
+    measured = [
+        f"{name} {value:.4g}"
+        for name, value in result["validation_perplexity"].items()
+        if value is not None and math.isfinite(value)
+    ]
+    if measured:
+        lines.append(f"Perplexity on held-out windows: {', '.join(measured)}.")
+    if result["custom_code"]:
+        lines.append(f"The networks need the code in `{code_file}`: load with `trust_remote_code=True`.")
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write("\n".join(lines) + "\n")

@@ -1,4 +1,8 @@
-"""The JSON files of a cut checkpoint: the user's own, with only those keys changed that must be."""
+"""The JSON files of a cut checkpoint: the user's own, in which only the keys that must change are changed.
+
+A config.json is not what its class would write: keys are missing where the class has a default, others are older names
+or are for other engines. So the rules run on the complete config of the class, and what they change is carried over.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from streamliner.cut.config import cut_around, cut_config, cut_fields, renumbered_names, with_legacy_rope
-from streamliner.cut.rules import FIELDS, Removal, per_block
-from streamliner.cut.structure import REPORT, Structure, config_path, cut_model_config
+from streamliner.cut.config import cut_config, cut_fields, cut_outer_config, with_legacy_rope
+from streamliner.cut.config_object import cut_config_object
+from streamliner.cut.names import renamed_modules
+from streamliner.cut.removal import Removal
+from streamliner.cut.rules import FIELDS, per_block
+from streamliner.cut.structure import REPORT, Structure
 from streamliner.errors import UnsupportedModelError
-from streamliner.model.stack import COUNTS, DECODER_COUNTS
+from streamliner.model.stack import COUNTS, DECODER_COUNTS, Stack, config_path
 
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json")
-"""Beside config.json, of ModelOpt and GPTQ: they too name modules."""
+"""Files of ModelOpt and GPTQ next to config.json, which name modules too."""
 
 
 NOT_COMPARED = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "quantization_config", "architectures")
@@ -30,77 +37,108 @@ def cut_config_files(folder: Path, structure: Structure, removed: tuple[int, ...
         prefix: where the blocks are on disk.
 
     Raises:
-        UnsupportedModelError: a key cannot follow, or the file would be read as another config than intended.
+        UnsupportedModelError: a key cannot follow, or the file would be read as a different config than intended.
     """
-    removal = Removal.of(removed, len(structure))
+    numbers = Removal.of(removed, len(structure)).numbers
     paths = (structure.stack.path, prefix)
-    result = {"config.json": _cut_config_file(folder / "config.json", structure, removed, paths)}
+    result = {"config.json": _cut_config_json(_read_json(folder / "config.json"), structure, removed, paths)}
     for name in QUANTIZATION_FILES:
         if (folder / name).is_file():
-            content = json.loads((folder / name).read_text(encoding="utf-8"))
-            result[name] = renumbered_names(content, paths, removal.numbers)
+            result[name] = renamed_modules(_read_json(folder / name), paths, numbers)
     return result
 
 
-def _cut_config_file(
-    file: Path, structure: Structure, removed: tuple[int, ...], paths: tuple[str, ...]
+def write_config(file: Path, value: Any) -> None:
+    """Write JSON as transformers does: infinity, a limit in Mamba's configs, stays as it is."""
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _cut_config_json(
+    content: dict[str, Any], structure: Structure, removed: tuple[int, ...], paths: tuple[str, ...]
 ) -> dict[str, Any]:
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    """Change `content` to that of the cut model."""
     config: Any = structure.shell.config
     stack = structure.stack
-    complete, removal = stack.config.to_dict(), Removal.of(removed, len(stack))
-    cut = cut_config(complete, removed, len(stack), stack.count_name)
-    part = result
-    path = config_path(config, stack.config)
+    removal = Removal.of(removed, len(stack))
+    cut = cut_config(stack.config.to_dict(), removed, len(stack), stack.count_name)
+    path = config_path(config, stack.config) or ()
     if path:
-        result |= cut_around(config.to_dict(), removed, len(stack))
+        content |= cut_outer_config(config.to_dict(), removed, len(stack))
+    part = _part_of_file(content, path, cut, stack)
+    part |= _changed_fields(part, cut, stack, removal)
+    part |= with_legacy_rope(part)
+    for where in (content,) if part is content else (content, part):  # each once: numbers must not move twice
+        if "quantization_config" in where:
+            where["quantization_config"] = renamed_modules(where["quantization_config"], paths, removal.numbers)
+    _check_read_back(content, structure, removed)
+    return content
+
+
+def _part_of_file(content: dict[str, Any], path: tuple[str, ...], cut: dict[str, Any], stack: Stack) -> dict[str, Any]:
+    """The dict within the file that describes the stack. It is created where the file leaves it to the defaults."""
+    part = content
     for name in path:
         if not isinstance(part.get(name), dict):
             if any(key in part for key in (*COUNTS, *DECODER_COUNTS, stack.count_name)):
-                break  # an older file, in which the part lies flat in the whole
-            # The file leaves the part to the class's defaults, so all of it must be said now.
+                return part  # a file of an older release, which has the fields of the text at the top
             part[name] = cut if name == path[-1] else {}
         part = part[name]
-    changed = {key: value for key, value in cut.items() if value != complete.get(key)}
+    return part
+
+
+def _changed_fields(part: dict[str, Any], cut: dict[str, Any], stack: Stack, removal: Removal) -> dict[str, Any]:
+    """The fields of the file that must change.
+
+    Args:
+        part: the dict within the file that describes the stack.
+        cut: the complete config of the cut model.
+        stack: of the dense model.
+        removal: which blocks stay.
+    """
+    complete = stack.config.to_dict()
     aliases = {key: name for key, name in type(stack.config).attribute_map.items() if key not in complete}
-    for key, value in list(part.items()):
-        if key in aliases and aliases[key] in complete:
-            if aliases[key] in changed:  # a second name of the same field, which would win over it
+    changed = {key: value for key, value in cut.items() if value != complete.get(key)}
+    for key, value in part.items():
+        if aliases.get(key) in complete:
+            # A second name of the same field would take precedence over it on loading.
+            if aliases[key] in changed:
                 changed[key] = changed[aliases[key]]
-        elif key not in complete and key != "quantization_config":
-            # Not echoed by the class: another engine's list, an older name.
-            changed |= cut_fields({key: value}, removal, stack.count_name)
+        elif key not in complete:
+            # The class drops the key: it is an older name, or is for another engine.
+            if key != "quantization_config":
+                changed |= cut_fields({key: value}, removal, stack.count_name)
         elif FIELDS.get(key) is per_block and _same_length(value, complete[key]):
-            # The file's own words for kinds of blocks stay: other engines may not know those of a newer release.
+            # The file may name kinds of blocks differently than the class: other engines may know only these names.
             changed[key] = per_block(key, value, removal)
-    part |= changed
-    part |= with_legacy_rope(part)
-    for where in (result, part):
-        if "quantization_config" in where:
-            where["quantization_config"] = renumbered_names(where["quantization_config"], paths, removal.numbers)
-    _check_read_back(result, structure, removed)
-    return result
+    return changed
 
 
-def _same_length(value: Any, echoed: Any) -> bool:
-    return isinstance(value, list) and isinstance(echoed, list) and len(value) == len(echoed)
+def _same_length(value: Any, other: Any) -> bool:
+    return isinstance(value, list) and isinstance(other, list) and len(value) == len(other)
 
 
 def _check_read_back(content: dict[str, Any], structure: Structure, removed: tuple[int, ...]) -> None:
-    """What was decided was a config object; the file must be read as the same."""
+    """The structure was checked with a config object; the file must be read as the same.
+
+    Raises:
+        UnsupportedModelError: it is read differently.
+    """
     config: Any = structure.shell.config
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(content), encoding="utf-8")
+        write_config(Path(folder) / "config.json", content)
         found: Any = type(config).from_pretrained(folder, local_files_only=True)
-    wanted = cut_model_config(config, structure.stack, removed)
-    for name in config_path(config, structure.stack.config):
+    wanted = cut_config_object(config, structure.stack, removed)
+    for name in config_path(config, structure.stack.config) or ():
         found, wanted = getattr(found, name), getattr(wanted, name)
     found, wanted = (_comparable(json.loads(json.dumps(each.to_dict(), default=str))) for each in (found, wanted))
     for key in sorted(wanted):
         if found.get(key) != wanted[key]:
             raise UnsupportedModelError(
-                f"The cut config.json would be read with {key} = {found.get(key)!r} where {wanted[key]!r} is meant.",
-                REPORT,
+                f"The cut config.json would be read with {key} = {found.get(key)!r} instead of {wanted[key]!r}.", REPORT
             )
 
 

@@ -1,25 +1,25 @@
-"""Tensors that must change when a block takes another place: folds into weights, and tensors with an axis of blocks.
+"""Tensors that must change when a block moves: folds into weights, and tensors with a slice for each block.
 
-A few architectures compute with a block's index. What the index does is then folded into the weights, so that the block
-does at its new place what it did at its old one. `FOLDS` has them by the attribute in which the index shows; a
-difference in an attribute that has no fold is refused (`structure.py`).
+A few architectures compute with a block's index. The effect of the index is folded into the weights, so that the block
+computes at its new place what it did at its old one. `FOLDS` lists the folds by the attribute in which the index shows.
+A block with any other attribute that would change is refused (`structure.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from streamliner.cut.rules import Removal
+from streamliner.cut.removal import Removal
 from streamliner.errors import UnsupportedModelError
 
 BLOCK_AXIS = {"embed_tokens_per_layer.weight": 1, "per_layer_model_projection.weight": 0}
-"""Tensors outside the stack (by the end of their name) with a slice for each block along an axis: Gemma 3n and 4's
-embeddings of tokens per block, which the model views as (..., blocks, size)."""
+"""Tensors outside the stack (by the end of their name) with a slice for each block, and the axis: Gemma 3n and 4 keep
+token embeddings of each block, which the model views as (..., blocks, size)."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Fold:
-    """How weights make up for an attribute that follows a block's index.
+    """How weights compensate for an attribute that depends on a block's index.
 
     Attributes:
-        needs: names of tensors, within the module that has the attribute.
-        change: those tensors in float64 -> the ones that change, None for one that goes, new names for new ones.
-        shows: further attributes and shapes of that module that differ for the same reason.
+        needs: names of tensors within the module that has the attribute.
+        change: these tensors in float64 -> those that change; None for a tensor to remove, new names for new tensors.
+        shows: further attributes and shapes of the module that differ for the same reason.
         by_index: the module computes with its index while it runs: fold wherever the attribute is set.
     """
 
@@ -56,103 +56,9 @@ class Fold:
     by_index: bool = False
 
 
-def _inverse_index_scale(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
-    """GPT-2 divides attention scores by (index + 1); so the queries, the first third of columns, make up for it."""
-    if tensors["c_attn.weight"].shape[1] != 3 * tensors["c_attn.weight"].shape[0]:
-        raise UnsupportedModelError("Attention to another model's states divides its scores by the block's index too.")
-    ratio = (place.new + 1) / (place.old + 1)
-    hidden = tensors["c_attn.bias"].shape[0] // 3
-    changed: dict[str, Tensor | None] = {}
-    for name, tensor in tensors.items():
-        changed[name] = torch.cat([tensor[..., :hidden] * ratio, tensor[..., hidden:]], dim=-1)
-    return changed
-
-
-def _lambda_init(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
-    """DiffLlama's weight of the second attention map, and its output, follow lambda_init(index):
-
-        (1 - init) * norm(map1 - (exp(q1 . k1) - exp(q2 . k2) + init) * map2) -> o_proj
-
-    With a new init, exp(q1 . k1) takes up the difference and o_proj the quotient of (1 - init). init grows with the
-    index and no block moves up, so the logarithm's argument is positive.
-    """
-    assert isinstance(place.before, float)
-    assert isinstance(place.after, float)
-    q1, k1 = tensors["lambda_q1"], tensors["lambda_k1"]
-    product = math.log(math.exp((q1 * k1).sum().item()) + place.before - place.after)
-    return {
-        "lambda_q1": torch.full_like(q1, product / len(q1)),
-        "lambda_k1": torch.ones_like(k1),
-        "o_proj.weight": tensors["o_proj.weight"] * (1 - place.before) / (1 - place.after),
-    }
-
-
-def _depth_scaled_residual(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
-    """Beam adds branch h to stream x as x * sqrt((a - 1) / a) + h / sqrt(a), with a = 2 index + 2, then a + 1.
-
-    At a new place, with a', the stream comes out k * a'-factor / a-factor as large as it did, where k is by how much it
-    came in larger; branches see it through an RMS norm and do not notice, nor does the final norm. So each branch's
-    own last norm is scaled to keep its share.
-    """
-
-    def stream(a: int) -> float:
-        return math.sqrt((a - 1) / a)
-
-    k = 1.0
-    for new, old in enumerate(place.removal.kept[: place.new]):
-        for step in (2, 3):
-            k *= stream(2 * new + step) / stream(2 * old + step)
-    changed: dict[str, Tensor | None] = {}
-    for step, name in ((2, "post_attention_layernorm.weight"), (3, "post_feedforward_layernorm.weight")):
-        old, new = 2 * place.old + step, 2 * place.new + step
-        k *= stream(new) / stream(old)
-        changed[name] = tensors[name] * (k * math.sqrt(new / old))
-    return changed
-
-
-def _zero_bias(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
-    """GPT-NeoX Japanese: only the last block has a bias behind its attention; one that becomes the last has zeros."""
-    weight = tensors["dense.weight"]
-    return {"dense_bias": weight.new_zeros(weight.shape[0])}
-
-
-def _first_router(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
-    """Zaya: a router adds that of the block before; the first block has none before it and no scale for it."""
-    return {"router_states_scale": None}
-
-
-def _nothing(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
-    """What the attribute decides is in tensors that come along with the block."""
-    return {}
-
-
-FOLDS: dict[str, Fold] = {
-    "scale_attn_by_inverse_layer_idx": Fold(
-        ("c_attn.weight", "c_attn.bias"), _inverse_index_scale, shows=("scaling",), by_index=True
-    ),
-    "lambda_init": Fold(("lambda_q1", "lambda_k1", "o_proj.weight"), _lambda_init),
-    "attn_residual_add_idx": Fold(
-        ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight"),
-        _depth_scaled_residual,
-        shows=("mlp_residual_add_idx",),
-        by_index=True,
-    ),
-    "use_bias": Fold(("dense.weight",), _zero_bias, shows=("dense_bias.shape",)),
-    "use_eda": Fold((), _first_router, shows=("router_states_scale.shape",)),
-    # MiniMax: how fast linear attention forgets, by depth; buffers that are saved with the weights.
-    "num_hidden_layers": Fold(("slope_rate", "query_decay", "key_decay", "diagonal_decay"), _nothing),
-    # Gemma 3n and 4: a flag of blocks whose keys and values others use; that those stay is a rule of `fields.py`.
-    "store_full_length_kv": Fold((), _nothing),
-    # BigBird: the index is the seed of random sparse attention, in training only.
-    "attention.seed": Fold((), _nothing),
-    "attention.self.seed": Fold((), _nothing),
-}
-"""Attribute of a module in a block -> how its weights make up for it."""
-
-
 @dataclass(frozen=True)
 class Change:
-    """One fold for one block.
+    """One fold of one block.
 
     Attributes:
         prefix: the module's path within its block with a dot at the end, or "".
@@ -168,11 +74,11 @@ class Change:
         """Names within the block of the tensors that are read."""
         return [self.prefix + name for name in self.fold.needs]
 
-    def apply(self, tensors: dict[str, Tensor]) -> dict[str, Tensor | None]:
-        """Tensors by name within the block -> those that change, in their own dtype; None for one that goes.
+    def apply(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        """Tensors by name within the block -> those that change, in their own dtype; None for a tensor to remove.
 
         Raises:
-            UnsupportedModelError: one is missing, or not of floating point.
+            UnsupportedModelError: a tensor is missing, or is not of floating point.
         """
         needed = {}
         for name in self.fold.needs:
@@ -192,11 +98,105 @@ class Change:
 
 
 def block_axis(name: str) -> int | None:
-    """The axis along which the tensor has a slice for each block, if it has."""
+    """The axis along which the tensor has a slice for each block, or None."""
     return next((axis for end, axis in BLOCK_AXIS.items() if name == end or name.endswith("." + end)), None)
 
 
 def keep_slices(tensor: Tensor, axis: int, removal: Removal) -> Tensor:
-    """`tensor` with only the slices of the kept blocks along `axis`; works on the meta device too."""
+    """`tensor` with only the slices of the kept blocks along `axis`; also on the meta device."""
     size = tensor.shape[axis] // removal.num_blocks
     return torch.cat([tensor.narrow(axis, old * size, size) for old in removal.kept], dim=axis)
+
+
+def scale_queries(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
+    """GPT-2 divides attention scores by index + 1. The queries, the first third of the columns, compensate."""
+    if tensors["c_attn.weight"].shape[1] != 3 * tensors["c_attn.weight"].shape[0]:
+        raise UnsupportedModelError("Attention to an encoder divides its scores by the block's index too.")
+    ratio = (place.new + 1) / (place.old + 1)
+    hidden = tensors["c_attn.bias"].shape[0] // 3
+    changed: dict[str, Tensor | None] = {}
+    for name, tensor in tensors.items():
+        changed[name] = torch.cat([tensor[..., :hidden] * ratio, tensor[..., hidden:]], dim=-1)
+    return changed
+
+
+def shift_lambda(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
+    """DiffLlama weights its second attention map, and its output, by init = lambda_init(index):
+
+        (1 - init) * norm(map1 - (exp(q1 . k1) - exp(q2 . k2) + init) * map2) -> o_proj
+
+    With a new init, exp(q1 . k1) takes up the difference and o_proj the quotient of (1 - init). init grows with the
+    index and no index grows, so the logarithm below is of a positive number.
+    """
+    assert isinstance(place.before, float)
+    assert isinstance(place.after, float)
+    q1, k1 = tensors["lambda_q1"], tensors["lambda_k1"]
+    product = math.log(math.exp((q1 * k1).sum().item()) + place.before - place.after)
+    return {
+        "lambda_q1": torch.full_like(q1, product / len(q1)),
+        "lambda_k1": torch.ones_like(k1),
+        "o_proj.weight": tensors["o_proj.weight"] * (1 - place.before) / (1 - place.after),
+    }
+
+
+def scale_branches(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
+    """Beam adds branch h to stream x as x * sqrt((a - 1) / a) + h / sqrt(a), with a = 2 * index + 2, then a + 1.
+
+    With other values of a, the stream is k times as large as before, where k is a product over the blocks so far. The
+    branches and the final norm see the stream through an RMS norm, which removes k. So it is enough to scale the last
+    norm of each branch, which keeps its share in the stream.
+    """
+
+    def stream(a: int) -> float:
+        return math.sqrt((a - 1) / a)
+
+    k = 1.0
+    for new, old in enumerate(place.removal.kept[: place.new]):
+        for step in (2, 3):
+            k *= stream(2 * new + step) / stream(2 * old + step)
+    changed: dict[str, Tensor | None] = {}
+    for step, name in ((2, "post_attention_layernorm.weight"), (3, "post_feedforward_layernorm.weight")):
+        old, new = 2 * place.old + step, 2 * place.new + step
+        k *= stream(new) / stream(old)
+        changed[name] = tensors[name] * (k * math.sqrt(new / old))
+    return changed
+
+
+def add_zero_bias(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
+    """GPT-NeoX Japanese: only the last block has a bias after its attention; one that becomes the last gets zeros."""
+    weight = tensors["dense.weight"]
+    return {"dense_bias": weight.new_zeros(weight.shape[0])}
+
+
+def drop_router_scale(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
+    """Zaya: a router adds the scaled scores of the block before; the first block has none before it and no scale."""
+    return {"router_states_scale": None}
+
+
+def no_change(tensors: dict[str, Tensor], place: Place) -> dict[str, Tensor | None]:
+    """The attribute has no effect on the tensors, which come along with the block."""
+    return {}
+
+
+FOLDS: dict[str, Fold] = {
+    "scale_attn_by_inverse_layer_idx": Fold(
+        ("c_attn.weight", "c_attn.bias"), scale_queries, shows=("scaling",), by_index=True
+    ),
+    "lambda_init": Fold(("lambda_q1", "lambda_k1", "o_proj.weight"), shift_lambda),
+    "attn_residual_add_idx": Fold(
+        ("post_attention_layernorm.weight", "post_feedforward_layernorm.weight"),
+        scale_branches,
+        shows=("mlp_residual_add_idx",),
+        by_index=True,
+    ),
+    "use_bias": Fold(("dense.weight",), add_zero_bias, shows=("dense_bias.shape",)),
+    "use_eda": Fold((), drop_router_scale, shows=("router_states_scale.shape",)),
+    # MiniMax: how fast linear attention forgets depends on depth; the buffers are saved with the weights.
+    "num_hidden_layers": Fold(("slope_rate", "query_decay", "key_decay", "diagonal_decay"), no_change),
+    # Gemma 3n and 4 flag blocks whose keys and values later blocks use; `joint_rules.py` refuses to remove them.
+    "store_full_length_kv": Fold((), no_change),
+    # BigBird: the index is the seed of random sparse attention, in training only.
+    "attention.seed": Fold((), no_change),
+    "attention.self.seed": Fold((), no_change),
+}
+"""Attribute of a module in a block -> how its weights compensate for it."""

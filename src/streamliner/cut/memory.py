@@ -1,87 +1,59 @@
-"""Cut a model in memory: rebuild it from the cut config, sharing the kept tensors.
+"""Cut a model in memory: build a model from the cut config and give it the kept tensors.
 
-Rebuilding beats patching the live model: whatever a block derives from its index or from the config at construction is
-derived anew, and what the rebuilt block got wrong shows in a comparison of fingerprints before anything is written.
+Patching the model instead would keep whatever a block derived from its old index or the old config. A rebuilt model
+derives it again, and `structure.py` has compared every block.
 """
 
 from __future__ import annotations
 
-import copy
-import re
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor
 
 from streamliner.cut.folds import Change, block_axis, keep_slices
-from streamliner.cut.rules import Removal
+from streamliner.cut.names import renamed_tensors
+from streamliner.cut.removal import Removal
 from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
+from streamliner.model.fill import fill_shell, scales_weights_by_block
 from streamliner.model.stack import check_indices
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def cut_model(model: nn.Module, removed: tuple[int, ...] | list[int]) -> nn.Module:
+
+def cut_model(model: PreTrainedModel, removed: tuple[int, ...] | list[int]) -> PreTrainedModel:
     """A new model without the blocks `removed`. It shares the kept tensors with `model`, which stays as it is.
 
     Raises:
-        RemovalError: the blocks cannot be removed.
+        RemovalError: the blocks do not exist.
         UnsupportedModelError: the cut model would not be the dense model with the blocks bypassed.
     """
     structure = Structure.of(model)
     removed = check_indices(removed, len(structure))
     changes = structure.changes(removed)
-    if any(getattr(module, "layers_are_rescaled", False) for module in model.modules()):
+    if scales_weights_by_block(model):
         raise UnsupportedModelError(
             "This model scaled its weights by block in its first forward (rescale_every).",
             "Cut the checkpoint on disk, or a model that has not run yet.",
         )
-    shell = structure.cut_shell(removed)
     path = structure.stack.path
-    renamed = cut_tensors(model.state_dict(), path, removed, len(structure), changes)
-    result = shell.load_state_dict(renamed, strict=False, assign=True)
-    shell.tie_weights()  # type: ignore[operator]
-    lacking = [name for name, parameter in shell.named_parameters() if parameter.is_meta]
-    if result.unexpected_keys or lacking:
-        raise UnsupportedModelError(
-            f"The cut {type(model).__name__} has other tensors than expected: {(result.unexpected_keys + lacking)[0]}."
-        )
-    buffers = dict(model.named_buffers())
-    device = next(iter(renamed.values())).device
-    for name, buffer in shell.named_buffers():
-        # Buffers outside the stack may depend on the model's dtype or device: take the dense model's own.
-        if name in buffers and not name.startswith(path + ".") and buffers[name].shape == buffer.shape:
-            buffer.data = buffers[name].data
-        else:
-            buffer.data = buffer.data.to(device)
-    if getattr(model, "generation_config", None) is not None:
-        shell.generation_config = copy.deepcopy(model.generation_config)
-    shell.requires_grad_(False)
-    return shell.eval()
+    tensors = _cut_tensors(model.state_dict(), path, Removal.of(removed, len(structure)), changes)
+    return fill_shell(structure.cut_shell(removed), tensors, model, path)
 
 
-def cut_tensors(
-    tensors: dict[str, Any], path: str, removed: tuple[int, ...], num_blocks: int, changes: list[Change]
-) -> dict[str, Any]:
-    """`tensors` without those of removed blocks, with `path.{i}.` renumbered and the folds of `changes` done."""
-    removal = Removal.of(removed, num_blocks)
-    numbers = removal.numbers
-    pattern = re.compile(re.escape(path) + r"\.(\d+)\.")
-    result: dict[str, Any] = {}
-    blocks: dict[int, dict[str, Any]] = {new: {} for new in numbers.values()}
-    for name, tensor in tensors.items():
-        match = pattern.match(name)
+def _cut_tensors(tensors: dict[str, Tensor], path: str, removal: Removal, changes: list[Change]) -> dict[str, Tensor]:
+    """Rename, slice, fold: as for a checkpoint on disk (`checkpoint.py`)."""
+    result = {}
+    for name, old_name in renamed_tensors(tensors, path, removal).items():
         axis = block_axis(name)
-        if match is not None:
-            if int(match[1]) in numbers:
-                blocks[numbers[int(match[1])]][name[match.end() :]] = tensor
-        else:
-            result[name] = tensor if axis is None else keep_slices(tensor, axis, removal)
+        result[name] = tensors[old_name] if axis is None else keep_slices(tensors[old_name], axis, removal)
     for change in changes:
-        block = blocks[change.place.new]
-        for name, tensor in change.apply(block).items():
+        block = f"{path}.{change.place.new}."
+        needed = {name: result[block + name] for name in change.names() if block + name in result}
+        for name, tensor in change.apply(needed).items():
             if tensor is None:
-                del block[name]
+                result.pop(block + name, None)
             else:
-                block[name] = tensor
-    for new, block in blocks.items():
-        result |= {f"{path}.{new}.{name}": tensor for name, tensor in block.items()}
+                result[block + name] = tensor
     return result

@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity, tasks, and how far a cut model still answers as the dense one did."""
+"""What a cut lost: perplexity, tasks, stability, and use as a draft, compared with the dense model."""

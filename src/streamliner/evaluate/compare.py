@@ -1,35 +1,25 @@
-"""Compare a cut model with the dense one on the same questions."""
-
-from __future__ import annotations
+"""Compare a cut model with the dense one on the same windows and the same questions."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from fractions import Fraction
+from statistics import fmean
+from typing import Any
 
-from streamliner.evaluate.stability import Answer, check_same
+from streamliner.evaluate.model_evaluation import ModelEvaluation
+from streamliner.evaluate.stability import Answer, check_same, stability
+from streamliner.measure.loss import Loss
 
 
 @dataclass(frozen=True)
 class Flips:
-    """How many questions a pair of models was right and wrong on: dense -> cut."""
+    """Numbers of questions by who was right: dense_cut."""
 
     right_right: int
     right_wrong: int
     wrong_right: int
     wrong_wrong: int
-
-    @property
-    def total(self) -> int:
-        """Questions."""
-        return self.right_right + self.right_wrong + self.wrong_right + self.wrong_wrong
-
-
-def flips(dense: Sequence[Answer], cut: Sequence[Answer]) -> Flips:
-    """The table of questions by who was right."""
-    check_same(dense, cut)
-    pairs = [(a.correct, b.correct) for a, b in zip(dense, cut, strict=True)]
-    return Flips(*(pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))))
 
 
 @dataclass(frozen=True)
@@ -38,9 +28,10 @@ class Difference:
 
     Attributes:
         mean: the difference.
-        low, high: 95 % confidence interval of the paired difference, as Bonett and Price (2012) adjust Wald's: one flip
-            more each way and two questions more, so that no flips are not taken for certainty.
-        p_value: of McNemar's exact test: how likely flips as uneven as these are if both ways are equally likely.
+        low, high: 95 % confidence interval of the paired difference, Wald's as adjusted by Bonett and Price (2012): one
+            flip more in each direction and two questions more, so that no flips do not count as certainty.
+        p_value: of McNemar's exact test: the probability of flips at least as uneven if both directions are equally
+            likely.
     """
 
     mean: float
@@ -49,9 +40,76 @@ class Difference:
     p_value: float
 
 
+@dataclass(frozen=True)
+class TaskComparison:
+    """A cut model compared with the dense one on one task."""
+
+    flips: Flips
+    accuracy_difference: Difference
+    stability: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model compared with the dense one.
+
+    Attributes:
+        model: the name of the compared model.
+        loss_increase: loss minus that of the dense model on each window, by text source.
+        tasks: by name; without those whose questions lm-eval does not count as right or wrong.
+    """
+
+    model: str
+    loss_increase: dict[str, Loss]
+    tasks: dict[str, TaskComparison]
+
+    @property
+    def mean_stability(self) -> float | None:
+        """Mean stability over tasks, each counted once; None without tasks."""
+        return fmean(each.stability for each in self.tasks.values()) if self.tasks else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        increase = {
+            source: {"mean": loss.mean, "standard_error": loss.standard_error}
+            for source, loss in self.loss_increase.items()
+        }
+        tasks = {name: asdict(task) for name, task in self.tasks.items()}
+        return {"model": self.model, "loss_behind": increase, "tasks": tasks, "mean_stability": self.mean_stability}
+
+
+def compare_models(dense: ModelEvaluation, cut: ModelEvaluation) -> Comparison:
+    """Compare two models that were evaluated on the same inputs."""
+    pairs = zip(dense.perplexity, cut.perplexity, strict=True)
+    increase = {after.source: _difference(before.loss, after.loss) for before, after in pairs}
+    tasks = {
+        name: _compare_answers(dense.tasks[name].answers, result.answers)
+        for name, result in cut.tasks.items()
+        if result.answers
+    }
+    return Comparison(cut.name, increase, tasks)
+
+
+def _difference(dense: Loss, cut: Loss) -> Loss:
+    """Window by window, so that its standard error is that of the differences."""
+    return Loss(tuple(b - a for a, b in zip(dense.per_window, cut.per_window, strict=True)))
+
+
+def _compare_answers(dense: Sequence[Answer], cut: Sequence[Answer]) -> TaskComparison:
+    table = flips(dense, cut)
+    return TaskComparison(table, accuracy_difference(table), stability(dense, cut))
+
+
+def flips(dense: Sequence[Answer], cut: Sequence[Answer]) -> Flips:
+    """Count the questions by who was right."""
+    check_same(dense, cut)
+    pairs = [(a.correct, b.correct) for a, b in zip(dense, cut, strict=True)]
+    return Flips(*(pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))))
+
+
 def accuracy_difference(table: Flips) -> Difference:
     """The paired difference, its interval, and McNemar's exact test."""
-    lost, won, total = table.right_wrong, table.wrong_right, table.total
+    lost, won, total = table.right_wrong, table.wrong_right, sum(astuple(table))
     to_wrong, to_right = (lost + 1) / (total + 2), (won + 1) / (total + 2)
     middle = to_right - to_wrong
     error = math.sqrt((to_right + to_wrong - middle**2) / (total + 2))

@@ -1,33 +1,37 @@
-"""Perplexity of a text: tokens, window, stride, BOS and standard error stated."""
-
-from __future__ import annotations
+"""Perplexity of a text, with everything stated that it depends on: tokens, window, stride, BOS, standard error."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from streamliner.measure.loss import Loss, head_losses, positions_that_fit
+from streamliner.measure.loss import Loss, text_loss
 from streamliner.model.blocks import Blocks
-
-if TYPE_CHECKING:
-    pass
-
 from streamliner.text.windows import TextWindows
 
-HEAD_BYTES = 500_000_000
-"""Of logits, with cross-entropy's copies, at once."""
+
+@dataclass(frozen=True)
+class Perplexity:
+    """The perplexity of one text.
+
+    Attributes:
+        loss: of each window; `loss.perplexity` is the perplexity.
+        text: where the text came from and how it was cut into windows (`TextWindows.provenance`).
+    """
+
+    loss: Loss
+    text: dict[str, Any]
+
+    @property
+    def source(self) -> str:
+        """The source of the text."""
+        return str(self.text["source"])
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        loss = {"loss": self.loss.mean, "standard_error": self.loss.standard_error}
+        return {"perplexity": self.loss.perplexity, **loss, "window_losses": list(self.loss.per_window), **self.text}
 
 
-@torch.inference_mode()
 def perplexity(blocks: Blocks, text: TextWindows, on_progress: Callable[[int, int], None] | None = None) -> Loss:
-    """The model's loss on each window; `Loss.perplexity` is the perplexity. One window is in memory at a time."""
-    fit = positions_that_fit(blocks, HEAD_BYTES)
-    losses: list[float] = []
-    for window in text.windows:
-        ids = window[None]
-        stream = blocks.streams(ids, [len(blocks)])[len(blocks)]
-        losses += head_losses(blocks, stream, ids, fit, text.first).tolist()
-        if on_progress:
-            on_progress(len(losses), len(text.windows))
-    return Loss(tuple(losses))
+    """Measure the loss on each window, one at a time; `Loss.perplexity` is the perplexity."""
+    return text_loss(blocks, text.windows, first=text.first, on_progress=on_progress)

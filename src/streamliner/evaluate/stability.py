@@ -1,10 +1,8 @@
-"""Stability: how far the cut model is right and wrong on the same questions as the dense one (LLM-Streamline).
+"""Stability: whether the cut model is right and wrong on the same questions as the dense one.
 
-From the samples that lm-eval logs, of tasks whose answers are compared by their likelihood. The paper is arXiv
-2403.19135, section 4; docs/evaluating.md has a worked example and says where the authors' script departs from it.
+From LLM-Streamline (arXiv 2403.19135, section 4). docs/evaluating.md has a worked example, and says where the authors'
+script differs from the paper.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,11 +13,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of one question.
+    """A model's answer to one question.
 
     Attributes:
-        item: names the question within its task.
-        scores: for each option the mean negative log-likelihood per token, nats. Empty where there are no options.
+        item: identifies the question within its task.
+        scores: mean negative log-likelihood per token of each option, in nats. Empty where there are no options.
         correct: whether the model was right.
     """
 
@@ -31,22 +29,21 @@ class Answer:
 def stability(dense: Sequence[Answer], cut: Sequence[Answer]) -> float:
     """`S = sum_i w_i [correct_dense(i) == correct_cut(i)]`, with `w = softmax_i(s_i)`.
 
-    `s_i` is the standard deviation over the options of the dense model's scores: a question counts the more, the more
-    the options differ for the dense model; one with a score that is not finite counts as one without options. 1 means
-    right and wrong on the same questions, 0 on opposite ones.
+    `s_i` is the standard deviation of the dense model's scores over the options: a question has more weight if its
+    options differ more. It is 0 without options, or if a score is not finite. S is 1 if both models are right on the
+    same questions, 0 if each is right exactly where the other is wrong.
 
     Raises:
-        ValueError: the questions differ, or there is none.
+        ValueError: the questions differ, or there are none.
     """
     check_same(dense, cut)
     weights = question_weights(dense)
-    return math.fsum(
-        weight for weight, a, b in zip(weights, dense, cut, strict=True) if a.correct == b.correct
-    ) / math.fsum(weights)
+    kept = (weight for weight, a, b in zip(weights, dense, cut, strict=True) if a.correct == b.correct)
+    return math.fsum(kept) / math.fsum(weights)
 
 
 def question_weights(dense: Sequence[Answer]) -> list[float]:
-    """The softmax over questions of `s_i`, not divided by its sum; the largest weight is 1, so nothing overflows."""
+    """`exp(s_i - max s)`: the softmax of `s_i` over questions before the division by its sum; cannot overflow."""
     spreads = [
         pstdev(answer.scores) if len(answer.scores) > 1 and all(map(math.isfinite, answer.scores)) else 0.0
         for answer in dense
@@ -62,20 +59,16 @@ def check_same(dense: Sequence[Answer], cut: Sequence[Answer]) -> None:
 
 
 def answers(samples: Sequence[dict[str, Any]], count_tokens: Callable[[str, str], int]) -> list[Answer]:
-    """From lm-eval's logged samples of one task; none if any is not plainly right or wrong.
+    """Read lm-eval's logged samples of one task; empty if any of them is neither right nor wrong.
 
     Args:
-        samples: in the order of the task.
-        count_tokens: (context, continuation) -> tokens of the continuation.
+        samples: as lm-eval logged them.
+        count_tokens: (context, continuation) -> number of tokens of the continuation.
     """
     if any(sample.get("acc") not in (0, 1) for sample in samples):
         return []
     return [
-        Answer(
-            str(sample["doc_id"]),
-            _scores(sample, count_tokens),
-            bool(sample["acc"]),
-        )
+        Answer(str(sample["doc_id"]), _scores(sample, count_tokens), bool(sample["acc"]))
         for sample in sorted(samples, key=lambda sample: sample["doc_id"])
     ]
 
@@ -83,9 +76,9 @@ def answers(samples: Sequence[dict[str, Any]], count_tokens: Callable[[str, str]
 def _scores(sample: dict[str, Any], count_tokens: Callable[[str, str], int]) -> tuple[float, ...]:
     requests = [(each["arg_0"], each["arg_1"]) for each in _arguments(sample)]
     responses = sample["filtered_resps"]
-    if len(responses) < 2 or any(isinstance(response, str) for response in responses):  # text that was generated
+    if len(responses) < 2 or any(isinstance(response, str) for response in responses):  # generated text
         return ()
-    if "acc_mutual_info" in sample:  # behind the options stand their likelihoods without the question
+    if "acc_mutual_info" in sample:  # the options' likelihoods are followed by those without the question
         responses = responses[: len(responses) // 2]
     found = [float(response[0]) for response in responses]
     tokens = [max(1, count_tokens(*request)) for request in requests[: len(found)]]

@@ -1,20 +1,18 @@
-"""Benchmarks through lm-eval: accuracy by task, and what the model made of each question."""
+"""Tasks of lm-eval: accuracy, and the model's answer to each question."""
 
-from __future__ import annotations
-
+import difflib
 import functools
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
+from typing import Any, Self
 
-from streamliner.errors import EvaluationError, MissingExtraError, StreamlinerError
+from streamliner.errors import EvaluationError, MissingExtraError, first_line
 from streamliner.evaluate.stability import Answer, answers
+from streamliner.model.compat import continuation_tokens, lm_eval_progress
 
 
 @dataclass(frozen=True)
@@ -22,11 +20,10 @@ class Task:
     """A task of lm-eval, found but not yet run.
 
     Attributes:
-        name: lm-eval's.
-        version: lm-eval's, of the task.
-        num_fewshot: examples in front of each question.
-        limit: how many questions, the first ones; None for all.
-        sha256: over the task's settings, the questions, and those that examples are taken from.
+        name, version: lm-eval's.
+        num_fewshot: examples before each question.
+        limit: number of questions, the first ones; None for all.
+        sha256: of the task's settings, the questions, and those that the examples are taken from.
     """
 
     name: str
@@ -38,25 +35,21 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a model made of a task.
+    """How a model did on a task.
 
     Attributes:
         metrics: lm-eval's, such as acc and acc_norm, by name.
-        answers: by question; empty where lm-eval tells no accuracy of single questions.
+        answers: one per question; empty where lm-eval reports no accuracy of single questions.
     """
 
     metrics: dict[str, float]
     answers: tuple[Answer, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """As a JSON value."""
-        return {"metrics": self.metrics, "answers": [asdict(answer) for answer in self.answers]}
-
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> TaskResult:
-        """What `to_json` gave."""
-        found = [Answer(each["item"], tuple(each["scores"]), each["correct"]) for each in value["answers"]]
-        return cls(value["metrics"], tuple(found))
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Read `dataclasses.asdict` of one."""
+        answered = (Answer(each["item"], tuple(each["scores"]), each["correct"]) for each in value["answers"])
+        return cls(value["metrics"], tuple(answered))
 
 
 class Harness:
@@ -83,28 +76,24 @@ class Harness:
         """Load tasks and their questions, a group as its tasks.
 
         Raises:
-            EvaluationError: there is no such task, or its questions cannot be had.
+            EvaluationError: there is no such task, or its questions are not available.
         """
         tasks: list[Task] = []
         for name in names:
             if not self._manager.match_tasks([name]):
-                near = _near(name, self._manager.all_tasks)
-                raise EvaluationError(
-                    f"lm-eval has no task {name}.",
-                    f"Did you mean {near}?" if near else "See: lm_eval ls tasks. Tasks of your own: --tasks-path.",
-                )
+                near = difflib.get_close_matches(name, self._manager.all_tasks, 1)
+                hint = f"Did you mean {near[0]}?" if near else "See: lm_eval ls tasks. Tasks of your own: --tasks-path."
+                raise EvaluationError(f"lm-eval has no task {name}.", hint)
             try:
                 found = self._manager.load([name])["tasks"]
-            except StreamlinerError:  # such as Ctrl-C
-                raise
             except Exception as error:  # datasets raises many types of its own for "no network" and "no such set"
                 raise EvaluationError(
-                    f"The questions of {name} cannot be had: {str(error).splitlines()[0][:200]}",
-                    "With no network, describe files of your own in YAML: --tasks-path. Their data_files are looked "
-                    "for from the folder that you are in.",
+                    f"The questions of {name} are not available: {first_line(error)}",
+                    "Without a network, describe your own files in YAML: --tasks-path. Paths in data_files are "
+                    "relative to the folder that you are in.",
                 ) from error
-            new = {own_name: task for own_name, task in found.items() if own_name not in self._found}
-            tasks += [_describe(own_name, task, limit, num_fewshot) for own_name, task in new.items()]
+            new = {task_name: task for task_name, task in found.items() if task_name not in self._found}
+            tasks += [_describe(task_name, task, limit, num_fewshot) for task_name, task in new.items()]
             self._found |= new
         return tasks
 
@@ -116,12 +105,12 @@ class Harness:
         batch_size: int,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> TaskResult:
-        """Let the model answer; `on_progress` is called with what is done and in all, in lm-eval's requests."""
+        """Let the model answer; `on_progress` is called with the numbers of lm-eval's requests done and of all."""
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        with _told_to(on_progress):
+        with lm_eval_progress(functools.partial(_Bar, on_progress=on_progress)):
             found: Any = lm_eval.simple_evaluate(
                 model=lm,
                 tasks=[self._found[task.name]],  # not by name: a group may have changed it
@@ -137,51 +126,30 @@ class Harness:
             if isinstance(value, (int, float)) and "stderr" not in key and key not in ("alias", "name", "sample_len")
         }
         logged = found["samples"][task.name]
-        # A task with several ways to read an answer logs each question once for each.
-        samples = [sample for sample in logged if sample.get("filter") == logged[0].get("filter")] if logged else []
-        return TaskResult(metrics, tuple(answers(samples, lambda *pair: len(lm._encode_pair(*pair)[1]))))
+        # A task that reads answers in several ways logs each question once per way.
+        samples = [sample for sample in logged if sample.get("filter") == logged[0].get("filter")]
+        return TaskResult(metrics, tuple(answers(samples, lambda *pair: len(continuation_tokens(lm, *pair)))))
 
 
 class _Bar:
-    """Stands where lm-eval has a bar of tqdm, for an iterable or for calls of `update`."""
+    """Takes the place of tqdm in lm-eval, around an iterable or with calls of `update`."""
 
     def __init__(
-        self,
-        iterable: Iterable[Any] = (),
-        *,
-        on_progress: Callable[[int, int], None],
-        total: int | None = None,
-        **_: Any,
+        self, iterable: Iterable[Any] = (), *, on_progress: Callable[[int, int], None], total: int = 0, **_: Any
     ) -> None:
-        self._iterable, self._on_progress = iterable, on_progress
-        self._done, self._total = 0, total
+        self._iterable, self._on_progress, self._done, self._total = iterable, on_progress, 0, total
 
     def __iter__(self) -> Iterator[Any]:
         yield from self._iterable
 
     def update(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count more as done."""
         self._done += count
         if self._total:
             self._on_progress(self._done, self._total)
 
     def close(self) -> None:
-        """Nothing."""
-
-
-@contextmanager
-def _told_to(on_progress: Callable[[int, int], None]) -> Iterator[None]:
-    """Within, lm-eval's bars are ours, so that they look alike and --quiet holds; and it does not ask git for a hash.
-
-    Git complains on stderr where there is no repository. Should lm-eval name these things otherwise one day, its own
-    bars come back; no result depends on them.
-    """
-    bar = functools.partial(_Bar, on_progress=on_progress)
-    with ExitStack() as stack:
-        for module in ("models.huggingface", "api.model", "api.task"):
-            stack.enter_context(patch(f"lm_eval.{module}.tqdm", bar, create=True))
-        stack.enter_context(patch("lm_eval.evaluator.get_git_commit_hash", lambda: None, create=True))
-        yield
+        """Do nothing."""
 
 
 def _describe(name: str, task: Any, limit: int | None, num_fewshot: int | None) -> Task:
@@ -210,9 +178,3 @@ def _check_gold(name: str, task: Any, number: int, question: Any) -> None:
                 f"Question {number} of {name} has {each!r} as its answer, which is none of its {len(options)} options.",
                 "Check doc_to_target and doc_to_choice in the task's YAML.",
             )
-
-
-def _near(name: str, names: Sequence[str]) -> str:
-    import difflib
-
-    return next(iter(difflib.get_close_matches(name, names, 1)), "")

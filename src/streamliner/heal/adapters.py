@@ -1,4 +1,4 @@
-"""LoRA on the remaining blocks, through `peft`; merged into their weights at the end."""
+"""LoRA adapters on the remaining blocks (arXiv 2106.09685), with `peft`; merged into the weights at the end."""
 
 from __future__ import annotations
 
@@ -7,76 +7,58 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
 
 from streamliner.errors import HealingError, MissingExtraError
 from streamliner.model.blocks import Blocks
+from streamliner.model.parts import linear_names
 
 
 def check_peft() -> None:
-    """Raise MissingExtraError without the `heal` extra."""
+    """Raise MissingExtraError if `peft` is not installed."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
         raise MissingExtraError("LoRA", "heal") from error
 
 
-def add_adapters(blocks: Blocks, indices: Sequence[int], rank: int, seed: int) -> None:
-    """Put trainable adapters of `rank`, in float32, on all linear maps of these blocks. They begin as nothing.
+class Adapters:
+    """Trainable adapters in float32, with scale 2, on all linear maps of some blocks. At the start they add zero.
+
+    Attributes:
+        weights: of the linear maps, which `merge` changes.
 
     Raises:
-        MissingExtraError: without the `heal` extra.
+        MissingExtraError: `peft` is not installed.
         HealingError: the blocks have no linear maps.
     """
-    check_peft()
-    from peft import LoraConfig, inject_adapter_in_model
-    from transformers.pytorch_utils import Conv1D
 
-    names = [
-        f"{blocks.path}.{index}.{name}"
-        for index in indices
-        for name, module in blocks.modules[index].named_modules()
-        if isinstance(module, (nn.Linear, Conv1D))
-    ]
-    if not names:
-        raise HealingError("The blocks of this model have no linear maps for adapters.", "Choose a --network.")
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, blocks.model)
-    for parameter in adapter_parameters(blocks).values():
-        parameter.data = parameter.data.float()
+    def __init__(self, blocks: Blocks, indices: Sequence[int], rank: int, seed: int) -> None:
+        check_peft()
+        from peft import LoraConfig, LoraModel
 
+        targets = [f"{blocks.path}.{index}.{name}" for index in indices for name in linear_names(blocks.modules[index])]
+        if not targets:
+            raise HealingError("The blocks of this model have no linear maps for adapters.", "Choose a --network.")
+        self.weights = [blocks.model.get_parameter(f"{name}.weight") for name in targets]
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self._lora: Any = LoraModel(blocks.model, config, "default")
+        for name, parameter in blocks.model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
 
-def adapter_parameters(blocks: Blocks) -> dict[str, nn.Parameter]:
-    """The adapters' parameters by name in the model."""
-    return {name: parameter for name, parameter in blocks.model.named_parameters() if "lora_" in name}
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """While open, the model computes what it did without adapters."""
+        self._lora.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self._lora.enable_adapter_layers()
 
-
-@contextmanager
-def adapters_off(blocks: Blocks) -> Iterator[None]:
-    """While open, the model is as it was before `add_adapters`."""
-    layers = _layers(blocks)
-    for _, layer in layers:
-        layer._disable_adapters = True
-    try:
-        yield
-    finally:
-        for _, layer in layers:
-            layer._disable_adapters = False
-
-
-def merge_adapters(blocks: Blocks) -> list[nn.Parameter]:
-    """Add the adapters to the weights, and take the adapters out; returns the weights that changed."""
-    changed: list[nn.Parameter] = []
-    for name, layer in _layers(blocks):
-        layer.merge()
-        parent, _, own = name.rpartition(".")
-        base = layer.get_base_layer()
-        changed.append(base.weight)
-        setattr(blocks.model.get_submodule(parent), own, base)
-    return changed
-
-
-def _layers(blocks: Blocks) -> list[tuple[str, Any]]:
-    return [(name, module) for name, module in blocks.model.named_modules() if hasattr(module, "lora_A")]
+    def merge(self) -> None:
+        """Add the adapters to `weights`, which get new memory, and take them out of the model."""
+        for weight in self.weights:
+            weight.data = weight.data.clone()  # the old memory may belong to another model too
+        self._lora.merge_and_unload()

@@ -1,68 +1,126 @@
-"""What a healing needs to be told before it begins: that the folders and the models are those they must be."""
+"""Check, before a healing starts, that folders and models are those it needs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 from streamliner.cut.memory import cut_model
-from streamliner.errors import HealingError, ModelError, OutputError, PlanError
-from streamliner.model.blocks import Blocks
-from streamliner.model.session import Session
+from streamliner.cut.parent import plan_of
+from streamliner.cut.safetensors_file import read_checkpoint
+from streamliner.errors import HealingError, ModelError, OutputError, RemovalError
+from streamliner.model.stack import check_indices, find_stack, has_encoder
 from streamliner.runs.files import MARK
-from streamliner.search.plan import Plan, read_plan
+from streamliner.search.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ANOTHER_MODEL = "Give the model that it was cut from as the dense one."
 
 
 def read_cut(folder: str | Path) -> tuple[Path, Plan]:
-    """The cut checkpoint's folder and its plan."""
+    """The folder of a cut checkpoint, and its plan.
+
+    Raises:
+        ModelError: there is no checkpoint.
+        PlanError: it does not say what was removed.
+        HealingError: it is healed already.
+    """
     path = Path(folder).expanduser()
     if not path.is_dir() or not (path / "config.json").is_file():
         raise ModelError(f"There is no cut checkpoint {folder}.", "Make one with streamliner cut or prune.")
-    if not (path / MARK).is_file():
-        raise PlanError(
-            f"{folder} holds no {MARK}, so what was removed from it is not known.",
-            "Give a folder that streamliner cut or prune wrote.",
-        )
+    plan = plan_of(path)
     if "healing" in json.loads((path / MARK).read_text(encoding="utf-8")):
         raise HealingError(f"{folder} is healed already.", "Give the cut checkpoint that it was made from.")
-    return path, read_plan(path)
+    return path, plan
 
 
-def check_apart(out: Path, folder: Path, cut_path: Path) -> None:
-    """Raise OutputError if one of the folders would lie in another."""
-    places = [("output", out.expanduser().absolute()), ("run folder", folder), ("cut checkpoint", cut_path.absolute())]
-    for name, path in places[:2]:
-        for other, holder in places:
-            if name != other and (path == holder or holder in path.parents):
-                raise OutputError(f"The {name} {path} lies in the {other}.", "Choose another folder.")
+def check_apart(out: Path, run_folder: Path, cut_folder: Path) -> None:
+    """Raise OutputError if the output or the run folder would be inside another of the three folders."""
+    places = {"output": out.expanduser().absolute(), "run folder": run_folder, "cut checkpoint": cut_folder.absolute()}
+    for name in ("output", "run folder"):
+        for other, holder in places.items():
+            if name != other and (places[name] == holder or holder in places[name].parents):
+                raise OutputError(f"The {name} {places[name]} lies in the {other}.", "Choose another folder.")
 
 
-def check_same_type(dense: Session, cut_path: Path) -> None:
-    """Raise ModelError if the cut checkpoint says that it is of another type than the dense model."""
-    config = json.loads((cut_path / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") != dense.config.model_type:
-        raise ModelError(
-            f"{cut_path} is of type {config.get('model_type')!r}, and the dense model of type "
-            f"{dense.config.model_type!r}.",
-            "Give the model it was cut from with --dense.",
+def check_healable(name: str, model: PreTrainedModel, config: Any, *, one_device: bool) -> None:
+    """Raise HealingError if no settings can heal a dense model of this structure and config."""
+    if not one_device:
+        raise HealingError(
+            "Healing needs the whole model on one device.",
+            "Leave out --offload and --device auto; in Python, load the model without device_map.",
+        )
+    if has_encoder(model):
+        raise HealingError(f"{name} reads with an encoder, so text alone cannot train its blocks.")
+    if getattr(config, "quantization_config", None):
+        raise HealingError(
+            f"The weights of {name} are quantised, and trained ones would not be.",
+            "Cut and heal the model that it was quantised from, then quantise the result.",
         )
 
 
-def check_same_weights(blocks: Blocks, removed: tuple[int, ...], cut_path: Path) -> None:
-    """Raise ModelError unless the cut checkpoint's tensors are the dense model's: some values of each are compared."""
-    tensors = cut_model(blocks.model, removed).state_dict()
-    for path in sorted(cut_path.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                if name not in tensors:  # named otherwise in memory
-                    continue
-                there, here = file.get_tensor(name).flatten(), tensors[name].flatten()
-                step = max(1, len(there) // 256)
-                if len(there) != len(here) or not torch.equal(here[::step].cpu(), there[::step].to(here.dtype)):
-                    raise ModelError(
-                        f"{cut_path} was not cut from this dense model: {name} differs.",
-                        "Give the model it was cut from with --dense.",
-                    )
+def check_same_type(model_type: str, cut_folder: Path) -> None:
+    """Raise ModelError if the cut checkpoint's config names another type than the dense model's `model_type`."""
+    found = json.loads((cut_folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if found != model_type:
+        raise ModelError(
+            f"{cut_folder} is of type {found!r}, and the dense model of type {model_type!r}.", ANOTHER_MODEL
+        )
+
+
+def check_pair(cut: PreTrainedModel, dense: PreTrainedModel, removed: Iterable[int]) -> tuple[int, ...]:
+    """Check that `cut` is `dense` without the blocks `removed`; returns them in order.
+
+    Raises:
+        RemovalError: no block was removed, or there are no such blocks.
+        HealingError: the models are in different precisions.
+        ModelError: `cut` is not the dense model without them.
+    """
+    num_blocks = len(find_stack(dense))
+    removed = check_indices(removed, num_blocks)
+    if not removed:
+        raise RemovalError("No block was removed, so there is nothing to heal.")
+    found, wanted = len(find_stack(cut)), num_blocks - len(removed)
+    if type(cut) is not type(dense) or found != wanted:
+        raise ModelError(
+            f"The cut model is a {type(cut).__name__} of {found} blocks; the dense one is a {type(dense).__name__}, "
+            f"which has {wanted} without the removed blocks.",
+            ANOTHER_MODEL,
+        )
+    if cut.dtype != dense.dtype:
+        raise HealingError(f"The cut model is in {cut.dtype} and the dense one in {dense.dtype}.", "Use one precision.")
+    check_same_weights(dense, removed, cut.state_dict().items(), "The cut model")
+    return removed
+
+
+def check_same_weights(
+    dense: PreTrainedModel, removed: tuple[int, ...], tensors: Iterable[tuple[str, Tensor]], name: str
+) -> None:
+    """Raise ModelError unless the cut model's tensors are the dense model's; some values of each are compared.
+
+    Names among `tensors` that the model does not have in memory are skipped. `name` is the cut model's, for messages.
+    """
+    kept = cut_model(dense, removed).state_dict()
+    for tensor_name, tensor in tensors:
+        if tensor_name not in kept:
+            continue
+        there, here = tensor.flatten(), kept[tensor_name].flatten()
+        step = max(1, len(there) // 256)
+        if len(there) != len(here) or not torch.equal(here[::step].cpu(), there[::step].to(here.dtype).cpu()):
+            raise ModelError(f"{name} was not cut from this dense model: {tensor_name} differs.", ANOTHER_MODEL)
+
+
+def tensors_on_disk(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint by name, one at a time."""
+    for file in read_checkpoint(folder):
+        with safe_open(file.path, framework="pt") as opened:
+            for name in file.tensors:
+                yield name, opened.get_tensor(name)

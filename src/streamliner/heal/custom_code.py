@@ -1,32 +1,72 @@
-"""A checkpoint with networks that no stock class has: code of its own, by the `auto_map` of `transformers`.
+"""A checkpoint with networks that no stock class has: it brings code of its own, by the `auto_map` of transformers.
 
-Its model type is new, so that nothing loads it as the stock architecture by mistake: without trust in its code
-`transformers` refuses it, and so do engines that do not know the type.
+Its model type is new, so that nothing loads it as the stock architecture by mistake: unless its code is trusted,
+transformers refuses it, and so do engines that do not know the type.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from streamliner.errors import HealingError
-from streamliner.heal.networks import feed_forward
+from streamliner.heal.graft import Graft
 from streamliner.heal.networks.feed_forward import FeedForward
-from streamliner.model.blocks import Blocks
+from streamliner.heal.networks.make import FEED_FORWARDS
 from streamliner.model.load import auto_class
 
 FILE = "modeling_streamliner.py"
 
-
 PREFIX = "streamliner_"
 
+HEADER = '''"""{model} with lightweight networks in the places of blocks. Written by streamliner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from {config_module} import {config}
+from {model_module} import {model}
+
+
+'''
+"""All that the classes of networks may import."""
 
 CODE = '''
 
+NETWORKS = {networks}
+
+
+class InPlaceOfBlock(nn.Module):
+    """A network that is called as a block is, and returns what a block returns."""
+
+    def __init__(self, network, block):
+        super().__init__()
+        self.network = NETWORKS[network["kind"]](*network["size"], network["residual"], network["eps"])
+        self.place, self.further = network["place"], network["further_outputs"]
+        for name, value in vars(block).items():
+            if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name != "training":
+                setattr(self, name, value)
+
+    def forward(self, hidden_states, *args, **kwargs):
+        # Before transformers 5.24 the cache has the longer name.
+        cache = kwargs.get("past_key_values") if kwargs.get("cache") is None else kwargs["cache"]
+        if cache is not None:
+            # Models ask a block's part of the cache for the length of the text: one number a token shows it.
+            empty = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            cache.update(empty, empty, self.place)
+        out = self.network(hidden_states)
+        return out if self.further is None else (out, *(None for _ in range(self.further)))
+
+
 class HealedConfig({config}):
-    """`{config}` whose `streamliner` names the networks."""
+    """`{config}` whose `streamliner` describes the networks."""
 
     model_type = "{model_type}"
 
@@ -40,44 +80,24 @@ class HealedModel({model}):
         super().__init__(config, *args, **kwargs)
         blocks = self.get_submodule(config.streamliner["stack"])
         for network in config.streamliner["networks"]:
-            place = network["place"]
-            made = InPlaceOfBlock(network, place)
-            for name, value in vars(blocks[place]).items():
-                if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name != "training":
-                    setattr(made, name, value)
-            blocks[place] = made
-
-
-class InPlaceOfBlock(nn.Module):
-    """A network that is called as a block is, and returns what a block returns."""
-
-    def __init__(self, network, place):
-        super().__init__()
-        self.network = NETWORKS[network["kind"]](*network["size"], network["residual"], network["eps"])
-        self.place, self.further = place, network["further_outputs"]
-
-    def forward(self, hidden_states, *args, **kwargs):
-        # Releases of transformers before 5.24 have the longer name.
-        cache = kwargs.get("past_key_values") if kwargs.get("cache") is None else kwargs["cache"]
-        if cache is not None:
-            # Models ask a block's part of the cache how long the text is. An entry of one number a token tells it.
-            empty = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
-            cache.update(empty, empty, self.place)
-        out = self.network(hidden_states)
-        return out if self.further is None else (out, *(None for _ in range(self.further)))
+            blocks[network["place"]] = InPlaceOfBlock(network, blocks[network["place"]])
 '''
 
 
-def write_code(model: nn.Module, config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def write_code(
+    model: nn.Module, config: dict[str, Any], graft: Graft, numbers: Mapping[int, int]
+) -> tuple[str, dict[str, Any]]:
     """The code of a healed model and its config.
 
     Args:
-        model: the cut model; its class is the one that the code extends.
+        model: the cut model; the code extends its class.
         config: the cut checkpoint's config.json.
+        graft: with the networks that need code.
+        numbers: the index in the cut model of each block that stays.
 
     Returns:
-        Content of FILE, and the config with `model_type`, `architectures` and `auto_map`; `streamliner` is added by
-        `describe`.
+        Content of FILE; and the config with `model_type`, `architectures`, `auto_map`, and the networks in
+        `streamliner`.
 
     Raises:
         HealingError: the model's class is not one of transformers.
@@ -86,37 +106,41 @@ def write_code(model: nn.Module, config: dict[str, Any]) -> tuple[str, dict[str,
     for cls in classes:
         if not (cls.__module__.startswith("transformers.models.") and cls.__name__.isidentifier()):
             raise HealingError(
-                f"{cls.__name__} is code of the checkpoint's own, which a network's code cannot extend.",
+                f"{cls.__name__} is not a class of transformers, so the code of a network cannot extend it.",
                 "Choose --network block.",
             )
-    # Of the class, never of the file: it becomes part of the code.
-    model_type = PREFIX + str(getattr(classes[0], "model_type"))  # noqa: B009
-    names = {"config": classes[0].__name__, "model": classes[1].__name__, "model_type": model_type}
-    code = inspect.getsource(feed_forward)
-    imports = "".join(f"from {cls.__module__} import {cls.__name__}\n" for cls in classes)
-    code = code.replace("from torch.nn import functional\n", f"from torch.nn import functional\n{imports}")
-    auto_map = {
-        "AutoConfig": f"{FILE.removesuffix('.py')}.HealedConfig",
-        auto_class(model.config).__name__: f"{FILE.removesuffix('.py')}.HealedModel",
+    networks = [_describe(graft, place, numbers[place]) for place in sorted(graft.networks)]
+    kinds = {kind: FEED_FORWARDS[kind] for kind in sorted({network["kind"] for network in networks})}
+    names = {
+        "config": classes[0].__name__,
+        "config_module": classes[0].__module__,
+        "model": classes[1].__name__,
+        "model_module": classes[1].__module__,
+        # From the class, never from the file: it becomes part of the code.
+        "model_type": PREFIX + str(getattr(classes[0], "model_type")),  # noqa: B009
+        "networks": "{" + ", ".join(f'"{kind}": {cls.__name__}' for kind, cls in kinds.items()) + "}",
     }
-    changed = {"model_type": model_type, "architectures": ["HealedModel"], "auto_map": auto_map}
-    return code + CODE.format(**names), config | changed
+    needed: list[type[nn.Module]] = [FeedForward, *kinds.values()]
+    code = HEADER.format(**names) + "\n\n".join(map(inspect.getsource, needed)) + CODE.format(**names)
+    module = FILE.removesuffix(".py")
+    auto_map = {"AutoConfig": f"{module}.HealedConfig", auto_class(model.config).__name__: f"{module}.HealedModel"}
+    return code, config | {
+        "model_type": names["model_type"],
+        "architectures": ["HealedModel"],
+        "auto_map": auto_map,
+        "streamliner": {"stack": graft.blocks.path, "networks": networks},
+    }
 
 
-def describe(blocks: Blocks, networks: dict[int, FeedForward], numbers: dict[int, int]) -> dict[str, Any]:
-    """What the code builds: the stack's path, and each network by its place among the blocks that stay."""
-    kinds = {cls: kind for kind, cls in feed_forward.NETWORKS.items()}
+def _describe(graft: Graft, place: int, number: int) -> dict[str, Any]:
+    """What the code needs to build a network; `number` is its index in the cut model."""
+    network = graft.networks[place]
+    assert isinstance(network, FeedForward)
     return {
-        "stack": blocks.path,
-        "networks": [
-            {
-                "place": numbers[place],
-                "kind": kinds[type(network)],
-                "size": [network.up_proj.in_features, network.up_proj.out_features],  # type: ignore[union-attr]
-                "residual": network.residual,
-                "eps": getattr(network.norm, "eps", None) or 1e-6,
-                "further_outputs": blocks.further_outputs(place),
-            }
-            for place, network in sorted(networks.items())
-        ],
+        "place": number,
+        "kind": next(kind for kind, cls in FEED_FORWARDS.items() if type(network) is cls),
+        "size": [network.hidden_size, network.intermediate_size],
+        "residual": network.residual,
+        "eps": network.eps,
+        "further_outputs": graft.blocks.handoffs[place].further_items,
     }

@@ -1,4 +1,4 @@
-"""Where lightweight networks go: a plan's runs of removed blocks, each with the kept blocks that a network replaces."""
+"""Where lightweight networks go: each run of removed blocks, with the kept blocks that its network replaces."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from streamliner.errors import RemovalError
 
 @dataclass(frozen=True)
 class Gap:
-    """Blocks `[start, stop)` of the dense model that become `len(places)` of a network.
+    """The blocks `[start, stop)` of the dense model that become `len(places)` blocks of a network.
 
-    The network is trained so that from the residual stream at depth `start` it makes that at depth `stop`.
+    The network is trained to map the residual stream at depth `start` to that at depth `stop`.
 
     Attributes:
-        places: blocks whose places the network takes, ascending; all others in the gap are removed.
+        places: the blocks whose places the network takes, ascending; all others in the gap are removed.
     """
 
     start: int
@@ -22,19 +22,18 @@ class Gap:
     places: tuple[int, ...]
 
     def __str__(self) -> str:
-        count, left = self.stop - self.start, len(self.places)
         blocks = ", ".join(map(str, range(self.start, self.stop)))
-        return f"{count} blocks become {left}: {blocks}"
+        return f"{self.stop - self.start} blocks become {len(self.places)}: {blocks}"
 
 
 def find_gaps(removed: tuple[int, ...], num_blocks: int, depth: int = 1) -> tuple[Gap, ...]:
     """A gap for each run of removed blocks; its network takes the places of the `depth` kept blocks before the run.
 
-    As in LLM-Streamline (arXiv 2403.19135): a transformer layer that replaces blocks l to l+n starts from block l, and
-    n blocks are gone. At the start of the stack, where no block is before the run, the blocks after it serve.
+    As in LLM-Streamline (arXiv 2403.19135): a transformer layer that replaces blocks l to l+n starts from block l, so
+    n blocks are gone. At the start of the stack, with no block before the run, the network takes the places after it.
 
     Raises:
-        RemovalError: between two runs there are fewer kept blocks than `depth`.
+        RemovalError: between two runs there are fewer than `depth` kept blocks.
     """
     if depth < 1:
         raise RemovalError(f"A network has at least one block, not {depth}.")
@@ -54,9 +53,11 @@ def find_gaps(removed: tuple[int, ...], num_blocks: int, depth: int = 1) -> tupl
             gap = Gap(0, stop + depth, tuple(range(stop, stop + depth)))
         else:
             raise RemovalError(
-                f"Only {len(kept_before)} kept blocks lie before block {block} and behind the run of removed blocks "
-                f"before it: too few for a network of {depth}.",
-                "Use --network-depth 1, or a plan whose runs lie further apart." if depth > 1 else "Heal with --lora.",
+                f"Only {len(kept_before)} kept blocks lie between block {block} and the run of removed blocks before "
+                f"it: too few for a network of {depth}.",
+                "Use --network-depth 1, or a plan with more kept blocks between runs."
+                if depth > 1
+                else "Heal with --network none --lora 16 --loss kd.",
             )
         gaps.append(gap)
         block = gap.stop

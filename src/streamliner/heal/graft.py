@@ -1,97 +1,150 @@
-"""Run a model with lightweight networks in the places of blocks, and networks beside the dense model.
+"""Run a model with lightweight networks in the places of blocks, or with the networks next to the dense model.
 
-Nothing is stored: target and input of a network come from the same forward, and blocks behind the last target do not
-run. Memory does not grow with the data.
+Nothing is stored: a network's input and its target come from the same forward, and blocks after the last target do not
+run. So memory does not grow with the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from streamliner.heal.gaps import Gap
-from streamliner.model.blocks import Blocks, ForwardFunction
-from streamliner.model.handoff import stream_in, stream_out
+from streamliner.errors import HealingError
+from streamliner.heal.adapters import Adapters
+from streamliner.heal.gaps import Gap, find_gaps
+from streamliner.heal.networks.make import make_networks
+from streamliner.model.blocks import BlockForward, Blocks
+from streamliner.model.handoff import Call, stream_out
+from streamliner.model.sharing import shared_parameters
+from streamliner.settings import HealSettings
 
 
+@dataclass
 class Graft:
-    """A dense model, the gaps in it, and a network for each.
+    """A dense model with what is trained in it.
 
     Attributes:
         blocks: of the dense model.
-        gaps: where networks go; with none, `removed` are bypassed and no more.
+        gaps: where networks go; empty if only adapters are trained.
         networks: by the block whose place each takes.
-        removed: blocks that are gone.
+        removed: blocks that are bypassed in the healed model.
+        adapters: on other blocks that stay; None if there are none.
     """
 
-    def __init__(
-        self, blocks: Blocks, gaps: Sequence[Gap], networks: Mapping[int, nn.Module], removed: tuple[int, ...]
-    ) -> None:
-        self.blocks, self.gaps, self.networks, self.removed = blocks, tuple(gaps), networks, removed
+    blocks: Blocks
+    gaps: tuple[Gap, ...]
+    networks: Mapping[int, nn.Module]
+    removed: tuple[int, ...]
+    adapters: Adapters | None = None
+
+    @property
+    def kept_blocks(self) -> list[int]:
+        """The blocks that stay as they are: neither removed nor replaced by a network."""
+        return [index for index in range(len(self.blocks)) if index not in self.removed and index not in self.networks]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """While open, the model is the healed one: removed blocks are bypassed, networks run in their places."""
         forwards = {index: self.blocks.pass_on(index) for index in self.removed}
         forwards |= {place: self._network_forward(place) for place in self.networks}
-        with self.blocks.replaced(forwards):
+        with self.blocks.substituted(forwards):
             yield
 
-    def _network_forward(self, place: int) -> ForwardFunction:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            out = stream_out(self.networks[place](*args, **kwargs)).to(stream_in(args, kwargs).dtype)
-            return self.blocks.hand_on(place, out, args, kwargs)
-
-        return forward
-
-    def beside(self, input_ids: Tensor, *, depth: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Run the dense model to `depth`, and each network beside it on the dense stream where its gap starts.
-
-        Args:
-            input_ids: (windows, tokens).
-            depth: at least the last gap's stop; blocks behind it do not run.
-
-        Returns:
-            For each gap what the network put out, with gradients, and the dense stream at the gap's stop without; and
-            the dense stream at `depth`. All are (windows, tokens, hidden).
-        """
-        outputs: dict[int, Tensor] = {}
-
-        def beside_block(index: int, gap: Gap) -> ForwardFunction:
-            original = self.blocks.modules[index].forward
-
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                if index == gap.start:
-                    outputs[gap.stop] = stream_in(args, kwargs)
-                if index in gap.places:
-                    with torch.enable_grad():
-                        outputs[gap.stop] = _called_with(self.networks[index], outputs[gap.stop], args, kwargs)
-                return original(*args, **kwargs)
-
-            return forward
-
-        forwards = {index: beside_block(index, gap) for gap in self.gaps for index in (gap.start, *gap.places)}
-        with self.blocks.replaced(forwards):
-            targets = self.dense_streams(input_ids, {gap.stop for gap in self.gaps} | {depth})
-        return [(outputs[gap.stop], targets[gap.stop]) for gap in self.gaps], targets[depth]
-
-    @torch.no_grad()
-    def dense_streams(self, input_ids: Tensor, depths: set[int]) -> dict[int, Tensor]:
-        """The dense residual streams at `depths`; blocks behind the last of them do not run."""
-        return self.blocks.streams(input_ids, depths)
-
     def healed_streams(self, input_ids: Tensor, depths: set[int]) -> dict[int, Tensor]:
-        """The healed model's own residual streams at `depths` of the dense model, with gradients."""
+        """The healed model's residual streams at `depths` of the dense model, with gradients."""
         with self.in_place():
             return self.blocks.streams(input_ids, depths)
 
+    @torch.no_grad()
+    def dense_streams(self, input_ids: Tensor, depths: set[int]) -> dict[int, Tensor]:
+        """The dense model's residual streams at `depths`. Blocks after the last of them do not run."""
+        with self._without_adapters():
+            return self.blocks.streams(input_ids, depths)
 
-def _called_with(network: nn.Module, stream: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """`network` on `stream`, with all else that a block was called with."""
-    if args:
-        return stream_out(network(stream, *args[1:], **kwargs))
-    return stream_out(network(**{**kwargs, "hidden_states": stream}))
+    def dense_and_networks(self, input_ids: Tensor, depth: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """Run the dense model to `depth`, and each network next to it on the dense stream where its gap starts.
+
+        Args:
+            input_ids: (windows, tokens).
+            depth: at least the last gap's `stop`; blocks after it do not run.
+
+        Returns:
+            For each gap the network's output, with gradients, and the dense stream at the gap's `stop`, without; and
+            the dense stream at `depth`. All are (windows, tokens, hidden).
+        """
+        outputs: dict[int, Tensor] = {}
+        forwards = {
+            index: self._block_with_network(index, gap, outputs) for gap in self.gaps for index in (gap.start, *gap.places)
+        }
+        with self.blocks.substituted(forwards):
+            targets = self.dense_streams(input_ids, {gap.stop for gap in self.gaps} | {depth})
+        return [(outputs[gap.stop], targets[gap.stop]) for gap in self.gaps], targets[depth]
+
+    def _network_forward(self, place: int) -> BlockForward:
+        def forward(call: Call) -> Any:
+            out = stream_out(call.run(self.networks[place])).to(call.stream.dtype)
+            return self.blocks.hand_on(place, out, call)
+
+        return forward
+
+    def _block_with_network(self, index: int, gap: Gap, outputs: dict[int, Tensor]) -> BlockForward:
+        """Run block `index`, and the network of `gap` as far as it is in this place; `outputs` is by `gap.stop`."""
+        original = self.blocks.modules[index].forward
+
+        def forward(call: Call) -> Any:
+            if index == gap.start:
+                outputs[gap.stop] = call.stream
+            if index in gap.places:
+                with torch.enable_grad():
+                    outputs[gap.stop] = stream_out(call.with_stream(outputs[gap.stop]).run(self.networks[index]))
+            return call.run(original)
+
+        return forward
+
+    def _without_adapters(self) -> AbstractContextManager[None]:
+        return self.adapters.off() if self.adapters else nullcontext()
+
+
+def make_graft(blocks: Blocks, removed: tuple[int, ...], settings: HealSettings) -> Graft:
+    """Lightweight networks for the runs of removed blocks of a dense model, which is frozen; adapters come later.
+
+    Raises:
+        HealingError: the architecture has no place for networks, or blocks that are to change share weights.
+        RemovalError: see `find_gaps`.
+    """
+    graft = Graft(blocks, (), {}, removed)
+    if settings.network != "none":
+        _check_takes_networks(blocks)
+        graft.gaps = find_gaps(removed, len(blocks), settings.network_depth)
+        _check_not_shared(blocks, [place for gap in graft.gaps for place in gap.places], removed)
+        graft.networks = make_networks(
+            blocks, graft.gaps, settings.network, init=settings.init, residual=settings.residual, seed=settings.seed
+        )
+    if settings.lora:
+        _check_not_shared(blocks, graft.kept_blocks, removed)
+    return graft
+
+
+def _check_takes_networks(blocks: Blocks) -> None:
+    if blocks.hands_on_state or blocks.unread or not blocks.plain_stream:
+        raise HealingError(
+            f"In {type(blocks.model).__name__} more than one residual stream passes between blocks, or text does not "
+            "run through all of them: a network cannot take the place of a block.",
+            "Heal it with --network none --lora 16 --loss kd.",
+        )
+
+
+def _check_not_shared(blocks: Blocks, changed: list[int], removed: tuple[int, ...]) -> None:
+    """Raise HealingError if a block whose weights will change shares some with another block that stays."""
+    for places in shared_parameters(blocks.modules):
+        sharing = sorted({index for index, _ in places if index not in removed})
+        if len(sharing) > 1 and set(sharing) & set(changed):
+            raise HealingError(
+                f"Blocks {', '.join(map(str, sharing))} share weights, so training one would change the others.",
+                "Choose a plan whose networks take the places of other blocks.",
+            )

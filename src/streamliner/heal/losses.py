@@ -1,51 +1,50 @@
-"""What a network is trained on: streams (`mse`, `normalized-mse`), next tokens (`lm`), the dense model's words (`kd`).
+"""The losses: residual streams (`mse`, `normalized-mse`), next tokens (`lm`), the dense model's distribution (`kd`).
 
-All are means over positions, in float32. Losses of the head are taken some positions at a time together with their
-gradient, so that no more logits exist at once than a budget allows.
+All are means over positions, computed in float32. With q the healed model's distribution at a position, z its logits,
+p the dense model's distribution and y the next token, the losses of the head and their gradients are
+
+    lm        L = -log q[y]                              dL/dz = q - onehot(y)
+    kd        L = sum_v p[v] log(p[v] / q[v])            dL/dz = q - p
+    kd top-k  L = sum_{v in T} p[v] log(p[v] / q[v])     dL/dz[v] = q[v] - p[v]              for v in T
+                  + P log(P / Q)                         dL/dz[v] = q[v] (1 - P / Q)         otherwise
+
+where T are the k likeliest tokens of the dense model, and P and Q what p and q leave for all others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-STREAM_LOSSES = ("mse", "normalized-mse")
-
-
-HEAD_LOSSES = ("lm", "kd")
-
-
-LOSSES = (*STREAM_LOSSES, *HEAD_LOSSES)
-
+from streamliner.measure.divergence import divergence
 
 LOGIT_BYTES = 512_000_000
-"""Of logits in float32 at once; a loss and its gradient hold about three times that."""
-
+"""Bytes of logits in float32 that exist at once; a loss and its gradient take about three times that."""
 
 HALF_SCALE = 1024.0
-"""Of gradients by logits in float16, whose values are at most about 2 and mostly below its smallest number."""
-
+"""Factor for gradients with respect to float16 logits: most would be below float16's smallest number."""
 
 Head = Callable[[Tensor, Tensor], Tensor]
-"""(stream at depth N, positions) -> logits of these positions."""
+"""(stream at depth N, positions) -> logits at these positions, (windows, positions, vocabulary)."""
 
 
 def stream_loss(kind: str, output: Tensor, target: Tensor, first: int) -> Tensor:
     """Distance of two residual streams, (windows, tokens, hidden).
 
-    `mse` is LLM-Streamline's (arXiv 2403.19135, equation 4), the mean over positions and channels of the squared
-    difference. `normalized-mse` divides it for each position by the target's mean square there, so that the few
-    tokens with enormous activations count as much as any other.
+    `mse` is the mean over positions and channels of the squared difference (arXiv 2403.19135, equation 4).
+    `normalized-mse` divides it at each position by the target's mean square there, so that the few tokens with
+    enormous activations count as much as any other.
 
     Args:
-        kind: one of STREAM_LOSSES.
+        kind: "mse" or "normalized-mse".
         output: with gradients.
         target: without.
-        first: positions before it are left out: a BOS, whose activations can be thousands of times larger.
+        first: the first position that counts: 1 to leave out a BOS, whose activations can be thousands of times larger.
     """
     output, target = output[:, first:].float(), target[:, first:].float().to(output.device)
     squares = (output - target).square().flatten(2).mean(2)
@@ -54,118 +53,149 @@ def stream_loss(kind: str, output: Tensor, target: Tensor, first: int) -> Tensor
     return squares.mean()
 
 
-def divergence(q: Tensor, p: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor]:
-    """Kullback-Leibler divergence of the cut model's words from the dense model's, and its gradient by logits.
-
-    With `top_k`, of the distributions over the dense model's `top_k` likeliest words and "any other word".
+def next_token_loss(log_q: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss `lm` and its gradient with respect to the logits.
 
     Args:
-        q, p: log-probabilities of the cut and the dense model, (rows, words).
-        top_k: how many words to tell apart.
+        log_q: log-probabilities, (rows, vocabulary); overwritten.
+        targets: next tokens, (rows, 1).
 
     Returns:
-        The sum over rows, and the gradient by the cut model's logits, (rows, words).
+        The sum over rows, and (rows, vocabulary).
+    """
+    value = -log_q.gather(-1, targets).sum()
+    gradient = log_q.exp_()
+    return value, gradient.scatter_add_(-1, targets, -torch.ones_like(targets, dtype=gradient.dtype))
+
+
+def distillation_loss(log_q: Tensor, log_p: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor]:
+    """The loss `kd` and its gradient with respect to the logits of q.
+
+    Args:
+        log_q, log_p: log-probabilities of the healed and the dense model, (rows, vocabulary).
+        top_k: compare only the `top_k` likeliest tokens of the dense model, and the sum of all others.
+
+    Returns:
+        The sum over rows, and (rows, vocabulary).
     """
     if top_k is None:
-        probabilities = p.exp()
-        return (probabilities * (p - q)).sum(), q.exp().sub_(probabilities)
-    p, words = p.topk(min(top_k, p.shape[-1]), -1)
-    some = q.gather(-1, words)
-    rest_p, rest_q = _rest(p), _rest(some)
-    value = (p.exp() * (p - some)).sum() + (rest_p.exp() * (rest_p - rest_q)).sum()
-    # Within "any other word" the model keeps its own proportions, so all of them share one factor.
-    gradient = q.exp() * (1 - (rest_p - rest_q).exp())
-    return value, gradient.scatter_(-1, words, some.exp() - p.exp())
+        return divergence(log_p, log_q).sum(), log_q.exp().sub_(log_p.exp())
+    likeliest, tokens = log_p.topk(min(top_k, log_p.shape[-1]), -1)
+    same = log_q.gather(-1, tokens)
+    rest_p, rest_q = _log_rest(likeliest), _log_rest(same)
+    value = divergence(torch.cat([likeliest, rest_p], -1), torch.cat([same, rest_q], -1)).sum()
+    gradient = log_q.exp() * (1 - (rest_p - rest_q).exp())
+    return value, gradient.scatter_(-1, tokens, same.exp() - likeliest.exp())
 
 
-def _rest(log_probabilities: Tensor) -> Tensor:
-    """Logarithm of what probabilities leave to one, (rows, k) -> (rows, 1)."""
+def _log_rest(log_probabilities: Tensor) -> Tensor:
+    """Logarithm of what the probabilities leave to one, (rows, k) -> (rows, 1)."""
     return torch.log((1 - log_probabilities.exp().sum(-1, keepdim=True)).clamp_min(1e-9))
 
 
-def head_losses(
-    head: Head,
-    stream: Tensor,
-    dense_stream: Tensor | None,
-    input_ids: Tensor,
-    weights: dict[str, float],
-    top_k: int | None,
-    num_words: int,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of `lm` and `kd`, with gradients to `stream`, and each of them without.
+@dataclass(frozen=True)
+class HeadLosses:
+    """The weighted sum of `lm` and `kd`.
 
-    Args:
+    Attributes:
         head: the model's own final norm and head.
-        stream: of the healed model at depth N, (windows, tokens, hidden).
-        dense_stream: of the dense model there; needed for `kd`.
-        input_ids: (windows, tokens).
         weights: of "lm" and "kd".
-        top_k: of `divergence`.
-        num_words: of the vocabulary, to bound memory.
+        top_k: see `distillation_loss`.
+        vocab_size: bounds the memory of the logits.
     """
-    parts: dict[str, Tensor] = {}
-    total: Tensor = _HeadLosses.apply(  # type: ignore[no-untyped-call]
-        stream, head, dense_stream, input_ids, weights, top_k, num_words, parts
-    )
-    return total, parts
+
+    head: Head
+    weights: dict[str, float]
+    top_k: int | None
+    vocab_size: int
+
+    def __call__(
+        self, stream: Tensor, dense_stream: Tensor | None, input_ids: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum with gradients to `stream`, and each loss without.
+
+        Args:
+            stream: of the healed model at depth N, (windows, tokens, hidden).
+            dense_stream: of the dense model there; needed for `kd`.
+            input_ids: (windows, tokens).
+        """
+        assert (dense_stream is not None) == ("kd" in self.weights)
+        parts: dict[str, Tensor] = {}
+        total: Tensor = _Piecewise.apply(stream, self, dense_stream, input_ids, parts)  # type: ignore[no-untyped-call]
+        return total, parts
+
+    def pieces(self, windows: int, predictions: int) -> Sequence[Tensor]:
+        """Positions 0 to `predictions` - 1, in pieces whose logits fit LOGIT_BYTES."""
+        at_once = max(1, LOGIT_BYTES // (4 * self.vocab_size * windows))
+        return torch.split(torch.arange(predictions), at_once)
+
+    def of_piece(
+        self, logits: Tensor, dense_logits: Tensor | None, targets: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Sums of the losses over the positions of a piece, and the gradient of their weighted sum by the logits.
+
+        Args:
+            logits, dense_logits: (windows, positions, vocabulary).
+            targets: next tokens, (windows, positions).
+        """
+        log_q = functional.log_softmax(logits.detach().flatten(0, 1), -1, dtype=torch.float32)
+        values: dict[str, Tensor] = {}
+        gradient: Tensor | None = None
+        if dense_logits is not None:
+            log_p = functional.log_softmax(dense_logits.flatten(0, 1), -1, dtype=torch.float32)
+            values["kd"], gradient = distillation_loss(log_q, log_p, self.top_k)
+            gradient = gradient.mul_(self.weights["kd"])
+        if "lm" in self.weights:
+            values["lm"], by_lm = next_token_loss(log_q, targets.to(log_q.device).reshape(-1, 1))
+            weight = self.weights["lm"]
+            gradient = by_lm.mul_(weight) if gradient is None else gradient.add_(by_lm, alpha=weight)
+        assert gradient is not None
+        return values, gradient.view_as(logits)
 
 
-class _HeadLosses(torch.autograd.Function):
-    """Computes the gradient along with the value, piece by piece, as the logits of a whole batch would not fit."""
+class _Piecewise(torch.autograd.Function):
+    """Finds the gradient along with the value, piece by piece: the logits of a whole batch would not fit in memory.
+
+    The gradient with respect to the logits is known in closed form, so autograd need not keep copies of them.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any,
         stream: Tensor,
-        head: Head,
+        losses: HeadLosses,
         dense_stream: Tensor | None,
         input_ids: Tensor,
-        weights: dict[str, float],
-        top_k: int | None,
-        num_words: int,
         parts: dict[str, Tensor],
     ) -> Tensor:
-        """See `head_losses`; fills `parts`."""
+        """Return the weighted sum, and put each loss into `parts`."""
         windows, tokens = input_ids.shape
         count = windows * (tokens - 1)
-        at_once = max(1, LOGIT_BYTES // (4 * num_words * windows))
         needed = ctx.needs_input_grad[0]
-        # In float16 small gradients would vanish and large ones overflow before anybody scales them.
         gradient = torch.zeros_like(stream, dtype=torch.float32) if needed else None
-        scale = HALF_SCALE if stream.dtype == torch.float16 else 1.0
-        sums = {name: torch.zeros((), device=stream.device) for name in weights}
-        for start in range(0, tokens - 1, at_once):
-            positions = torch.arange(start, min(start + at_once, tokens - 1))
+        sums = {name: torch.zeros((), device=stream.device) for name in losses.weights}
+        for positions in losses.pieces(windows, tokens - 1):
             piece = stream.detach()
             with torch.set_grad_enabled(needed):
-                piece.requires_grad_(needed)
-                logits = head(piece, positions)
-            # The gradient by logits is known, so autograd need not keep copies of what is as large as they are.
-            q = functional.log_softmax(logits.detach().flatten(0, 1), -1, dtype=torch.float32)
-            by_logits = torch.zeros_like(q) if len(weights) > 1 else None
-            if "kd" in weights:
-                assert dense_stream is not None
-                dense = head(dense_stream, positions).flatten(0, 1)
-                value, each = divergence(q, functional.log_softmax(dense, -1, dtype=torch.float32), top_k)
-                sums["kd"] += value
-                by_logits = each.mul_(weights["kd"]) if by_logits is None else by_logits.add_(each, alpha=weights["kd"])
-                del dense, each
-            if "lm" in weights:
-                targets = input_ids[:, start + 1 : start + 1 + len(positions)].to(q.device).reshape(-1, 1)
-                sums["lm"] -= q.gather(-1, targets).sum()
-                each = q.exp_()
-                each.scatter_add_(-1, targets, -torch.ones_like(targets, dtype=q.dtype))
-                by_logits = each.mul_(weights["lm"]) if by_logits is None else by_logits.add_(each, alpha=weights["lm"])
-                del each
+                logits = losses.head(piece.requires_grad_(needed), positions)
+            dense_logits = None if dense_stream is None else losses.head(dense_stream, positions)
+            values, by_logits = losses.of_piece(logits, dense_logits, input_ids[:, positions + 1])
+            for name, value in values.items():
+                sums[name] += value
             if gradient is not None:
-                assert by_logits is not None
-                by_logits = by_logits.mul_(scale).view_as(logits).to(logits.dtype)
-                gradient += torch.autograd.grad(logits, piece, by_logits)[0].float() / scale
+                gradient += _through_head(logits, piece, by_logits)
         parts |= {name: value / count for name, value in sums.items()}
         ctx.gradient, ctx.dtype = None if gradient is None else gradient / count, stream.dtype
-        return torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        return torch.stack([losses.weights[name] * value for name, value in parts.items()]).sum()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
         """Scale the gradient that `forward` found."""
-        return ((upstream * ctx.gradient).to(ctx.dtype), *(None,) * 7)
+        return ((upstream * ctx.gradient).to(ctx.dtype), None, None, None, None)
+
+
+def _through_head(logits: Tensor, stream: Tensor, by_logits: Tensor) -> Tensor:
+    """The gradient with respect to the stream, in float32, given that with respect to the logits."""
+    scale = HALF_SCALE if stream.dtype == torch.float16 else 1.0
+    scaled = by_logits.mul_(scale).to(logits.dtype)
+    return torch.autograd.grad(logits, stream, scaled)[0].float() / scale

@@ -1,129 +1,121 @@
-"""Token windows -> loss, as one module, so that accelerate can wrap it whatever the devices."""
+"""Token windows -> loss, as one module, so that accelerate can wrap it on any devices."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from streamliner.errors import HealingError
-from streamliner.heal.adapters import adapters_off, add_adapters
-from streamliner.heal.gaps import Gap, find_gaps
+from streamliner.heal.adapters import Adapters
 from streamliner.heal.graft import Graft
-from streamliner.heal.losses import head_losses, stream_loss
-from streamliner.heal.networks.make import make_networks
-from streamliner.heal.settings import HealSettings
-from streamliner.model.blocks import Blocks
+from streamliner.heal.losses import HeadLosses, stream_loss
+from streamliner.settings import HealSettings
+
+
+class Streams(NamedTuple):
+    """The residual streams that the losses compare, (windows, tokens, hidden); None or empty if no loss needs them.
+
+    Attributes:
+        pairs: for each gap the network's output, with gradients, and its target.
+        healed: of the healed model at depth N, with gradients.
+        dense: of the dense model at depth N.
+    """
+
+    pairs: list[tuple[Tensor, Tensor]]
+    healed: Tensor | None
+    dense: Tensor | None
 
 
 class Objective(nn.Module):
-    """The weighted sum of losses of a graft.
+    """The weighted sum of the losses of a graft.
 
     Attributes:
-        graft: the dense model with networks.
+        graft: the dense model with what is trained in it.
         skip: positions at the start of each window that stream losses leave out: 1 for a BOS.
     """
 
     def __init__(self, graft: Graft, settings: HealSettings, skip: int) -> None:
         super().__init__()
         self.graft, self.skip = graft, skip
-        self.settings = settings
         self.model = graft.blocks.model
         self.networks = nn.ModuleDict({str(place): network for place, network in graft.networks.items()})
+        self._on_streams, self._of_head = settings.stream_losses, settings.head_losses
+        self._network_input, self._top_k = settings.network_input, settings.top_k
+        self._stops = {gap.stop for gap in graft.gaps}
+        self._last = len(graft.blocks)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(windows, tokens) -> the loss with gradients, and each part of it, by name, without."""
-        graft, settings = self.graft, self.settings
-        on_streams, through_head = settings.on_streams, settings.through_head
-        last = len(graft.blocks)
-        stops = {gap.stop for gap in graft.gaps}
-        need_dense = last if "kd" in through_head else max(stops, default=0)
-        pairs: list[tuple[Tensor, Tensor]] = []
-        dense_stream: Tensor | None = None
-        healed: dict[int, Tensor] = {}
-        with adapters_off(graft.blocks) if settings.lora else nullcontext():
-            if on_streams and settings.network_input == "dense":
-                pairs, dense_stream = graft.beside(input_ids, depth=need_dense)
-            elif on_streams or "kd" in through_head:
-                targets = graft.dense_streams(input_ids, stops | {need_dense} if on_streams else {need_dense})
-                dense_stream = targets[need_dense]
-        if through_head or settings.network_input == "cut":
-            own = stops if on_streams and settings.network_input == "cut" else set()
-            healed = graft.healed_streams(input_ids, own | ({last} if through_head else set()))
-            if own:
-                pairs = [(healed[gap.stop], targets[gap.stop]) for gap in graft.gaps]
+        """(windows, tokens) -> the loss with gradients, and each part of it by name, without."""
+        if not self._on_streams:
+            streams = self._run_for_head(input_ids)
+        elif self._network_input == "dense":
+            streams = self._run_on_dense_input(input_ids)
+        else:
+            streams = self._run_on_cut_input(input_ids)
         parts: dict[str, Tensor] = {}
-        total = torch.zeros((), device=graft.blocks.stream_device)
-        for name, weight in on_streams.items():
-            # Each network has its own scale, so the mean over networks is of whole losses.
-            loss = torch.stack([stream_loss(name, *pair, first=self.skip).to(total.device) for pair in pairs]).mean()
+        total = torch.zeros((), device=self.graft.blocks.stream_device)
+        for name, weight in self._on_streams.items():
+            loss = self._stream_loss(name, streams.pairs).to(total.device)
             parts[name] = loss.detach()
             total = total + weight * loss
-        if through_head:
-            loss, more = head_losses(
-                lambda stream, positions: graft.blocks.logits(stream, input_ids, positions),
-                healed[last],
-                dense_stream if "kd" in through_head else None,
-                input_ids,
-                through_head,
-                settings.top_k,
-                graft.blocks.config.vocab_size,
-            )
-            parts |= more
+        if streams.healed is not None:
+            loss, of_head = self._head_loss(streams.healed, streams.dense, input_ids)
+            parts |= of_head
             total = total + loss.to(total.device)
         return total, parts
 
+    def _run_for_head(self, input_ids: Tensor) -> Streams:
+        """Without stream losses: both models to their ends, the dense one only if it is compared with."""
+        dense = self.graft.dense_streams(input_ids, {self._last})[self._last] if "kd" in self._of_head else None
+        healed = self.graft.healed_streams(input_ids, {self._last})[self._last]
+        return Streams([], healed, dense)
 
-def make_objective(blocks: Blocks, removed: tuple[int, ...], settings: HealSettings, *, bos: bool) -> Objective:
-    """What is to be trained in a dense model: networks for the runs of `removed`, adapters on other blocks that stay.
+    def _run_on_dense_input(self, input_ids: Tensor) -> Streams:
+        """Each network on the dense model's stream, in one forward; for losses of the head the healed model too."""
+        pairs, dense = self.graft.dense_and_networks(input_ids, self._dense_depth)
+        healed = self.graft.healed_streams(input_ids, {self._last})[self._last] if self._of_head else None
+        return Streams(pairs, healed, dense if "kd" in self._of_head else None)
 
-    Args:
-        blocks: of the dense model, frozen; adapters go into it.
-        removed: by the plan.
-        settings: network and losses.
-        bos: whether windows begin with a BOS, which stream losses leave out.
+    def _run_on_cut_input(self, input_ids: Tensor) -> Streams:
+        """Each network on the stream that the networks before it made, in one forward of the healed model."""
+        dense = self.graft.dense_streams(input_ids, self._stops | {self._dense_depth})
+        healed = self.graft.healed_streams(input_ids, self._stops | ({self._last} if self._of_head else set()))
+        pairs = [(healed[gap.stop], dense[gap.stop]) for gap in self.graft.gaps]
+        return Streams(
+            pairs, healed[self._last] if self._of_head else None, dense[self._last] if "kd" in self._of_head else None
+        )
+
+    @property
+    def _dense_depth(self) -> int:
+        """How far the dense model must run."""
+        return self._last if "kd" in self._of_head else max(self._stops)
+
+    def _stream_loss(self, name: str, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """The mean over networks: each has a scale of its own, so whole losses are averaged."""
+        device = self.graft.blocks.stream_device
+        return torch.stack([stream_loss(name, *pair, first=self.skip).to(device) for pair in pairs]).mean()
+
+    def _head_loss(self, healed: Tensor, dense: Tensor | None, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        blocks = self.graft.blocks
+
+        def head(stream: Tensor, positions: Tensor) -> Tensor:
+            return blocks.logits(stream, input_ids, positions)
+
+        losses = HeadLosses(head, self._of_head, self._top_k, blocks.config.vocab_size)
+        return losses(healed, dense, input_ids)
+
+
+def make_objective(graft: Graft, settings: HealSettings, *, bos: bool) -> Objective:
+    """The losses of a graft, which gets adapters if the settings ask for them; `bos` if windows begin with a BOS.
 
     Raises:
-        HealingError: the architecture has no place for networks.
-        RemovalError: see `find_gaps`.
+        HealingError: the blocks have no linear maps for adapters.
     """
-    if settings.network == "none":
-        gaps: tuple[Gap, ...] = ()
-        networks: dict[int, nn.Module] = {}
-    else:
-        if blocks.hands_on_state or blocks.unread or not blocks.plain_stream:
-            raise HealingError(
-                f"In {type(blocks.model).__name__} blocks hand on more than one residual stream, or do not all run on "
-                "text: a network in a block's place would not do what it does.",
-                "Heal it with --network none --lora 16 --loss kd.",
-            )
-        gaps = find_gaps(removed, len(blocks), settings.network_depth)
-        _check_not_shared(blocks, [place for gap in gaps for place in gap.places], removed)
-        networks = make_networks(
-            blocks, gaps, settings.network, init=settings.init, residual=settings.residual, seed=settings.seed
-        )
     if settings.lora:
-        others = [index for index in range(len(blocks)) if index not in removed and index not in networks]
-        _check_not_shared(blocks, others, removed)
-        add_adapters(blocks, others, settings.lora, settings.seed)
-    return Objective(Graft(blocks, gaps, networks, removed), settings, skip=int(bos))
-
-
-def _check_not_shared(blocks: Blocks, changed: list[int], removed: tuple[int, ...]) -> None:
-    """Raise HealingError if a block whose weights will change shares some with another that stays."""
-    homes: dict[int, set[int]] = {}
-    for index, block in enumerate(blocks.modules):
-        if index not in removed:
-            for parameter in block.parameters():
-                homes.setdefault(id(parameter), set()).add(index)
-    shared = next((sorted(each) for each in homes.values() if len(each) > 1 and each & set(changed)), None)
-    if shared:
-        raise HealingError(
-            f"Blocks {', '.join(map(str, shared))} share weights, so training one would change the others.",
-            "Choose a plan whose networks take the places of other blocks.",
-        )
+        graft.adapters = Adapters(graft.blocks, graft.kept_blocks, settings.lora, settings.seed)
+    return Objective(graft, settings, skip=int(bos))

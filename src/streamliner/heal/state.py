@@ -1,9 +1,8 @@
-"""What a training run needs to go on after a kill: one safetensors file, replaced whole."""
+"""The files of a training run, from which it continues after a kill."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +13,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STATE, BEST, HISTORY = "state.safetensors", "best.safetensors", "history.jsonl"
+from streamliner.errors import OutputError
+from streamliner.runs.files import SCHEMA_VERSIONS, read_json_lines, write_json, write_text, write_whole
+from streamliner.runs.folder import check_same_run, environment
 
-
+RUN, STATE, BEST = "healing.json", "state.safetensors", "best.safetensors"
+"""Identity and settings of the run; all that it continues from; the best weights so far."""
+HISTORY, RESULT = "history.jsonl", "result.json"
+"""A row for each step; the result at the end."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state of a parameter."""
 
-
 Row = dict[str, Any]
-"""What happened in a step."""
+"""What happened in a step: its losses, its learning rate, now and then the validation loss."""
 
 
 @dataclass
@@ -31,9 +34,9 @@ class Progress:
 
     Attributes:
         step: optimiser steps done.
-        best_step, best_loss: where the validation loss was least so far, and that loss; None if there was none yet.
-        skipped: steps whose gradient was not finite, so that nothing was learnt from them.
-        scale: of the gradients in half precision.
+        best_step, best_loss: the step with the lowest validation loss so far, and that loss; None before the first one.
+        skipped: steps whose gradient was not finite, so that the weights did not change.
+        scale: the state of the gradient scaler in half precision.
     """
 
     step: int = 0
@@ -43,18 +46,41 @@ class Progress:
     scale: dict[str, Any] = field(default_factory=dict)
 
 
+def open_run(folder: Path, identity: dict[str, Any], settings: dict[str, Any], *, overwrite: bool) -> None:
+    """Create the run folder, or check that the run in it is this one; with `overwrite` another run is replaced.
+
+    Raises:
+        OutputError: the folder has another run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / RUN).exists():
+        try:
+            check_same_run(folder, json.loads((folder / RUN).read_text(encoding="utf-8")).get("identity"), identity)
+        except (json.JSONDecodeError, OutputError) as error:
+            if not overwrite and isinstance(error, OutputError):
+                raise
+            if not overwrite:
+                raise OutputError(f"{folder / RUN} cannot be read.", "Add --overwrite to start it again.") from error
+            for name in (RUN, STATE, BEST, HISTORY):
+                (folder / name).unlink(missing_ok=True)
+    value = {"schema_version": SCHEMA_VERSIONS["healing"], "identity": identity, "settings": settings}
+    write_json(folder / RUN, value | environment())
+
+
+def steps_done(folder: Path) -> int | None:
+    """After how many steps the saved state was taken; None if there is none."""
+    return load_tensors(folder / STATE)[1]["progress"]["step"] if (folder / STATE).exists() else None
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], value: Any) -> None:
-    """Tensors and a JSON value in one file, which is always whole: the old one or the new."""
-    for stale in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
-        stale.unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, temporary, metadata={"value": json.dumps(value)})
-    temporary.replace(path)
+    """Write tensors and a JSON value into one file."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with write_whole(path) as temporary:
+        save_file(on_cpu, temporary, metadata={"value": json.dumps(value)})
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], Any]:
-    """What `save_tensors` wrote."""
+    """Read what `save_tensors` wrote."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["value"])  # noqa: SIM118
 
@@ -70,7 +96,7 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, trainable: Mapping[str, 
 def load_optimiser(
     optimiser: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Put back what `optimiser_tensors` took."""
+    """Put back what `optimiser_tensors` returned."""
     for name, parameter in trainable.items():
         parameter.data.copy_(tensors[f"parameter/{name}"])
         if f"exp_avg/{name}" in tensors:
@@ -80,29 +106,7 @@ def load_optimiser(
             }
 
 
-class History:
-    """A line for each step: its loss, learning rate, and now and then the validation loss."""
-
-    def __init__(self, path: Path, *, writes: bool) -> None:
-        self._path, self._writes = path, writes
-
-    def rows(self) -> list[Row]:
-        """All steps so far."""
-        if not self._path.exists():
-            return []
-        content = self._path.read_bytes()
-        return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
-
-    def go_back_to(self, step: int) -> None:
-        """Forget steps that a kill undid."""
-        rows = [row for row in self.rows() if row["step"] <= step and step > 0]
-        if self._writes:
-            temporary = self._path.with_name(f".{self._path.name}")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            temporary.replace(self._path)
-
-    def add(self, row: Row) -> None:
-        """Append a step."""
-        if self._writes:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+def cut_history(folder: Path, step: int) -> None:
+    """Remove the rows after the saved state; all of them if there is none (step 0)."""
+    rows = [row for row in read_json_lines(folder / HISTORY) if row["step"] <= step and step > 0]
+    write_text(folder / HISTORY, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,8 +1,9 @@
-"""Losses of the head from the stream at depth N, some positions at a time."""
+"""Next-token loss and perplexity."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -12,40 +13,16 @@ from torch.nn import functional
 
 from streamliner.model.blocks import Blocks
 
-
-def positions_that_fit(blocks: Blocks, budget: int) -> int:
-    """Positions whose logits, with cross-entropy's two copies in float32, fit `budget` bytes; at least one."""
-    return max(1, budget // (int(blocks.config.vocab_size) * 12))
-
-
-def head_losses(blocks: Blocks, stream: Tensor, input_ids: Tensor, fit: int, first: int = 0) -> Tensor:
-    """Mean next-token cross-entropy of each window, (windows,) in float64.
-
-    Args:
-        blocks: whose model's own final norm and head are run.
-        stream: at depth N, (windows, tokens, hidden...).
-        input_ids: (windows, tokens).
-        fit: positions whose logits may be there at once, where the model can be asked for some.
-        first: the first position that predicts; those before are context.
-    """
-    stream = stream.to(blocks.stream_device)
-    last = input_ids.shape[1] - 1
-    sums = torch.zeros(len(input_ids), dtype=torch.float64)
-    at_once = fit if blocks.takes_positions else last
-    for start in range(first, last, at_once):
-        positions = torch.arange(start, min(start + at_once, last))
-        logits = blocks.logits(stream, input_ids, positions)
-        sums += summed_cross_entropy(logits, input_ids[:, start + 1 : start + 1 + len(positions)])
-    return sums / (last - first)
-
-
 POSITIONS_AT_ONCE = 512
-"""Logits are widened to float32 for so many positions at a time: 512 x 262k words are half a gigabyte."""
+"""Positions whose logits are converted to float32 at once: 512 x 262k vocabulary entries take half a gigabyte."""
+
+HEAD_BYTES = 500_000_000
+"""Bytes that logits, with the copies that cross-entropy makes, may take in `text_loss`."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Mean next-token cross-entropy, nats per token.
+    """Mean next-token cross-entropy in nats per token.
 
     Attributes:
         per_window: the mean of each window. All windows have the same number of predictions.
@@ -60,7 +37,7 @@ class Loss:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of `mean` over windows; NaN for one window, or where one overflowed."""
+        """Standard error of `mean` over windows; NaN for one window, or where one is not finite."""
         n = len(self.per_window)
         finite = all(map(math.isfinite, self.per_window))
         return stdev(self.per_window) / math.sqrt(n) if n > 1 and finite else math.nan
@@ -74,8 +51,59 @@ class Loss:
             return math.inf
 
 
+@torch.no_grad()  # not inference mode: what a model caches here may later be trained through
+def text_loss(
+    blocks: Blocks, windows: Tensor, *, first: int = 0, on_progress: Callable[[int, int], None] | None = None
+) -> Loss:
+    """The model's loss on each window, one window in memory at a time. `.perplexity` of the result is its perplexity.
+
+    The model is measured as it is now: inside `blocks.bypass(removed)`, without these blocks.
+
+    Args:
+        blocks: of the model.
+        windows: token ids, (windows, tokens).
+        first: the first position that predicts; the positions before it are context.
+        on_progress: called with (windows done, windows).
+    """
+    fit = positions_that_fit(blocks, HEAD_BYTES)
+    losses: list[float] = []
+    for window in windows:
+        ids = window[None]
+        stream = blocks.streams(ids, [len(blocks)])[len(blocks)]
+        losses += head_losses(blocks, stream, ids, fit, first).tolist()
+        if on_progress:
+            on_progress(len(losses), len(windows))
+    return Loss(tuple(losses))
+
+
+def head_losses(blocks: Blocks, stream: Tensor, input_ids: Tensor, fit: int, first: int = 0) -> Tensor:
+    """Mean loss of each window from the residual stream at depth N, (windows,) in float64.
+
+    Args:
+        blocks: of the model whose final norm and head are run.
+        stream: at depth N, (windows, tokens, hidden...).
+        input_ids: (windows, tokens).
+        fit: positions whose logits may be in memory at once; ignored by models that compute all logits or none.
+        first: the first position that predicts; the positions before it are context.
+    """
+    stream = stream.to(blocks.stream_device)
+    last = input_ids.shape[1] - 1
+    sums = torch.zeros(len(input_ids), dtype=torch.float64)
+    at_once = fit if blocks.takes_positions else last
+    for start in range(first, last, at_once):
+        positions = torch.arange(start, min(start + at_once, last))
+        logits = blocks.logits(stream, input_ids, positions)
+        sums += summed_cross_entropy(logits, input_ids[:, start + 1 : start + 1 + len(positions)])
+    return sums / (last - first)
+
+
+def positions_that_fit(blocks: Blocks, budget: int) -> int:
+    """Positions whose logits, with cross-entropy's two copies in float32, fit `budget` bytes; at least one."""
+    return max(1, budget // (int(blocks.config.vocab_size) * 12))
+
+
 def next_token_losses(logits: Tensor, input_ids: Tensor) -> Tensor:
-    """Mean cross-entropy of each window, in float32: (windows, tokens, words), (windows, tokens) -> (windows,).
+    """Mean loss of each window in float32: (windows, tokens, vocabulary), (windows, tokens) -> (windows,).
 
     Position t predicts token t + 1; the last position predicts nothing.
     """
@@ -83,10 +111,13 @@ def next_token_losses(logits: Tensor, input_ids: Tensor) -> Tensor:
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of cross-entropies of each row in float32: (rows, positions, words), (rows, positions) -> (rows,) float64."""
+    """Sum of each row's cross-entropies: (rows, positions, vocabulary), (rows, positions) -> (rows,) in float64.
+
+    They are computed in float32.
+    """
     targets = targets.to(logits.device)
     sums = torch.zeros(len(targets), dtype=torch.float64)
-    for row, target in enumerate(targets):  # words stay the last, contiguous axis: five times faster on a CPU
+    for row, target in enumerate(targets):  # the vocabulary stays the contiguous axis: five times faster on a CPU
         for start in range(0, len(target), POSITIONS_AT_ONCE):
             chunk = target[start : start + POSITIONS_AT_ONCE]
             predicted = logits[row, start : start + len(chunk)].float()

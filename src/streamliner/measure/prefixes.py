@@ -1,17 +1,28 @@
-"""Streams at depths up to which the removals of one round agree with those of the next: what did not change is kept."""
+"""Streams kept from one round of a search to the next: blocks before the first changed one need not run again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
+from streamliner.model.fork import Removed
+
 KEPT_PER_WINDOW = 2
-"""A round may ask for neighbours of the last block first and for blocks below them later."""
+"""A round may first ask for the neighbours of the block removed last, and then for blocks below them."""
+
+
+class Prefix(NamedTuple):
+    """The stream at `depth` without the blocks `removed`, which are all below that depth."""
+
+    removed: Removed
+    depth: int
+    stream: Tensor
 
 
 class Prefixes:
-    """For groups of windows, the stream at the depths where removals parted when they were last measured.
+    """For groups of windows, the stream at the depths where removals first differed when they were last measured.
 
     Args:
         budget: bytes of all streams; what does not fit is not kept.
@@ -19,30 +30,31 @@ class Prefixes:
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
-        self._kept: dict[tuple[int, ...], list[tuple[tuple[int, ...], int, Tensor]]] = {}
+        self._kept: dict[tuple[int, ...], list[Prefix]] = {}
 
-    def find(self, windows: Sequence[int], removals: Sequence[tuple[int, ...]]) -> tuple[int, Tensor] | None:
-        """The deepest depth up to which all of `removals` leave out what was left out there, and the stream."""
+    def find(self, windows: Sequence[int], removals: Sequence[Removed]) -> tuple[int, Tensor] | None:
+        """The deepest depth below which all `removals` agree with a kept prefix, and the stream there."""
         fit = [
-            (depth, stream)
-            for left_out, depth, stream in self._kept.get(tuple(windows), [])
-            if all(_below(depth, removed) == left_out for removed in removals)
+            prefix
+            for prefix in self._kept.get(tuple(windows), [])
+            if all(_below(prefix.depth, removed) == prefix.removed for removed in removals)
         ]
-        return max(fit, key=lambda found: found[0], default=None)
+        deepest = max(fit, key=lambda prefix: prefix.depth, default=None)
+        return None if deepest is None else (deepest.depth, deepest.stream)
 
-    def keeper(self, windows: Sequence[int], removals: Sequence[tuple[int, ...]]) -> Callable[[int, Tensor], None]:
-        """For `fork`: keeps what it is called with."""
+    def keeper(self, windows: Sequence[int], removals: Sequence[Removed]) -> Callable[[int, Tensor], None]:
+        """For `fork`: a function that keeps the stream at the depth where `removals` first differ."""
 
         def keep(depth: int, stream: Tensor) -> None:
-            left_out = _below(depth, removals[0])
-            others = [kept for kept in self._kept.get(tuple(windows), []) if kept[:2] != (left_out, depth)]
+            removed = _below(depth, removals[0])
+            others = [each for each in self._kept.get(tuple(windows), []) if each[:2] != (removed, depth)]
             self._kept[tuple(windows)] = others = others[: KEPT_PER_WINDOW - 1]
-            size = sum(kept[2].nbytes for kept_here in self._kept.values() for kept in kept_here)
+            size = sum(prefix.stream.nbytes for prefixes in self._kept.values() for prefix in prefixes)
             if size + stream.nbytes <= self._budget:
-                others.insert(0, (left_out, depth, stream.clone()))
+                others.insert(0, Prefix(removed, depth, stream.clone()))
 
         return keep
 
 
-def _below(depth: int, removed: tuple[int, ...]) -> tuple[int, ...]:
+def _below(depth: int, removed: Removed) -> Removed:
     return tuple(block for block in removed if block < depth)

@@ -1,4 +1,4 @@
-"""How alike the residual streams at any two depths are, from one pass that stores no hidden states."""
+"""Similarity of the residual streams at any two depths, from one pass that stores no hidden states."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 TOKENS_AT_ONCE = 256
+"""Tokens of a window whose normalised streams, at all depths, are in memory at once."""
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Likeness of the residual streams at depths 0 to N, as (N+1, N+1) float64 tensors.
+    """Similarity of the residual streams at depths 0 to N, as (N+1, N+1) float64 tensors.
 
     Attributes:
         cosine: mean over all tokens of the cosine between the streams at two depths (LLM-Streamline, ShortGPT, SLEB).
@@ -27,7 +28,11 @@ class Similarity:
 
 
 class SimilaritySum:
-    """Sums over windows what `Similarity` averages. Cosines are taken in float32, their sums kept in float64."""
+    """Sums over windows of what `Similarity` averages. Cosines are computed in float32 and summed in float64.
+
+    Args:
+        depths: number of depths, N + 1.
+    """
 
     def __init__(self, depths: int) -> None:
         self._cosine = torch.zeros(depths, depths, dtype=torch.float64)
@@ -47,6 +52,6 @@ class SimilaritySum:
         self._windows += flat[0].shape[0]
 
     def result(self, total: Callable[[Tensor], Tensor] = lambda values: values) -> Similarity:
-        """The means; `total` adds up what several processes have."""
+        """The means; `total` adds up the sums of several processes (`Ranks.total`)."""
         counts = total(torch.tensor([self._tokens, self._windows], dtype=torch.float64))
         return Similarity(total(self._cosine) / counts[0], total(self._angle) / counts[1])

@@ -1,16 +1,15 @@
-"""The stack at work: bypass blocks, resume at a depth, watch the residual stream.
+"""A model's stack at work: bypass blocks, resume at a depth, watch the residual stream.
 
-With `stack.py`, which finds it, this is all that looks inside a model; `fork.py` builds on it. It knows three facts of
-an architecture: the list of block modules, that a block maps the residual stream to the residual stream, and how a
-block hands it on. Embeddings, masks, rotary tables, the final norm and the head stay in the model's own `forward`. The
-first two facts are found by structure and then checked on a forward pass of a few tokens, so a model that works
-otherwise is refused instead of half handled.
+This relies on three facts of an architecture: the list of block modules, that a block maps the residual stream to the
+residual stream, and how a block passes it on. Embeddings, masks, rotary tables, the final norm and the head stay in the
+model's own `forward`. The facts are found by structure and checked on a forward of four tokens, so a model that works
+otherwise is refused.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from streamliner.errors import StreamlinerError, UnsupportedModelError
-from streamliner.model.devices import offloading
-from streamliner.model.handoff import stream_in, stream_out, taken_as
+from streamliner.model.devices import offloaded_bytes, present
+from streamliner.model.handoff import Call, stream_out
 from streamliner.model.stack import check_indices, find_stack, text_inputs
+from streamliner.model.trace import check_plain, find_handoffs, trace
 
-ForwardFunction = Callable[..., Any]
-
-
-RESCALED = "Set rescale_every to 0 in its config.json: the model is the same but for rounding, and has plain blocks."
+BlockForward = Callable[[Call], Any]
+"""Takes what a block is called with, and returns what the block returns."""
 
 
 class Blocks:
@@ -36,33 +34,46 @@ class Blocks:
         path: where the stack is, such as "model.layers".
         modules: the block modules in order.
         config: the config object that describes the stack: the model's, or the text config nested in it.
-        unread: blocks that a forward on text alone leaves out (those that read an image, in Mllama).
-        stream_bytes, stream_device: bytes of the stream for one token, and where the last block puts it out.
-        bytes_read: of weights that `present` loaded, where they are offloaded.
+        handoffs: for each block how it passes the stream on.
+        unread: blocks that do not run on text alone (those that read an image, in Mllama).
+        stream_bytes: bytes of the stream for one token.
+        stream_device: where the last block returns the stream.
+        bytes_read: bytes of offloaded weights that `present` loaded so far.
         plain_stream: whether the stream is (windows, tokens, hidden), not several streams in one tensor.
-        takes_positions: whether the model's forward can be asked for the logits of some positions only.
+        takes_positions: whether the model's forward can compute the logits of some positions only.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.stack = find_stack(model)
         self.path, self.modules, self.config = self.stack.path, self.stack.modules, self.stack.config
-        # What each block returns: None for a bare tensor, else how to make the tuple or list of it and, for each item
-        # behind the stream, the argument (position or name) in which the next block takes it, None if no block does.
-        self._returned: list[tuple[Callable[[list[Any]], Any], list[int | str | None]] | None] = [None] * len(self)
-        self.unread: tuple[int, ...] = ()
-        self.bytes_read = self.stream_bytes = 0
-        self.plain_stream = True
         self.takes_positions = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.stream_device = self.device
-        self._check_stream()
+        self.bytes_read = 0
+        runs = trace(self.modules, self._run_on_four_tokens)
+        check_plain(runs, self.stack, type(model).__name__)
+        self.handoffs = find_handoffs(runs, len(self))
+        ran = {run.index for run in runs}
+        self.unread = tuple(index for index in range(len(self)) if index not in ran)
+        last = runs[-1].stream
+        self.plain_stream = last.ndim == 3
+        self.stream_bytes, self.stream_device = last.nbytes // (last.shape[0] * last.shape[1]), last.device
+
+    def _run_on_four_tokens(self) -> None:
+        try:
+            self.forward(torch.arange(4)[None] % self.config.vocab_size)
+        except StreamlinerError:
+            raise
+        except Exception as error:  # a model that needs more than text may raise anything
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} does not run on text alone: {type(error).__name__}: {error}"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.modules)
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go in."""
+        """The device that token ids must be on."""
         return self.model.get_input_embeddings().weight.device  # type: ignore[operator, no-any-return]
 
     @property
@@ -71,15 +82,35 @@ class Blocks:
         plain = (p.dtype for p in self.modules.parameters() if p.is_floating_point() and p.element_size() > 1)
         return next(plain, self.model.dtype)  # type: ignore[arg-type, return-value]
 
+    @property
+    def cache_name(self) -> str:
+        """Name of the cache among the arguments of the model's forward and in its output."""
+        # Releases of transformers before 5.24 have only the longer name.
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+
+    @property
+    def one_position(self) -> dict[str, Any]:
+        """Arguments of `forward` for the logits of one position only, where only the stream or the cache is wanted."""
+        return self.keep_positions([0])
+
+    def keep_positions(self, positions: Sequence[int] | Tensor) -> dict[str, Any]:
+        """Arguments of `forward` for the logits of these positions only; none if the model computes all."""
+        # A tensor: with a slice torch would copy the head's weights in bfloat16.
+        return {"logits_to_keep": torch.as_tensor(positions)} if self.takes_positions else {}
+
     def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
-        """The model's own forward without a cache; `input_ids` is (batch, tokens)."""
+        """The model's own forward without a cache.
+
+        Args:
+            input_ids: (windows, tokens).
+            inputs: further arguments of the model's forward.
+        """
         return self.model(**text_inputs(self.model, input_ids.to(self.device)), use_cache=False, **inputs)
 
     @contextmanager
     def bypass(self, removed: Iterable[int]) -> Iterator[None]:
-        """While this context is open, the blocks in `removed` hand their input on. This *defines* removal."""
-        replacements = {index: self.pass_on(index) for index in check_indices(removed, len(self))}
-        with self.replaced(replacements):
+        """While open, the blocks in `removed` return their input. This *defines* removal."""
+        with self.substituted({index: self.pass_on(index) for index in check_indices(removed, len(self))}):
             yield
 
     def resume(self, depth: int, state: Tensor, input_ids: Tensor, **inputs: Any) -> Any:
@@ -87,210 +118,127 @@ class Blocks:
 
         Args:
             depth: 1 to N; at N only the final norm and the head remain.
-            state: residual stream at `depth`, (batch, tokens, hidden).
+            state: residual stream at `depth`, (windows, tokens, hidden...).
             input_ids: the tokens that `state` was computed from, for masks and positions.
             inputs: further arguments of the model's forward.
         """
         if not 1 <= depth <= len(self):
             raise ValueError(f"depth must be 1 to {len(self)}, not {depth}")
-        replacements = {index: self.pass_on(index) for index in range(depth - 1)}
-        replacements[depth - 1] = lambda *args, **kwargs: self.hand_on(depth - 1, state, args, kwargs)
-        with self.replaced(replacements):
+        forwards = {index: self.pass_on(index) for index in range(depth - 1)}
+        forwards[depth - 1] = lambda call: self.hand_on(depth - 1, state, call)
+        with self.substituted(forwards):
             return self.forward(input_ids, **inputs)
 
-    @property
-    def cache_name(self) -> str:
-        """What the model's forward calls the cache, as an argument and in what it returns."""
-        # Releases of transformers before 5.24 have the longer name alone.
-        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
-
-    @property
-    def one_position(self) -> dict[str, Any]:
-        """Argument of `forward` with which the head computes hardly any logits, if the model has such a one.
-
-        A position is picked by a tensor: as a slice it would make torch copy the head's weights in bfloat16.
-        """
-        return {"logits_to_keep": torch.tensor([0])} if self.takes_positions else {}
-
     def logits(self, stream: Tensor, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """The model's own final norm and head on `positions` of the stream at depth N, (windows, tokens, hidden...).
+        """The model's own final norm and head on some positions.
 
-        `input_ids` are the tokens that it was computed from. Returns (windows, positions, words).
+        Args:
+            stream: at depth N, (windows, tokens, hidden...).
+            input_ids: the tokens that it was computed from.
+            positions: indices of tokens.
+
+        Returns:
+            (windows, positions, vocabulary).
         """
-        keep = {"logits_to_keep": positions} if self.takes_positions else {}
-        logits: Tensor = self.resume(len(self), stream, input_ids, **keep).logits
+        logits: Tensor = self.resume(len(self), stream, input_ids, **self.keep_positions(positions)).logits
         return logits if self.takes_positions else logits[:, positions]
 
     def streams(self, input_ids: Tensor, depths: Iterable[int]) -> dict[int, Tensor]:
-        """Residual streams at `depths`, which are 1 to N or more of them, from one forward.
+        """Residual streams at `depths`, each 1 to N, from one forward, under whatever substitutions are open.
 
-        Blocks behind the last depth do not run, and the head hardly. What other contexts replaced stays so.
+        Blocks after the last depth do not run, and the head computes as little as possible.
         """
         wanted = set(depths)
         last = max(wanted)
         found: dict[int, Tensor] = {}
-        before = self.modules[last - 1].forward
+        original = self.modules[last - 1].forward
 
-        def final(*args: Any, **kwargs: Any) -> Any:
-            found[last] = stream_out(before(*args, **kwargs))
-            # The rest of the model goes on with one window: nobody asks for its logits.
+        def final(call: Call) -> Any:
+            found[last] = stream_out(call.run(original))
+            # The rest of the model continues with one window: its logits are not used.
             one = found[last][:1] if self.plain_stream else found[last]
-            return self.hand_on(last - 1, one, args, kwargs)
+            return self.hand_on(last - 1, one, call)
 
         def note(depth: int, stream: Tensor) -> None:
             if depth in wanted and depth < last:
                 found[depth] = stream
 
         forwards = {index: self.pass_on(index) for index in range(last, len(self))}
-        with self.replaced(forwards | {last - 1: final}), self.watch(note):
+        with self.substituted(forwards | {last - 1: final}), self.watch(note):
             self.forward(input_ids, **self.one_position)
         return found
 
-    @property
-    def forkable(self) -> bool:
-        """Whether nothing goes from block to block beside the stream, so that rows of a batch may skip blocks."""
-        return not self.unread and not self.hands_on_state
-
     @contextmanager
     def watch(self, on_stream: Callable[[int, Tensor], None]) -> Iterator[None]:
-        """While open, every forward calls `on_stream(depth, stream)` for depth 0 to N, in order.
-
-        Depth N is the output of the last block, before the final norm.
-        """
-        last = len(self) - 1
+        """While open, every forward calls `on_stream(depth, stream)` for depth 0 to N, in order."""
 
         def before(depth: int) -> Callable[..., None]:
-            return lambda module, args, kwargs: on_stream(depth, stream_in(args, kwargs))
+            return lambda module, args, kwargs: on_stream(depth, Call(args, kwargs).stream)
 
-        with ExitStack() as stack:
+        with ExitStack() as hooks:
             for depth, module in enumerate(self.modules):
-                handle = module.register_forward_pre_hook(before(depth), with_kwargs=True)
-                stack.callback(handle.remove)
-            handle = self.modules[last].register_forward_hook(
-                lambda module, args, output: on_stream(last + 1, stream_out(output))
+                hooks.callback(module.register_forward_pre_hook(before(depth), with_kwargs=True).remove)
+            after = self.modules[-1].register_forward_hook(
+                lambda module, args, output: on_stream(len(self), stream_out(output))
             )
-            stack.callback(handle.remove)
+            hooks.callback(after.remove)
             yield
+
+    def called_with(self, index: int, input_ids: Tensor) -> Call:
+        """What the model calls a block with in a forward of `input_ids`, (windows, tokens)."""
+        return trace([self.modules[index]], lambda: self.forward(input_ids))[0].call
+
+    @contextmanager
+    def substituted(self, forwards: Mapping[int, BlockForward]) -> Iterator[None]:
+        """While open, these blocks run other forwards in place of their own."""
+        # An instance attribute hides the class's forward. There may be one already, of an outer context or a hook of
+        # accelerate; it is put back.
+        before = {index: vars(self.modules[index]).get("forward") for index in forwards}
+        for index, forward in forwards.items():
+            self.modules[index].forward = _taking_arguments(forward)
+        try:
+            yield
+        finally:
+            for index, hidden in before.items():
+                if hidden is None:
+                    del self.modules[index].forward
+                else:
+                    self.modules[index].forward = hidden
+
+    def pass_on(self, index: int) -> BlockForward:
+        """The forward of a bypassed block."""
+        return lambda call: self.hand_on(index, call.stream, call)
+
+    def hand_on(self, index: int, stream: Tensor, call: Call) -> Any:
+        """What block `index` returns if `stream` is its output. State besides the stream passes unchanged."""
+        return self.handoffs[index].bypassed(stream, call)
+
+    @property
+    def hands_on_state(self) -> bool:
+        """Whether state goes from block to block besides the stream; a network in a block's place would not have it."""
+        return any(handoff.has_state for handoff in self.handoffs)
+
+    @property
+    def forkable(self) -> bool:
+        """Whether blocks exchange only the stream, so that rows of a batch may skip blocks."""
+        return not self.unread and not self.hands_on_state
 
     @property
     def offloaded(self) -> bool:
         """Whether weights of blocks are loaded for each call and dropped after it (hooks of accelerate)."""
-        return any(offloading(module) for module in self.modules)
+        return any(map(self.offloaded_bytes, range(len(self))))
 
     def offloaded_bytes(self, index: int) -> int:
         """Bytes of a block's weights that are loaded for each call."""
-        loaded = offloading(self.modules[index])
-        return sum(parameter.nbytes for module, _ in loaded for parameter in module.parameters(recurse=False))
+        return offloaded_bytes(self.modules[index])
 
     @contextmanager
     def present(self, index: int) -> Iterator[None]:
-        """While open, the weights of a block are where it runs: offloaded ones are loaded once for all its calls."""
-        loaded = offloading(self.modules[index])
+        """While open, a block's weights are where it runs: offloaded ones are loaded once for all its calls."""
         self.bytes_read += self.offloaded_bytes(index)
-        try:
-            for module, hook in loaded:
-                hook.pre_forward(module)
-                hook.offload = False  # the calls inside find the weights there
+        with present(self.modules[index]):
             yield
-        finally:
-            for module, hook in loaded:
-                if not hook.offload:
-                    hook.offload = True
-                    hook.post_forward(module, None)
 
-    def pass_on(self, index: int) -> ForwardFunction:
-        """The forward of a bypassed block."""
-        return lambda *args, **kwargs: self.hand_on(index, stream_in(args, kwargs), args, kwargs)
 
-    def hand_on(self, index: int, stream: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What block `index` returns if `stream` is its output; `args` and `kwargs` are what it was called with."""
-        returned = self._returned[index]
-        if returned is None:
-            return stream
-        # State that goes from block to block beside the stream passes a bypassed block unchanged.
-        make, further = returned
-        return make(
-            [stream, *(args[key] if isinstance(key, int) else kwargs.get(key) if key else None for key in further)]
-        )
-
-    @property
-    def hands_on_state(self) -> bool:
-        """Whether something goes from block to block beside the stream that a network in a block's place would lack."""
-        return any(item is not None for returned in self._returned if returned for item in returned[1])
-
-    def further_outputs(self, index: int) -> int | None:
-        """How many items a block returns behind the stream; None for a bare stream."""
-        returned = self._returned[index]
-        return None if returned is None else len(returned[1])
-
-    @contextmanager
-    def replaced(self, forwards: Mapping[int, ForwardFunction]) -> Iterator[None]:
-        """While open, these blocks run other forwards in place of their own."""
-        # An instance attribute shadows the class's forward. There may be one already: an outer context's, or a hook
-        # of accelerate's; it is put back as it was.
-        before: dict[int, ForwardFunction | None] = {i: vars(self.modules[i]).get("forward") for i in forwards}
-        for index, forward in forwards.items():
-            self.modules[index].forward = forward
-        try:
-            yield
-        finally:
-            for index, shadowed in before.items():
-                if shadowed is None:
-                    del self.modules[index].forward
-                else:
-                    self.modules[index].forward = shadowed
-
-    def _check_stream(self) -> None:
-        """Check on four tokens that each block runs once, in order, on what the one before it put out."""
-        order: list[int] = []
-        inputs: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        outputs: list[Any] = []
-
-        def before(index: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                order.append(index)
-                inputs.append((args, kwargs))
-
-            return hook
-
-        with ExitStack() as stack:
-            for index, module in enumerate(self.modules):
-                stack.callback(module.register_forward_pre_hook(before(index), with_kwargs=True).remove)
-                after = module.register_forward_hook(lambda module, args, output: outputs.append(output))
-                stack.callback(after.remove)
-            with torch.no_grad():  # not inference mode: what a model caches here may later be trained through
-                self._try_forward()
-        name = type(self.model).__name__
-        if order != sorted(set(order)) or not order:
-            raise UnsupportedModelError(f"{name} does not run the blocks of {self.path} once each, in order.")
-        self.unread = tuple(index for index in range(len(self)) if index not in order)
-        last = stream_out(outputs[-1])
-        self.plain_stream = last.ndim == 3
-        self.stream_bytes, self.stream_device = last.nbytes // (last.shape[0] * last.shape[1]), last.device
-        for index, output, (args, kwargs), following in zip(order, outputs, inputs, [*inputs[1:], None], strict=True):
-            stream_in(args, kwargs)
-            out = stream_out(output)
-            if following is not None:
-                handed_in = stream_in(*following)
-                if out.shape != handed_in.shape or not torch.equal(out.to(handed_in.device), handed_in):
-                    raise UnsupportedModelError(
-                        f"In {name} the input of block {index + 1} is not the output of block {index}: "
-                        f"{self.path} is not a plain stack.",
-                        RESCALED if getattr(self.config, "rescale_every", 0) else "",
-                    )
-            if isinstance(output, (tuple, list)):
-                further = [taken_as(item, following) for item in output[1:]]
-                previous = self._returned[index - 1] if index else None
-                if following is None and previous is not None and len(previous[1]) == len(further):
-                    further = previous[1]  # nothing follows the last block: it hands on what those before it do
-                self._returned[index] = (getattr(type(output), "_make", type(output)), further)
-
-    def _try_forward(self) -> None:
-        try:
-            self.forward(torch.arange(4)[None] % self.config.vocab_size)
-        except StreamlinerError:
-            raise
-        except Exception as error:  # a model that wants more than text raises whatever it likes
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} does not run on text alone: {type(error).__name__}: {error}"
-            ) from error
+def _taking_arguments(forward: BlockForward) -> Callable[..., Any]:
+    return lambda *args, **kwargs: forward(Call(args, kwargs))

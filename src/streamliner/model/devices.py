@@ -1,76 +1,127 @@
-"""Where the parts of a model are kept, and in which precision this machine computes fast."""
+"""Devices: where the parts of a model are, weights that are loaded when needed, and the precision that is fast here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from streamliner.model.compat import offload_hook
 
 
 def best_device() -> torch.device:
-    """Cuda, else mps, else cpu."""
-    import torch
-
+    """cuda if there is one, otherwise mps, otherwise cpu."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def offloading(block: nn.Module) -> list[tuple[nn.Module, Any]]:
-    """The parts of a block whose weights a hook of accelerate loads for each call, with the hook."""
-    hooks = ((module, getattr(module, "_hf_hook", None)) for module in block.modules())
-    return [(module, hook) for module, hook in hooks if getattr(hook, "offload", False)]
+def is_spread(model: nn.Module) -> bool:
+    """Whether accelerate placed the parts of the model on several devices."""
+    return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
 
 
-MUCH_FASTER = 1.5
-"""Ratio of times from which another precision is worth a word."""
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has finished its work; for cuda, until all GPUs have."""
+    if device.type == "cuda":
+        for number in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(number)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
-def offload_map(shell: PreTrainedModel, stack: str, offload: str, device: str | None) -> dict[str, str]:
-    """Where each part of a model goes if its blocks are loaded one at a time from `offload`: "disk", or "cpu"."""
+def release_cached_memory() -> None:
+    """Return GPU memory that torch keeps for later use but no tensor needs."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def offload_map(shell: nn.Module, stack_path: str, offload: str, device: str | None) -> dict[str, str]:
+    """A `device_map` that keeps blocks on `offload`, "disk" or "cpu", and the rest of the model on `device`."""
     main = str(device or best_device())
     places: dict[str, str] = {}
 
-    def place(name: str, module: Any) -> None:
-        if name == stack:
-            places.update({f"{stack}.{index}": offload for index in range(len(module))})
-        elif name and not stack.startswith(f"{name}."):
-            places[name] = main
+    def place(path: str, module: nn.Module) -> None:
+        if path == stack_path:
+            places.update({f"{path}.{name}": offload for name, _ in module.named_children()})
+        elif path and not stack_path.startswith(f"{path}."):
+            places[path] = main
         else:
-            prefix = f"{name}." if name else ""
-            for own, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                places[f"{prefix}{own}"] = main
-            for child, part in module.named_children():
-                place(f"{prefix}{child}", part)
+            prefix = f"{path}." if path else ""
+            for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                places[f"{prefix}{name}"] = main
+            for name, child in module.named_children():
+                place(f"{prefix}{name}", child)
 
     place("", shell)
     return places
 
 
+def offloaded_bytes(block: nn.Module) -> int:
+    """Bytes of a block's weights that are loaded for each call."""
+    parameters = (p for module, _ in _offloaded_parts(block) for p in module.parameters(recurse=False))
+    return sum(parameter.nbytes for parameter in parameters)
+
+
+@contextmanager
+def present(block: nn.Module) -> Iterator[None]:
+    """While open, a block's offloaded weights stay loaded, so that several calls load them once."""
+    parts = _offloaded_parts(block)
+    try:
+        for module, hook in parts:
+            hook.pre_forward(module)
+            hook.offload = False  # calls neither load the weights nor drop them
+        yield
+    finally:
+        for module, hook in parts:
+            if not hook.offload:
+                hook.offload = True
+                hook.post_forward(module, None)
+
+
+def _offloaded_parts(block: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """The modules in a block whose weights a hook of accelerate loads for each call, with the hook."""
+    hooks = ((module, offload_hook(module)) for module in block.modules())
+    return [(module, hook) for module, hook in hooks if hook is not None]
+
+
+def loaded_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The values of the parameter or buffer `name`: `tensor` itself, or read from where it is offloaded."""
+    if not tensor.is_meta:
+        return tensor
+    owner, _, own_name = name.rpartition(".")
+    values: torch.Tensor = offload_hook(model.get_submodule(owner)).weights_map[own_name]
+    return values
+
+
+MUCH_FASTER = 1.5
+"""Ratio of times from which another precision is worth a message."""
+
+
 def faster_precision(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, float] | None:
     """The precision, float32 or bfloat16, in which this device multiplies matrices much faster than in `dtype`.
 
-    Measured on matrices of a few megabytes, in some hundredths of a second. None if it is not worth a word.
+    Measured on matrices of a few megabytes in less than a second.
+
+    Returns:
+        The precision and how many times faster it is, or None.
     """
     other = torch.float32 if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     try:
-        ratio = _seconds(dtype, device) / _seconds(other, device)
-    except RuntimeError:  # the device lacks one of them
+        ratio = product_seconds(dtype, device) / product_seconds(other, device)
+    except RuntimeError:  # the device does not have one of them
         return None
     return (other, ratio) if ratio >= MUCH_FASTER else None
 
 
-def _seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """The least of five times of a product of matrices."""
+def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    """The least of five times of a matrix product."""
     left = torch.ones(256, 1024, dtype=dtype, device=device)
     right = torch.ones(1024, 1024, dtype=dtype, device=device)
     times = []

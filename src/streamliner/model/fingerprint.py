@@ -1,49 +1,67 @@
-"""Identity of weights, config and tokenizer: what a journal or a cache may trust."""
+"""Identity of a model's weights, config and tokenizer: what a journal or a cache may rely on."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from streamliner.runs.cache import _hash
+from streamliner.model.devices import loaded_tensor
+from streamliner.model.source import ModelSource, checkpoint_folder
+from streamliner.runs.cache import json_hash
+
+NOT_IDENTITY = ("_name_or_path", "transformers_version")
+"""Keys of a config that do not change what a model computes."""
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 over names, shapes, types and all bytes of the saved tensors. About a second per GB, once."""
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 of names, shapes, types and all bytes of the saved tensors; about a second per GB."""
     digest = hashlib.sha256()
-    modules = dict(model.named_modules())
     saved = model.state_dict().keys()
     buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
     for name, tensor in (*model.named_parameters(), *buffers):
-        if tensor.is_meta:  # offloaded: the hook of its module knows where it is
-            owner, _, own_name = name.rpartition(".")
-            tensor = modules[owner]._hf_hook.weights_map[own_name]
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        values = loaded_tensor(model, name, tensor)
+        digest.update(f"{name}{tuple(values.shape)}{values.dtype}".encode())
+        digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def checkpoint_hash(source: ModelSource) -> str | None:
+    """SHA-256 over the weight files; about a second per GB. None for a model in memory.
+
+    Raises:
+        ModelError: a hub model cannot be downloaded.
+    """
+    if source.kind == "memory":
+        return None
+    digest = hashlib.sha256()
+    folder = Path(source.path) if source.kind == "gguf" else checkpoint_folder(source)
+    for path in sorted(folder.glob(source.gguf_file or "*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
 def config_hash(config: Any) -> str:
-    """Of a config or generation config, but where it lies; "" for none: scales, limits, penalties."""
+    """Hash of a config or generation config without the model's name; "" for None."""
     if config is None:
         return ""
-    return _hash(
-        {key: item for key, item in config.to_dict().items() if key not in ("_name_or_path", "transformers_version")}
-    )
+    return json_hash({key: value for key, value in config.to_dict().items() if key not in NOT_IDENTITY})
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Of its words and of what it does around them."""
+    """Hash of a tokenizer's vocabulary and of its settings."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else tokenizer.get_vocab()
+    vocabulary = backend.to_str() if backend is not None else tokenizer.get_vocab()
     settings = {key: value for key, value in tokenizer.init_kwargs.items() if key != "name_or_path"}
-    return _hash([words, settings])
+    return json_hash([vocabulary, settings])
 
 
 def model_identity(name: str, config: Any) -> dict[str, Any]:
-    """What a plan must agree with: the kind and shape of the model, not its weights, so a fine-tune may share it."""
+    """Type and shape of a model without its weights: a plan is for all models of one identity, also fine-tuned ones."""
     return {
         "name": name,
         "model_type": config.model_type,

@@ -1,66 +1,68 @@
-"""Load a model's config, its tokenizer, or its weights."""
+"""Load a model's config, its tokenizer, or the model itself."""
 
 from __future__ import annotations
 
 import atexit
 import shutil
 import tempfile
-from typing import TYPE_CHECKING, Any
-
-from streamliner.errors import ModelError, UnsupportedModelError
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from streamliner.errors import first_line
+from streamliner.errors import ModelError, UnsupportedModelError, first_line
 from streamliner.model.devices import best_device
-from streamliner.model.source import ModelSource, check_gguf, check_safetensors, explained
+from streamliner.model.source import ModelSource, check_gguf, check_safetensors, explained, locate
 
-AUTO_CLASSES = (
-    *("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"),
-    *("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq"),
-)
-"""In this order, unless the checkpoint names another in `architectures`."""
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+AUTO_CLASSES = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",
+    "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING",
+    "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING",
+    "AutoModelForSpeechSeq2Seq": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING",
+}
+"""Auto classes, and their tables of config class -> model class. The first that fits is used, unless the checkpoint
+names another in `architectures`."""
 
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def load_config(source: ModelSource) -> PretrainedConfig:
-    """The model's config; for a GGUF file the one that transformers derives from its metadata (about 15 seconds)."""
+def load_config(model: str | Path | ModelSource) -> PretrainedConfig:
+    """The config of a model; of a GGUF file the one that transformers derives from its metadata (about 15 seconds)."""
     from transformers import AutoConfig
 
+    source = _source_of(model)
     check_gguf(source)
-    config = explained(source, lambda: AutoConfig.from_pretrained(**source._arguments()))
-    config._name_or_path = source.name
+    config = explained(source, lambda: AutoConfig.from_pretrained(**source.load_arguments()))
+    config.name_or_path = source.name
     return config
 
 
 def auto_class(config: PretrainedConfig) -> Any:
-    """The auto class of transformers that loads this model whole: with its tower of images, if it has one.
+    """The auto class of transformers that loads this model whole, images included; for some models their own class.
 
     Raises:
-        UnsupportedModelError: it is none that writes text.
+        UnsupportedModelError: the model does not write text.
     """
     import transformers
 
-    known = [getattr(transformers, name) for name in AUTO_CLASSES]
-    remote = [cls for cls in known if cls.__name__ in (getattr(config, "auto_map", None) or {})]
-    mapped = [cls for cls in known if type(config) in cls._model_mapping]
-    named = [cls for cls in mapped if _class_names(cls._model_mapping[type(config)]) & set(config.architectures or ())]
+    kind, architectures = type(config), config.architectures or ()
+    tables = {getattr(transformers, name): getattr(transformers, table) for name, table in AUTO_CLASSES.items()}
+    remote = [cls for cls in tables if cls.__name__ in (getattr(config, "auto_map", None) or {})]
+    mapped = [cls for cls, table in tables.items() if kind in table]
+    named = [cls for cls in mapped if _class_names(tables[cls][kind]) & set(architectures)]
     if not (remote or mapped):
-        # The text part of some models has a class, but no entry in the mappings.
-        own = [getattr(transformers, name, None) for name in config.architectures or ()]
+        # The text part of some models has a class, but no entry in the tables.
+        own = [getattr(transformers, name, None) for name in architectures]
         mapped = [cls for cls in own if cls is not None and cls.can_generate()]
     if not (remote or mapped):
+        *first, last = AUTO_CLASSES
         raise UnsupportedModelError(
-            f"{config.model_type} is not a decoder of text that transformers knows.",
-            f"streamliner cuts what {', '.join(AUTO_CLASSES[:-1])} or {AUTO_CLASSES[-1]} loads.",
+            f"{config.model_type} is not a text decoder that transformers knows.",
+            f"streamliner cuts what {', '.join(first)} or {last} loads.",
         )
     return (remote or named or mapped)[0]
 
@@ -69,72 +71,87 @@ def _class_names(classes: Any) -> set[str]:
     return {cls.__name__ for cls in (classes if isinstance(classes, tuple) else (classes,))}
 
 
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The model's tokenizer."""
+def load_tokenizer(model: str | Path | ModelSource) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model.
+
+    Args:
+        model: a hub id, a folder or a GGUF file, or what `locate` made of one.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
     from transformers import AutoTokenizer
 
+    source = _source_of(model)
     check_gguf(source)
     try:
-        return AutoTokenizer.from_pretrained(**source._arguments())
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source.load_arguments())
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise ModelError(
             f"The tokenizer of {source.name} cannot be loaded: {first_line(error)}",
-            "A search needs the tokenizer files beside the weights.",
+            "A search needs the tokenizer files next to the weights.",
         ) from error
+    return tokenizer
 
 
 def load_model(
-    source: ModelSource,
+    model: str | Path | ModelSource,
     *,
     dtype: str = "auto",
     device: str | None = None,
     device_map: dict[str, str] | str | None = None,
 ) -> PreTrainedModel:
-    """The model, in evaluation mode.
+    """Load a model, frozen and in evaluation mode.
 
     Args:
-        source: from `locate`.
+        model: a hub id, a folder or a GGUF file, or what `locate` made of one.
         dtype: "auto" keeps the checkpoint's own (float32 for GGUF, whose weights are dequantised).
         device: a torch device, None for the best there is (cuda, mps, cpu), or "auto" to spread over all GPUs.
-        device_map: from `placement.offload_map`, where weights are to be loaded as they are needed.
+        device_map: from `devices.offload_map`, for weights that are loaded when they are needed.
 
     Raises:
-        ModelError: it cannot be read, or lacks weights.
+        ModelError: it cannot be read, or weights are missing.
     """
-    from transformers import AutoModelForCausalLM
-
-    check_gguf(source)
-    cls = AutoModelForCausalLM if source.kind == "gguf" else auto_class(load_config(source))
-    arguments = source._arguments() | {
-        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
-        "output_loading_info": True,
-    }
-    if source.kind == "gguf":
-        from transformers import GgufConfig
-
-        arguments["quantization_config"] = GgufConfig(dequantize=True)
-        if dtype == "auto":
-            arguments["dtype"] = torch.float32
-    else:
-        check_safetensors(source)
-        arguments["use_safetensors"] = True
-    spread: Any = device_map or ("auto" if device == "auto" else None)
+    source = _source_of(model)
+    spread = device_map or ("auto" if device == "auto" else None)
+    cls, arguments = _how_to_load(source, dtype)
     if spread:
         arguments |= {"device_map": spread, "offload_folder": folder_for_converted_weights()}
-    model, info = explained(source, lambda: cls.from_pretrained(**arguments))
+    loaded, info = explained(source, lambda: cls.from_pretrained(**arguments))
     missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
     if missing:
         raise ModelError(
-            f"{source.name} lacks {len(missing)} tensors that its config asks for, first {missing[0]}.",
-            "transformers would start them at random. Is this the checkpoint of a causal language model?",
+            f"{len(missing)} tensors that the config of {source.name} asks for are missing, first {missing[0]}.",
+            "transformers would fill them with random numbers. Is this the checkpoint of a causal language model?",
         )
-    model.eval()
-    model.requires_grad_(False)
-    return model if spread else model.to(device or best_device())
+    loaded.eval()
+    loaded.requires_grad_(False)
+    return loaded if spread else loaded.to(device or best_device())  # type: ignore[no-any-return]
+
+
+def _how_to_load(source: ModelSource, dtype: str) -> tuple[Any, dict[str, Any]]:
+    """The auto class, and the arguments of its `from_pretrained`."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    check_gguf(source)
+    arguments = source.load_arguments() | {"output_loading_info": True}
+    if source.kind == "gguf":
+        precision = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+        return AutoModelForCausalLM, arguments | {
+            "dtype": precision,
+            "quantization_config": GgufConfig(dequantize=True),
+        }
+    check_safetensors(source)
+    precision = dtype if dtype == "auto" else getattr(torch, dtype)
+    return auto_class(load_config(source)), arguments | {"dtype": precision, "use_safetensors": True}
+
+
+def _source_of(model: str | Path | ModelSource) -> ModelSource:
+    return model if isinstance(model, ModelSource) else locate(model)
 
 
 def folder_for_converted_weights() -> str:
-    """Where offloaded weights go that transformers converts as it loads them, such as experts; gone at the end."""
+    """A folder for offloaded weights that transformers converts when it loads them; deleted when the process ends."""
     folder = tempfile.mkdtemp(prefix="streamliner-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -142,7 +159,7 @@ def folder_for_converted_weights() -> str:
 
 @contextmanager
 def silenced_transformers() -> Iterator[None]:
-    """Keep transformers' own bars and advice off the terminal: the reporter speaks."""
+    """While open, transformers shows no progress bars and no warnings."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()

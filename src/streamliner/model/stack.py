@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from streamliner.errors import RemovalError, UnsupportedModelError
 
 DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
-
-
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
-"""Names under which configs keep the number of blocks; beside one of the decoder's own the others count the encoder."""
+"""Names of the number of blocks in configs. Where a config has one of DECODER_COUNTS, COUNTS describe its encoder."""
+
+KIND_LISTS = ("layer_types", "layers_block_type", "attention_layers", "attn_layers")
+"""Config fields that name the kind of each block."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Stack:
         modules: the blocks in order.
         config: the config that describes them: that of the nearest `PreTrainedModel` around them, so the text config
             of a model with several parts.
-        count_name: the config's own name for the number of blocks where it is none that is known, else "".
+        count_name: the config's own name for the number of blocks if it is not in COUNTS or DECODER_COUNTS, else "".
     """
 
     path: str
@@ -38,25 +39,25 @@ class Stack:
     def __len__(self) -> int:
         return len(self.modules)
 
+    @property
+    def hidden_size(self) -> int | None:
+        """Width of the residual stream, if the config names it."""
+        return getattr(self.config, "hidden_size", None) or getattr(self.config, "n_embd", None)
+
 
 def find_stack(model: nn.Module) -> Stack:
-    """The decoder's blocks: the module list as long as its config says, the largest if there are several.
+    """The decoder's blocks: the module list as long as the config says, the largest if there are several.
 
-    Where the config has no name for the number of blocks that is known, the one number in it that equals the length of
-    a module list will do.
+    If the config has no known name for the number of blocks, the one number in it that equals the length of a module
+    list is used.
 
     Raises:
         UnsupportedModelError: there is no such list.
     """
-    decoder = model.get_decoder()  # type: ignore[operator]
-    inside = {id(module) for module in decoder.modules()}
-    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    lists = [item for item in lists if id(item[1]) in inside] or lists
-    lists = [item for item in lists if not any(item[0].startswith(f"{path}.") for path, _ in lists)]
     stacks, found, wanted = [], set(), set()
-    for path, module in lists:
+    for path, module in _module_lists(model):
         config = _nearest_config(model, path)
-        if not len(module) or not hasattr(config, "vocab_size"):  # without words: an encoder of images or sound
+        if not len(module) or not hasattr(config, "vocab_size"):  # no vocabulary: an encoder of images or sound
             continue
         counts = _counts(config, DECODER_COUNTS) or _counts(config, COUNTS)
         others = [key for key, value in vars(config).items() if type(value) is int and value == len(module) > 1]
@@ -71,34 +72,34 @@ def find_stack(model: nn.Module) -> Stack:
             f"No stack of blocks was found in {type(model).__name__}: its config counts {sorted(wanted) or 'no'} "
             f"blocks, and its module lists have lengths {sorted(found)}."
         )
+    return _largest(stacks, type(model).__name__)
+
+
+def _module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
+    """The module lists with their paths: those of the decoder if it has any, and none inside another."""
+    decoder = model.get_decoder()  # type: ignore[operator]
+    inside = {id(module) for module in decoder.modules()}
+    lists = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    lists = [item for item in lists if id(item[1]) in inside] or lists
+    return [item for item in lists if not any(item[0].startswith(f"{path}.") for path, _ in lists)]
+
+
+def _largest(stacks: list[Stack], model_name: str) -> Stack:
+    """The stack with most parameters.
+
+    Raises:
+        UnsupportedModelError: other large lists have the same parent, so a block is spread over several lists.
+    """
     sizes = [sum(p.numel() for p in stack.modules.parameters()) for stack in stacks]
-    parts = [stack.path for stack, size in zip(stacks, sizes, strict=True) if size > max(sizes) / 4]
-    parents = [path.rpartition(".")[0] for path in parts]
-    parallel = [path for path, parent in zip(parts, parents, strict=True) if parents.count(parent) > 1]
+    large = [stack.path for stack, size in zip(stacks, sizes, strict=True) if size > max(sizes) / 4]
+    parents = [path.rpartition(".")[0] for path in large]
+    parallel = [path for path, parent in zip(large, parents, strict=True) if parents.count(parent) > 1]
     if parallel:
         raise UnsupportedModelError(
-            f"{type(model).__name__} keeps the parts of its blocks in parallel lists ({', '.join(parallel)}), "
+            f"{model_name} keeps the parts of its blocks in parallel lists ({', '.join(parallel)}), "
             "not in one list of blocks."
         )
     return stacks[sizes.index(max(sizes))]
-
-
-def has_encoder(model: nn.Module) -> bool:
-    """Whether the model writes text behind an encoder that reads (T5, Whisper)."""
-    whole = getattr(model.config, "is_encoder_decoder", False)
-    return bool(whole) and "decoder_input_ids" in inspect.signature(model.forward).parameters
-
-
-def text_inputs(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
-    """What the model's forward takes to run over text: behind an encoder, the same text or silence for it too."""
-    if not has_encoder(model):
-        return {"input_ids": input_ids}
-    config: Any = model.config
-    if getattr(model, "main_input_name", "input_ids") == "input_ids":
-        return {"input_ids": input_ids, "decoder_input_ids": input_ids}
-    weight = next(model.parameters())
-    silence = weight.new_zeros(len(input_ids), config.num_mel_bins, 2 * config.max_source_positions)
-    return {"input_features": silence, "decoder_input_ids": input_ids}
 
 
 def _counts(config: Any, names: tuple[str, ...]) -> set[int]:
@@ -112,20 +113,60 @@ def _nearest_config(model: nn.Module, path: str) -> Any:
         module = model.get_submodule(".".join(parts[:length]))
         if hasattr(module, "get_input_embeddings") and hasattr(module, "config"):
             # T5's stacks have configs of their own that no checkpoint keeps.
-            return module.config if _holds(model.config, module.config) else model.config
+            return module.config if config_path(model.config, module.config) is not None else model.config
     return model.config
 
 
-def _holds(config: Any, part: Any) -> bool:
-    nested = [value for value in vars(config).values() if hasattr(value, "model_type") and hasattr(value, "to_dict")]
-    return config is part or any(_holds(value, part) for value in nested)
+def config_path(config: Any, part: Any) -> tuple[str, ...] | None:
+    """Attribute names that lead from a config to the nested config `part`; () if it is `config`, None if not in it."""
+    if config is part:
+        return ()
+    for name, value in vars(config).items():
+        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
+            path = config_path(value, part)
+            if path is not None:
+                return (name, *path)
+    return None
+
+
+def block_kinds(stack: Stack) -> list[str]:
+    """The kind of each block: what its config calls it, and the classes of the parts in which blocks differ."""
+    lists = (getattr(stack.config, name, None) for name in KIND_LISTS)
+    named = next((kinds for kinds in lists if isinstance(kinds, list) and len(kinds) == len(stack)), None)
+    parts = [{name: type(child).__name__ for name, child in block.named_children()} for block in stack.modules]
+    common = {name for name in parts[0] if all(part.get(name) == parts[0][name] for part in parts)}
+    kinds = []
+    for index, module in enumerate(stack.modules):
+        differing = [
+            cls for name, cls in parts[index].items() if name not in common and not cls.endswith(("Identity", "Norm"))
+        ]
+        kinds.append(", ".join(dict.fromkeys([named[index] if named else type(module).__name__, *differing])))
+    return kinds
+
+
+def has_encoder(model: nn.Module) -> bool:
+    """Whether the model has an encoder whose output the decoder reads (T5, Whisper)."""
+    whole = getattr(model.config, "is_encoder_decoder", False)
+    return bool(whole) and "decoder_input_ids" in inspect.signature(model.forward).parameters
+
+
+def text_inputs(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
+    """Arguments of the model's forward for a text. An encoder gets the same text, or silence if it reads sound."""
+    if not has_encoder(model):
+        return {"input_ids": input_ids}
+    config: Any = model.config
+    if getattr(model, "main_input_name", "input_ids") == "input_ids":
+        return {"input_ids": input_ids, "decoder_input_ids": input_ids}
+    weight = next(model.parameters())
+    silence = weight.new_zeros(len(input_ids), config.num_mel_bins, 2 * config.max_source_positions)
+    return {"input_features": silence, "decoder_input_ids": input_ids}
 
 
 def check_indices(removed: Iterable[int], num_blocks: int) -> tuple[int, ...]:
-    """`removed` sorted; each index once and of a block that exists, and at least one block stays.
+    """`removed`, sorted.
 
     Raises:
-        RemovalError: otherwise.
+        RemovalError: a block does not exist or is named twice, or no block would stay.
     """
     indices = tuple(sorted(removed))
     wrong = [index for index in indices if not 0 <= index < num_blocks]
@@ -137,5 +178,5 @@ def check_indices(removed: Iterable[int], num_blocks: int) -> tuple[int, ...]:
     if twice:
         raise RemovalError(f"Block {twice[0]} is named twice.")
     if len(indices) == num_blocks:
-        raise RemovalError(f"All {num_blocks} blocks would go; at least one must stay.")
+        raise RemovalError(f"All {num_blocks} blocks would be removed; at least one must stay.")
     return indices

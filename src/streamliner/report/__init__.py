@@ -1,1 +1,1 @@
-"""What came of runs, as one HTML page without anything from elsewhere, and as Markdown."""
+"""The results of runs as one HTML page, and as Markdown."""

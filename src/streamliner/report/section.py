@@ -1,25 +1,23 @@
-"""What a report is made of."""
+"""The parts of a report."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from streamliner.report.figures import Figure
 
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the first row names the columns."""
-
-    rows: Sequence[Sequence[str]]
+Table = list[list[str]]  # rows of cells; the first row names the columns
 
 
 @dataclass
 class Section:
-    """A part of the report."""
+    """A heading with paragraphs, then tables, then figures."""
 
     title: str
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+
+
+def by_column(columns: Iterable[Iterable[str]]) -> Table:
+    """A table from its columns, each with its name first."""
+    return [list(row) for row in zip(*columns, strict=True)]

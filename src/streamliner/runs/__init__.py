@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and the processes of a run."""
+"""What a run keeps on disk: files, journal, cache; and the processes that share it."""

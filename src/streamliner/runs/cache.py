@@ -1,4 +1,4 @@
-"""What was measured before, kept by all that it depends on, so that a dense model is measured once."""
+"""Results kept between runs, so that a dense model is measured once."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from streamliner._version import __version__
 from streamliner.runs.files import write_json
 
 
-class Kept:
-    """A result in the cache, named by a hash of all that it depends on, streamliner's and other releases included.
+class CacheEntry:
+    """One result in the cache. Its file is named by a hash of everything that the result depends on.
+
+    Args:
+        use: False to ignore what is stored; `store` then replaces it.
+        depends_on: JSON values. The releases of streamliner, torch and transformers are added.
 
     Attributes:
-        value: what was kept, None if nothing was.
+        value: the stored result, None if there is none.
     """
 
     def __init__(self, use: bool, *depends_on: Any) -> None:
         releases = [__version__, *(version(name) for name in ("torch", "transformers"))]
-        self._path = cache_folder() / f"{_hash([*releases, *depends_on])}.json"
+        self._path = cache_folder() / f"{json_hash([*releases, *depends_on])}.json"
         self.value: Any = None
         if use and self._path.exists():
             try:
@@ -30,8 +34,8 @@ class Kept:
             except json.JSONDecodeError:
                 self._path.unlink()
 
-    def keep(self, value: Any) -> None:
-        """Put it there, unless it holds numbers that JSON has no word for."""
+    def store(self, value: Any) -> None:
+        """Set `value`, and write it to the cache unless it holds numbers that JSON does not have."""
         self.value = value
         try:
             json.dumps(value, allow_nan=False)
@@ -42,9 +46,10 @@ class Kept:
 
 
 def cache_folder() -> Path:
-    """Where results are kept: `streamliner/evaluations` in the user's cache folder."""
+    """`streamliner/evaluations` in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamliner" / "evaluations"
 
 
-def _hash(value: Any) -> str:
+def json_hash(value: Any) -> str:
+    """SHA-256 of a JSON value; what is not JSON counts as its `str`."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all."""
+"""Write files and folders whole or not at all, and decide which existing ones may be replaced."""
 
 from __future__ import annotations
 
@@ -13,26 +13,63 @@ from typing import Any
 
 from streamliner.errors import OutputError
 
-SCHEMA_VERSIONS = {"plan": 1, "run": 1, "journal": 2, "evaluation": 3, "benchmark": 3}
-"""Of the JSON files, by what they hold: the version that this release writes and reads."""
+SCHEMA_VERSIONS = {
+    "plan": 1,
+    "run": 1,
+    "journal": 2,
+    "frontier": 1,
+    "similarity": 1,
+    "healing": 1,
+    "evaluation": 3,
+    "benchmark": 3,
+}
+"""The `schema_version` of each kind of JSON file that this release writes and reads."""
+
+BENCHMARK_KINDS = ("prompt", "generation")
+"""The kinds of work that a benchmark times: keys of its JSON file."""
+
+MARK = "streamliner.json"
+"""The plan, in every checkpoint folder that streamliner wrote. No other folder is ever replaced."""
 
 REPORT_MARKS = {
     ".html": "<title>streamliner report</title>",
     ".htm": "<title>streamliner report</title>",
     ".md": "# streamliner report\n",
 }
-"""What a report holds that streamliner wrote, by suffix."""
+"""What a report by streamliner contains, by file suffix."""
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Write a file so that `path` always holds its whole old content or its whole new content.
+
+    Yields a temporary path in the same folder. It replaces `path` when the context ends, and is removed if the context
+    raises. A killed process leaves its temporary file; the next write to the same `path` removes it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    for stale in path.parent.glob(f".{path.name}.*"):
+        if stale.suffix[1:].isdigit() and not _is_running(stale.suffix[1:]):
+            stale.unlink(missing_ok=True)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with `write_whole`."""
+    with write_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` so that `path` is always whole: the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write an indented JSON value with `write_whole`; numbers that are not finite become null."""
+    write_text(path, json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """`value` with null for what JSON has no word for: the standard error of one window."""
+    """`value` with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -40,23 +77,47 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def append_json_line(path: Path, value: Any) -> None:
+    """Append `value` as one line of JSON to a `.jsonl` file that grows while a run goes on."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a `.jsonl` file, without a last line that a kill cut short. Empty if there is no file."""
+    content = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+
+
+def drop_unfinished_line(path: Path) -> None:
+    """Remove a last line that a kill cut short, so that appending continues on a new line."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def check_result_file(file: str | Path | None, *, overwrite: bool = False) -> None:
-    """Raise OutputError before any work if a result cannot be written to `file`; None is fine."""
+    """Check, before any work, that a result can be written to `file`; None is fine.
+
+    Raises:
+        OutputError: it cannot, or a file is there and may not be replaced.
+    """
     if file is None:
         return
     path = Path(file).expanduser().absolute()
     if path.is_dir():
-        raise OutputError(f"{file} is a folder, and -o takes the name of a file.")
+        raise OutputError(f"{file} is a folder, but -o takes the name of a file.")
     if not path.parent.is_dir():
-        raise OutputError(f"The folder {path.parent} does not exist.", "Make it, or choose another file with -o.")
-    if path.exists() and not _is_ours(path):
+        raise OutputError(f"The folder {path.parent} does not exist.", "Create it, or choose another file with -o.")
+    if path.exists() and not _is_result(path):
         raise OutputError(f"{file} exists, and streamliner did not write it.", "Choose another name.")
     if path.exists() and not overwrite:
         raise OutputError(f"The output {file} exists.", "Choose another name, or add --overwrite to replace it.")
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file is a result or a report of ours."""
+def _is_result(path: Path) -> bool:
+    """Whether a file is a result or a report that streamliner wrote."""
     text = path.read_text(encoding="utf-8", errors="replace")
     if path.suffix in REPORT_MARKS:
         return REPORT_MARKS[path.suffix] in text
@@ -66,15 +127,11 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-MARK = "streamliner.json"
-"""The plan, in every folder that streamliner wrote: only such a folder is ever replaced."""
-
-
 def check_output(out: str | Path, *, overwrite: bool = False, model_folder: str | Path | None = None) -> Path:
-    """Decide before any work whether `out` may be written; writes nothing.
+    """Check, before any work, that the folder `out` can be written. Writes nothing.
 
     Raises:
-        OutputError: it exists and `overwrite` was not asked for, or it is not a folder that streamliner wrote.
+        OutputError: it cannot be created, it exists and `overwrite` is false, or streamliner did not write it.
     """
     path = Path(out).expanduser().absolute()
     if model_folder and path.exists() and path.samefile(model_folder):
@@ -82,9 +139,9 @@ def check_output(out: str | Path, *, overwrite: bool = False, model_folder: str 
     if not path.exists() and not path.is_symlink():
         ancestor = next(parent for parent in path.parents if parent.exists())
         if not ancestor.is_dir():
-            raise OutputError(f"{out} cannot be made: {ancestor} is not a folder.")
+            raise OutputError(f"{out} cannot be created: {ancestor} is not a folder.")
         if not os.access(ancestor, os.W_OK):
-            raise OutputError(f"{out} cannot be made: {ancestor} is not writable.")
+            raise OutputError(f"{out} cannot be created: {ancestor} is not writable.")
         return path
     if path.is_dir() and not any(path.iterdir()):
         return path
@@ -97,14 +154,14 @@ def check_output(out: str | Path, *, overwrite: bool = False, model_folder: str 
 
 @contextmanager
 def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the context ends well, and goes away otherwise.
+    """A temporary folder next to `out` that becomes `out` when the context ends, and is removed if it raises.
 
     A killed process leaves its temporary folder, `.NAME.partial-PID`; the next run with the same output removes it.
     """
     path = check_output(out, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     for stale in path.parent.glob(f".{path.name}.partial-*"):
-        if not _alive(stale.name.rpartition("-")[2]):
+        if not _is_running(stale.name.rpartition("-")[2]):
             shutil.rmtree(stale, ignore_errors=True)
     partial = path.parent / f".{path.name}.partial-{os.getpid()}"
     partial.mkdir()
@@ -122,10 +179,10 @@ def _replace(path: Path, partial: Path) -> None:
         partial.rename(path)
         shutil.rmtree(old)
     else:
-        partial.rename(path)  # an empty folder is replaced by this in one step
+        partial.rename(path)  # replaces an empty folder in one step
 
 
-def _alive(pid: str) -> bool:
+def _is_running(pid: str) -> bool:
     try:
         os.kill(int(pid), 0)
     except PermissionError:

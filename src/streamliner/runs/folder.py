@@ -1,4 +1,4 @@
-"""The run folder: settings and environment of a run, its journal of measured losses, its results. Atomic writes."""
+"""The run folder: whose run it is, and the environment that `run.json` records."""
 
 from __future__ import annotations
 
@@ -20,25 +20,42 @@ LIBRARIES = (
 
 
 def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
-    """Raise OutputError if `folder` exists and is not a run folder, which `mark` tells; writes nothing."""
+    """Check that `folder` is new, empty, or a run folder, which holds the file `mark`. Writes nothing.
+
+    Raises:
+        OutputError: it is something else.
+    """
     path = Path(folder).expanduser().absolute()
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / mark).exists())):
-        raise OutputError(f"{folder} exists and is no run folder.", "Choose another name.")
+        raise OutputError(f"{folder} exists and is not a run folder.", "Choose another name.")
     return path
 
 
 def check_same_run(folder: Path, found: Any, wanted: Any) -> None:
-    """Raise OutputError, with the first difference, unless the run in `folder` is the one that is wanted."""
-    difference = _first_difference(found, json.loads(json.dumps(wanted)))
+    """Check that the run in `folder` is the wanted one.
+
+    Raises:
+        OutputError: it is another run; the message names the first difference.
+    """
+    difference = run_difference(found, wanted)
     if difference:
         raise OutputError(
             f"The run folder {folder} is of another run: {difference}.",
-            "Choose another folder, or add --overwrite to start it anew.",
+            "Choose another folder, or add --overwrite to start it again from the beginning.",
         )
 
 
+def run_difference(found: Any, wanted: Any) -> str:
+    """The first difference between the identities of two runs, "" if they are the same run.
+
+    The model's name does not count, because a folder may be moved or reached by another path; its weights do. Earlier
+    releases wrote the names of methods with underscores.
+    """
+    return _first_difference(_comparable(found), _comparable(json.loads(json.dumps(wanted))))
+
+
 def environment() -> dict[str, Any]:
-    """Versions and hardware, for `run.json`."""
+    """Command, versions and hardware, for `run.json`."""
     import torch
 
     versions = {"streamliner": __version__, "python": platform.python_version()}
@@ -62,18 +79,24 @@ def environment() -> dict[str, Any]:
 
 
 def _program(path: str) -> str:
-    """What to type for `sys.argv[0]`, without the folders of this machine."""
+    """What to type for `sys.argv[0]`, without this machine's folders."""
     name = Path(path).name
     return "streamliner" if name == "__main__.py" else name
 
 
 def _processor() -> str:
-    """Its name; `platform` does not know it on Linux."""
+    """The name of the processor, which `platform` does not know on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _comparable(value: Any, where: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _comparable(item, key) for key, item in value.items() if (where, key) != ("model", "name")}
+    return value.replace("_", "-") if where == "method" and isinstance(value, str) else value
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The journal of measured losses."""
+"""The journal: measured losses in an append-only file, from which a search that was killed continues."""
 
 from __future__ import annotations
 
@@ -7,76 +7,94 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamliner.errors import OutputError
-from streamliner.runs.files import SCHEMA_VERSIONS
-from streamliner.runs.folder import check_same_run
+from streamliner.runs.files import SCHEMA_VERSIONS, append_json_line, drop_unfinished_line, read_json_lines
+from streamliner.runs.folder import check_run_folder, check_same_run, run_difference
+from streamliner.runs.ranks import Ranks
+
+FIRST = "journal.jsonl"
 
 
 class Journal:
-    """Losses by removed blocks and window, appended to a file as they are measured. The same run continues from it.
+    """Losses by removed blocks and window.
 
-    The first line identifies the run. A last line that a kill cut short is dropped. Each process of a run appends to a
-    file of its own, `journal.jsonl` and `journal.1.jsonl` and so on, and reads them all.
+    The first line of the file identifies the run. Each process of a run appends to its own file, `journal.jsonl`,
+    `journal.1.jsonl` and so on, and reads all of them.
+
+    Args:
+        folder: the run folder; created if it does not exist.
+        identity: everything that the losses depend on, as a JSON value.
+        overwrite: delete the journal of another run. That of the same run is kept, because it is right.
+        rank: the number of this process.
 
     Attributes:
-        losses: by the sorted tuple of removed blocks and window.
-        fork: why forked losses are not right for this model, "" if they are, and with how many windows in a forward;
-            None if that was not tried.
+        losses: sorted removed blocks -> window -> loss in nats per token.
+        fork: why forked losses are wrong for this model ("" if they are right), and the number of windows per forward
+            that this was tested with. None if it was not tested.
+
+    Raises:
+        OutputError: the folder is not a run folder, or is of another run.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False, rank: int = 0) -> None:
-        self._path = folder / ("journal.jsonl" if rank == 0 else f"journal.{rank}.jsonl")
         self.losses: dict[tuple[int, ...], dict[int, float]] = {}
         self.fork: tuple[str, int] | None = None
-        first = folder / "journal.jsonl"
+        self._path = folder / (FIRST if rank == 0 else f"journal.{rank}.jsonl")
         header = {"schema_version": SCHEMA_VERSIONS["journal"], "identity": json.loads(json.dumps(identity))}
-        if folder.is_dir() and any(folder.iterdir()) and not first.exists():
-            raise OutputError(f"The folder {folder} exists and is no run folder.", "Choose another with -o.")
+        check_run_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if overwrite and rank == 0 and first.exists():
-            # What was measured is right for the same run; another one's gives way.
-            known = first.read_bytes().partition(b"\n")[0]
-            if not known or json.loads(known) != header:
-                for old in folder.glob("journal*.jsonl"):
-                    old.unlink()
+        if overwrite and rank == 0:
+            _delete_other_run(folder, header)
         for path in sorted(folder.glob("journal*.jsonl")):
             self._read(path, header)
-        if not self._path.exists():
-            self._path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        drop_unfinished_line(self._path)
+        if not self._path.exists() or not self._path.stat().st_size:
+            append_json_line(self._path, header)
 
     @property
     def measurements(self) -> int:
-        """How many losses of one window each are known."""
+        """The number of known losses of one window each."""
         return sum(map(len, self.losses.values()))
 
     def remember(self, windows: Sequence[int], losses: Mapping[tuple[int, ...], Sequence[float]]) -> None:
-        """Append losses of some removals on some windows; they survive a kill from here on."""
-        line = {"windows": list(windows), "removed": list(losses), "losses": [list(each) for each in losses.values()]}
-        self._append(line)
+        """Append the losses of some removals on some windows. They survive a kill from here on."""
+        append_json_line(
+            self._path,
+            {"windows": list(windows), "removed": list(losses), "losses": [list(each) for each in losses.values()]},
+        )
 
     def remember_fork(self, why_not: str, windows_at_once: int) -> None:
         """Append whether forked losses are right."""
         self.fork = why_not, windows_at_once
-        self._append({"fork": list(self.fork)})
-
-    def _append(self, line: Any) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_json_line(self._path, {"fork": list(self.fork)})
 
     def _read(self, path: Path, header: dict[str, Any]) -> None:
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if lines:
-            check_same_run(path.parent, lines[0], header)
-        for line in lines[1:]:
+        found, *lines = read_json_lines(path) or [header]
+        check_same_run(path.parent, found, header)
+        for line in lines:
             if "fork" in line:
                 self.fork = tuple(line["fork"])
                 continue
             for removed, losses in zip(line["removed"], line["losses"], strict=True):
                 self.losses.setdefault(tuple(removed), {}).update(zip(line["windows"], losses, strict=True))
-        if path == self._path and whole != content:
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-        if path == self._path and not lines:
-            path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+
+
+def open_journal(folder: Path, identity: Mapping[str, Any], ranks: Ranks, *, overwrite: bool = False) -> Journal:
+    """The journal of a run of several processes; all of them must call this.
+
+    The first process creates or refuses the folder before the others open it, and all have read what is known before
+    any of them appends to it.
+    """
+    if ranks.rank:
+        ranks.wait()
+    journal = Journal(folder, identity, overwrite=overwrite, rank=ranks.rank)
+    if not ranks.rank:
+        ranks.wait()
+    ranks.wait()
+    return journal
+
+
+def _delete_other_run(folder: Path, header: dict[str, Any]) -> None:
+    first = folder / FIRST
+    if first.exists() and run_difference(next(iter(read_json_lines(first)), None), header):
+        for path in folder.glob("journal*.jsonl"):
+            path.unlink()

@@ -1,4 +1,4 @@
-"""The processes of one run, under `accelerate launch` or `torchrun`: each measures its own windows."""
+"""The processes of one run under `accelerate launch` or `torchrun`. Each has a number, its rank."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is of how many. Without others, all of this does nothing.
+    """This process among those of the run. With a single process all of this does nothing.
 
     Attributes:
-        rank: 0 to size - 1.
-        size: processes.
-        device: where tensors must be to be added up.
+        rank: the number of this process, 0 to size - 1.
+        size: the number of processes.
+        device: where tensors must be so that processes can add them up.
     """
 
     rank: int = 0
@@ -24,23 +24,23 @@ class Ranks:
     device: torch.device | str = "cpu"
 
     def share(self, count: int) -> range:
-        """The windows of `count` that this process measures."""
+        """The indices below `count` that are this process's part: every `size`-th from `rank` on."""
         return range(self.rank, count, self.size)
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum of all processes' `values`, on the CPU. All must call it."""
+        """The sum of `values` over all processes, on the CPU. All processes must call it."""
         if self.size > 1:
             values = values.to(self.device)
             torch.distributed.all_reduce(values)
         return values.cpu()
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         self.total(torch.zeros(1))
 
 
 def find_ranks(device: str | None = None) -> Ranks:
-    """The processes that the launcher started; one if there was none. `device` is what the user asked for."""
+    """The processes that the launcher started; a single one without a launcher. `device` is the user's choice."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
     from accelerate import PartialState

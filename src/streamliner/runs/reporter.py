@@ -1,4 +1,4 @@
-"""Where messages and progress go."""
+"""Where messages and progress go: the terminal for the command line, nowhere for Python users."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any, Protocol
 
 
 class Reporter(Protocol):
-    """Where messages and progress go."""
+    """Shows messages and progress."""
 
     def say(self, message: str) -> None:
-        """Tell the user something."""
+        """Show a message."""
 
     def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """A context that gives a function to call with (done, total)."""
+        """A progress bar. The context yields a function to call with (done, total)."""
 
     def training(self, steps: int) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
-        """A context that gives a function to call with what happened in each step (`heal.train`)."""
+        """The progress of a training. The context yields a function to call with each step's row of the history."""
 
 
 class Silent:
-    """A reporter for use as a library: says nothing."""
+    """A reporter that shows nothing."""
 
     def say(self, message: str) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def progress(self, label: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """Nothing."""
+        """Show nothing."""
         return nullcontext(lambda done, total: None)
 
     def training(self, steps: int) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
-        """Nothing."""
+        """Show nothing."""
         return nullcontext(lambda row: None)

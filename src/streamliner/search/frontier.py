@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamliner.errors import PlanError
+from streamliner.search.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -13,15 +14,15 @@ class Point:
     """One set of blocks to remove.
 
     Attributes:
-        removed: block indices: in the order of removal where the method removes one by one, else ascending.
-        score: estimated damage, in the method's own unit (`Method.score`); lower is better.
+        removed: block indices, in the order of removal where the method removes one by one, otherwise ascending.
+        score: estimated damage in the method's own unit (`Method.score`); lower is better.
         loss: calibration loss without these blocks, nats per token, where it was measured.
         standard_error: of that loss.
-        candidates: score of every alternative of this step, by block (first block of an interval). An adaptive search
-            estimates that of those it dropped, and has none of those it did not measure anew.
-        window_losses: losses of one alternative on one window that an adaptive search measured in this step.
-        margin: by how many nats of the mean loss the nearest alternative that was not measured to the end missed being
-            measured further; None if all were.
+        candidates: the score of every alternative in this step, by block (the first block of an interval). An adaptive
+            search estimates the scores of dropped candidates, and has none for those that it did not measure again.
+        window_losses: losses of one candidate on one window that an adaptive search measured in this step.
+        margin: by how many nats of mean loss the closest candidate that was not fully measured missed being measured
+            further; None if all were measured.
     """
 
     removed: tuple[int, ...]
@@ -35,16 +36,60 @@ class Point:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Points by number of removed blocks, 1 upwards."""
+    """What a search found.
+
+    Attributes:
+        method: name of the method.
+        settings: its hyper-parameters.
+        dense_loss: calibration loss of the dense model, nats per token.
+        points: one for each number of removed blocks, 1 upwards.
+        score: what `Point.score` is, with its unit.
+    """
 
     method: str
     settings: dict[str, Any]
     dense_loss: float
     points: tuple[Point, ...]
+    score: str = ""
 
     def at(self, count: int) -> Point:
-        """The point with `count` blocks removed."""
+        """The point with `count` blocks removed.
+
+        Raises:
+            PlanError: there is none.
+        """
         for point in self.points:
             if len(point.removed) == count:
                 return point
-        raise PlanError(f"The search has no point with {count} blocks removed; it has {len(self.points)} points.")
+        counts = ", ".join(str(len(point.removed)) for point in self.points)
+        raise PlanError(
+            f"The search has no point with {count} blocks removed.", f"It has points with {counts} blocks removed."
+        )
+
+    def plan(
+        self, model: dict[str, Any], num_blocks: int, calibration: dict[str, Any], count: int | None = None
+    ) -> Plan:
+        """The plan that removes `count` blocks, or as many as the last point.
+
+        Args:
+            model: name and shape of the model (`model_identity`).
+            num_blocks: blocks of the dense model.
+            calibration: provenance of the calibration set.
+            count: number of blocks to remove.
+
+        Raises:
+            PlanError: there is no point with `count` blocks removed.
+        """
+        point = self.points[-1] if count is None else self.at(count)
+        return Plan(
+            removed=tuple(sorted(point.removed)),
+            num_blocks=num_blocks,
+            model=model,
+            method=self.method,
+            settings=self.settings,
+            order=point.removed,
+            score=point.score,
+            dense_loss=self.dense_loss,
+            loss=point.loss,
+            calibration=calibration,
+        )

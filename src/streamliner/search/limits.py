@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import typing
-from typing import Any
-
-from streamliner.errors import RemovalError
-
-if typing.TYPE_CHECKING:
-    pass
 import math
 import re
 
+from streamliner.errors import RemovalError
+from streamliner.search.method import Method
 
-def check_limit(method: Any, num_blocks: int, limit: int) -> None:
-    """Raise RemovalError unless `method` may remove `limit` of `num_blocks` blocks."""
+
+def check_limit(method: Method, num_blocks: int, limit: int) -> None:
+    """Check that `method` may remove `limit` of `num_blocks` blocks.
+
+    Raises:
+        RemovalError: too few blocks are unprotected.
+    """
     first, last = method.protect_first, method.protect_last
     if first < 0 or last < 0:
         raise RemovalError("The number of protected blocks cannot be negative.")
-    possible = min(num_blocks - first - last, num_blocks - 1)
+    possible = most_removable(method, num_blocks)
     if limit > possible:
         raise RemovalError(
             f"{limit} of {num_blocks} blocks cannot be removed: at most {max(possible, 0)} can, "
@@ -27,13 +27,18 @@ def check_limit(method: Any, num_blocks: int, limit: int) -> None:
         )
 
 
-def parse_remove(text: str, num_blocks: int) -> int:
-    """Blocks to remove: "7", or "20%" of `num_blocks`, rounded up as in SLEB.
+def most_removable(method: Method, num_blocks: int) -> int:
+    """How many blocks `method` may remove at most: all but the protected ones, and not the whole stack."""
+    return num_blocks - max(1, method.protect_first + method.protect_last)
+
+
+def parse_remove(text: str | int, num_blocks: int) -> int:
+    """The number of blocks to remove: "7", or "20%" of `num_blocks`, rounded up as in SLEB.
 
     Raises:
-        RemovalError: not a number, below 1, or all blocks and more.
+        RemovalError: it is not a number, below 1, or not below `num_blocks`.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", str(text).strip())
     if not match or (not match[2] and "." in match[1]):
         raise RemovalError(f"--remove {text} is not a number of blocks.", "Write --remove 3 or --remove 20%.")
     count = math.ceil(num_blocks * float(match[1]) / 100 - 1e-9) if match[2] else int(match[1])
@@ -48,10 +53,10 @@ def parse_remove(text: str, num_blocks: int) -> int:
 
 
 def parse_increase(text: str) -> float:
-    """A bound on the increase of perplexity: "10%" -> 0.1.
+    """A limit on the increase of perplexity: "10%" -> 0.1.
 
     Raises:
-        RemovalError: not a percentage.
+        RemovalError: it is not a percentage.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
     if not match:

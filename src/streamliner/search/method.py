@@ -1,41 +1,54 @@
-"""What a search method is, and what methods share."""
+"""What a search method is, and the steps that methods share."""
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
-if typing.TYPE_CHECKING:
-    from streamliner.measure.probe import Probe
-    from streamliner.search.frontier import Point
+from streamliner.measure.probe import Probe
+from streamliner.search.frontier import Point
 
 
 class Method(Protocol):
-    """A frozen dataclass that chooses what to remove."""
+    """A frozen dataclass whose fields are the hyper-parameters. It chooses what to remove.
 
+    A method may also have `losses_left(probe, removed, limit)`: how many losses `search` will ask for after it removed
+    `removed`, for the progress bar. Without it one loss per point is assumed.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     score: ClassVar[str]
-    """What its score is, with the unit; lower is better."""
+    """What the score of a point is, with its unit; lower is better."""
+
+    @property
+    def protect_first(self) -> int:
+        """Blocks at the start of the stack that stay."""
+
+    @property
+    def protect_last(self) -> int:
+        """Blocks at the end of the stack that stay."""
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
-        """Yield the frontier's points of 1, 2, ... `limit` removed blocks. The caller may stop early."""
+        """Yield the points with 1, 2, ... `limit` removed blocks. The caller may stop early."""
 
 
-def removable(probe: Probe, method: Any, removed: tuple[int, ...] = ()) -> list[int]:
-    """The blocks that `method` may remove beside `removed`: not protected, and the architecture lets them go."""
+def removable(probe: Probe, method: Method, removed: tuple[int, ...] = ()) -> list[int]:
+    """The blocks that `method` may remove besides `removed`: not protected, and the architecture allows it."""
     unprotected = range(method.protect_first, probe.num_blocks - method.protect_last)
     others = [block for block in unprotected if block not in removed]
     return [block for block in others if not probe.refusal((*removed, block))]
 
 
-def intervals(probe: Probe, method: Any, count: int, stay: int = 0) -> list[range]:
-    """All runs of `count` consecutive blocks that `method` may remove, all or but the first `stay` of them."""
-    starts = range(method.protect_first, probe.num_blocks - method.protect_last - count + 1)
-    return [run for run in (range(start, start + count) for start in starts) if not probe.refusal(run[stay:])]
+def remove_in_order(probe: Probe, order: list[int], damage: Mapping[int, float] | None, limit: int) -> Iterator[Point]:
+    """Points of 1 to `limit` blocks, each with the next block in `order` that may join those before.
 
-
-def growing(probe: Probe, order: list[int], limit: int) -> Iterator[tuple[int, ...]]:
-    """Sets of 1 to `limit` blocks, each with the next block in `order` that may join the set before."""
+    Args:
+        probe: measures the loss of each point.
+        order: blocks.
+        damage: of each block; the score of a point is the greatest in it. None for the loss as the score.
+        limit: number of blocks.
+    """
     removed: tuple[int, ...] = ()
     while len(removed) < limit:
         others = (block for block in order if block not in removed)
@@ -43,14 +56,44 @@ def growing(probe: Probe, order: list[int], limit: int) -> Iterator[tuple[int, .
         if following is None:
             return
         removed = (*removed, following)
-        yield removed
+        score = None if damage is None else max(damage[block] for block in removed)
+        yield measured(probe, removed, score, damage)
+
+
+def least_first(damage: Mapping[int, float]) -> list[int]:
+    """Blocks by ascending damage; of equals the first."""
+    return sorted(damage, key=lambda block: (damage[block], block))
+
+
+def remove_intervals(
+    probe: Probe, method: Method, damage_of: Callable[[int, int], float], limit: int, kept: int = 0
+) -> Iterator[Point]:
+    """For each number of blocks, 1 to `limit`, the interval that `method` may remove with the least damage.
+
+    Args:
+        probe: measures the loss of each point.
+        method: says which blocks are protected.
+        damage_of: damage of the interval [start, stop), from its two depths.
+        limit: number of blocks.
+        kept: number of blocks at the start of each interval that count for its damage but stay.
+    """
+    for count in range(1, limit + 1):
+        length = kept + count
+        starts = range(method.protect_first, probe.num_blocks - method.protect_last - length + 1)
+        damage = {
+            start: damage_of(start, start + length)
+            for start in starts
+            if not probe.refusal(range(start + kept, start + length))
+        }
+        if damage:
+            start = least_first(damage)[0]
+            yield measured(probe, tuple(range(start + kept, start + length)), damage[start], damage)
 
 
 def measured(
-    probe: Probe, removed: tuple[int, ...], score: float | None = None, candidates: dict[int, float] | None = None
+    probe: Probe, removed: tuple[int, ...], score: float | None = None, candidates: Mapping[int, float] | None = None
 ) -> Point:
     """A point with its loss measured; without a score the loss is the score."""
-    from streamliner.search.frontier import Point
-
     loss = probe.loss(removed)
-    return Point(removed, loss.mean if score is None else score, loss.mean, loss.standard_error, candidates)
+    damage = None if candidates is None else dict(candidates)
+    return Point(removed, loss.mean if score is None else score, loss.mean, loss.standard_error, damage)

@@ -1,4 +1,4 @@
-"""The plan: which blocks go, and where that came from. A JSON file; the only thing that cutting needs."""
+"""The plan: which blocks to remove, and how they were chosen. A JSON file, and all that cutting needs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.errors import PlanError
+from streamliner.format import perplexity_of
 from streamliner.model.stack import check_indices
-from streamliner.runs.files import SCHEMA_VERSIONS
+from streamliner.runs.files import MARK, SCHEMA_VERSIONS
 
-PLAN_FILES = ("plan.json", "streamliner.json")
-"""Its name in a run folder and in a cut checkpoint."""
+PLAN_FILES = ("plan.json", MARK)
+"""The name of the plan in a run folder and in a cut checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Plan:
 
     Attributes:
         removed: ascending block indices of the dense model.
-        num_blocks: blocks of the dense model.
+        num_blocks: number of blocks of the dense model.
         model: its name and shape: name, model_type, hidden_size, vocab_size.
-        method: the method's name, or "manual".
+        method: name of the method, or "manual".
         settings: its hyper-parameters.
         order: the order of removal, where there was one.
         score: the method's estimate of the damage.
@@ -44,62 +45,57 @@ class Plan:
     schema_version: int = SCHEMA_VERSIONS["plan"]
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON value."""
+        """The content of a plan file."""
         return asdict(self)
+
+    def __repr__(self) -> str:
+        blocks = ", ".join(map(str, self.removed))
+        measured = self.loss is not None and self.dense_loss is not None
+        change = f": perplexity {perplexity_of(self.dense_loss)} -> {perplexity_of(self.loss)}" if measured else ""
+        return (
+            f"Plan for {self.model.get('name', 'a model')} ({self.method}): "
+            f"remove {len(self.removed)} of {self.num_blocks} blocks [{blocks}]{change}"
+        )
 
 
 def read_plan(path: str | Path) -> Plan:
     """Read a plan file, or the plan in a run folder or a cut checkpoint.
 
     Raises:
-        PlanError: it is not there or not a plan.
+        PlanError: there is none, or it is not a plan.
     """
     file = Path(path)
     if file.is_dir():
         file = next((file / name for name in PLAN_FILES if (file / name).is_file()), file / PLAN_FILES[0])
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if (file.parent / "journal.jsonl").is_file():
-            raise PlanError(
-                f"The search in {path} is not finished.", "The command that began it goes on from there."
-            ) from error
-        raise PlanError(f"There is no plan {path}.", "streamliner search writes one into its run folder.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise PlanError(f"The plan {path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise PlanError(f"The plan {path} is not a JSON object.")
-    if value.get("schema_version") != SCHEMA_VERSIONS["plan"]:
+    value = _read_object(file, path)
+    version = value.get("schema_version")
+    if version != SCHEMA_VERSIONS["plan"]:
         raise PlanError(
-            f"The plan {path} has schema_version {value.get('schema_version')!r}; "
-            f"this release reads {SCHEMA_VERSIONS['plan']}."
+            f"The plan {path} has schema_version {version!r}; this release reads {SCHEMA_VERSIONS['plan']}.",
+            "Search again with this release.",
         )
-    for result in ("cut", "healing"):  # streamliner.json in a checkpoint is its plan and what came of it
+    for result in ("cut", "healing"):  # in a checkpoint, the results of the plan are in the same file
         value.pop(result, None)
-    known = set(Plan.__dataclass_fields__)
-    missing, unknown = {"removed", "num_blocks", "model"} - set(value), set(value) - known
+    missing = {"removed", "num_blocks", "model"} - set(value)
+    unknown = set(value) - set(Plan.__dataclass_fields__)
     if missing or unknown:
-        raise PlanError(f"The plan {path} is not a plan: lacks {sorted(missing)}, has unknown {sorted(unknown)}.")
-    if not (
-        _is_indices(value["removed"]) and isinstance(value["num_blocks"], int) and isinstance(value["model"], dict)
-    ):
-        raise PlanError(f"The plan {path} is not a plan: removed must be a list of block numbers.")
-    order = value.get("order")
-    if order is not None and (not _is_indices(order) or sorted(order) != sorted(value["removed"])):
+        raise PlanError(f"{path} is not a plan: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}.")
+    removed, order = value["removed"], value.get("order")
+    if not (_are_indices(removed) and isinstance(value["num_blocks"], int) and isinstance(value["model"], dict)):
+        raise PlanError(f"{path} is not a plan: removed must be a list of block indices.")
+    if order is not None and (not _are_indices(order) or sorted(order) != sorted(removed)):
         raise PlanError(f"The plan {path} contradicts itself: order and removed name different blocks.")
-    return Plan(
-        **(
-            value
-            | {
-                "removed": check_indices(value["removed"], value["num_blocks"]),
-                "order": None if order is None else tuple(order),
-            }
-        )
-    )
+    value["removed"] = check_indices(removed, value["num_blocks"])
+    value["order"] = None if order is None else tuple(order)
+    return Plan(**value)
 
 
 def check_plan(plan: Plan, model: dict[str, Any], num_blocks: int, hint: str = "") -> None:
-    """Raise PlanError unless `plan` is for a model of this kind and shape (`model_identity`)."""
+    """Check that `plan` is for a model of this kind and shape (`model_identity`).
+
+    Raises:
+        PlanError: it is not; `hint` says what to do about it.
+    """
     wanted, found = {**plan.model, "num_blocks": plan.num_blocks}, {**model, "num_blocks": num_blocks}
     for key in ("num_blocks", "model_type", "hidden_size"):
         if wanted.get(key) != found[key]:
@@ -110,5 +106,21 @@ def check_plan(plan: Plan, model: dict[str, Any], num_blocks: int, hint: str = "
             )
 
 
-def _is_indices(value: Any) -> bool:
+def _read_object(file: Path, path: str | Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if (file.parent / "journal.jsonl").is_file():
+            raise PlanError(
+                f"The search in {path} is not finished.", "Run the command that started it again: it continues."
+            ) from error
+        raise PlanError(f"There is no plan {path}.", "streamliner search writes one into its run folder.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise PlanError(f"The plan {path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise PlanError(f"{path} is not a plan: it does not hold a JSON object.")
+    return value
+
+
+def _are_indices(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(index, int) and not isinstance(index, bool) for index in value)

@@ -1,1 +1,1 @@
-"""Text -> token windows."""
+"""Text: sources, calibration and evaluation windows, and the stream of training windows."""

@@ -1,8 +1,8 @@
-"""Where calibration text comes from: SOURCE -> documents with their provenance.
+"""Where text comes from: SOURCE -> documents with their provenance.
 
-A SOURCE is `wikitext2[:split]`, `c4[:split]` (from the hub), `python-docs[:split]` (the documentation topics that every
-Python carries in `pydoc_data`, so the tool works with no network), a text file, a `.jsonl[:field]` file, a folder of
-those, or `hf:dataset[/config][:split[:field]]`.
+A SOURCE is `wikitext2[:split]` or `c4[:split]` (from the hub), `python-docs[:split]` (the documentation topics that
+every Python has in `pydoc_data`, so they need no network), a text file, a `.jsonl[:field]` file, a folder of those, or
+`hf:dataset[/config][:split[:field]]`.
 """
 
 from __future__ import annotations
@@ -11,38 +11,33 @@ import hashlib
 import itertools
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamliner.errors import MissingExtraError, TextError
+from streamliner.errors import MissingExtraError, TextError, first_line
 
-HUB_SETS = {
-    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text"),
-    "c4": ("allenai/c4", "en", "text"),
-}
+HUB_SETS = {"wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text"), "c4": ("allenai/c4", "en", "text")}
+"""Name -> dataset, config, field."""
 
+HUB_DOCUMENTS = 20_000
+"""Documents that are read from a large dataset on the hub, at most; windows are chosen among them."""
+
+TEXT_SUFFIXES = (".txt", ".md", ".raw", ".rst", ".jsonl")
 
 PIECE = 1 << 20
 """Characters after which a plain text file that is streamed is divided, at the next end of a line."""
 
 
-HUB_DOCUMENTS = 20_000
-"""At most so many documents are read from a streamed hub set; the choice of windows is among them."""
-
-
-TEXT_SUFFIXES = (".txt", ".md", ".raw", ".rst", ".jsonl")
-
-
 @dataclass(frozen=True)
 class Text:
-    """Documents and where they came from.
+    """Documents and where they come from.
 
     Attributes:
-        name: the SOURCE as typed.
-        documents: their texts, none empty.
-        origin: what identifies the text: file and hash, or set, revision and split.
+        name: the SOURCE as the user wrote it.
+        documents: none of them empty.
+        origin: what identifies the text: file and hash, or dataset, config and split.
     """
 
     name: str
@@ -50,29 +45,74 @@ class Text:
     origin: dict[str, str]
 
 
+def as_text(text: str | Text | Iterable[str]) -> Text:
+    """The text of a SOURCE, or of documents in memory.
+
+    Raises:
+        TextError: it does not exist, is empty, or a document is not a str.
+        MissingExtraError: a dataset on the hub without the `hub` extra.
+    """
+    if isinstance(text, Text):
+        return text
+    if isinstance(text, str):
+        return read_text(text)
+    documents = list(text)
+    for number, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise TextError(
+                f"Document {number} of the text is of type {type(document).__name__}, not str.",
+                'Give a list of str, such as a column of a dataset: dataset["text"].',
+            )
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise TextError("The text is empty.", "Give at least one document with text in it.")
+    return Text("text in memory", tuple(documents), {"sha256": _hash(tuple(documents))})
+
+
 def read_text(source: str) -> Text:
     """Read a SOURCE (see the module).
 
     Raises:
-        TextError: it is not there, empty or not understood.
-        MissingExtraError: a hub set without the `hub` extra.
+        TextError: it does not exist, is empty, or is not understood.
+        MissingExtraError: a dataset on the hub without the `hub` extra.
     """
     name, _, rest = source.partition(":")
     if name == "python-docs":
         text = _python_docs(source, rest or "train")
     elif _is_on_hub(source):
-        text = _hub(source)
+        text = _from_hub(source)
     else:
-        text = _local(source)
+        text = _from_files(source)
     if not text.documents:
         raise TextError(f"The text {source} is empty.", "Give a source with text in it.")
     return text
 
 
-def stream_documents(source: str, skip: int = 0) -> Iterator[str]:
-    """The documents of a SOURCE one after another from the `skip`-th on, never held all at once; some may be empty.
+def default_text(of_hub_model: bool, say: Callable[[str], None]) -> Text:
+    """The calibration text if the user names none: SLEB's WikiText-2 for a model on the hub, otherwise python-docs.
 
-    A plain text file comes in pieces of about a megabyte that end with a line; a hub set is streamed.
+    Args:
+        of_hub_model: whether the model comes from the hub, so that the hub may be asked for text too.
+        say: called with a message that says which text it is and why.
+    """
+    if not of_hub_model:
+        say(
+            "Calibrating on python-docs, which needs no network. "
+            "SLEB's own text comes from the hub: --calibration wikitext2."
+        )
+        return read_text("python-docs")
+    try:
+        return read_text("wikitext2")
+    except (TextError, MissingExtraError) as error:
+        say(f"{error} Calibrating on python-docs instead.")
+        return read_text("python-docs")
+
+
+def stream_documents(source: str, skip: int = 0) -> Iterator[str]:
+    """The documents of a SOURCE one after another, without the first `skip`. Some may be empty.
+
+    They are never all in memory: a plain text file is divided into pieces of about a megabyte that end with a line, and
+    a dataset on the hub is streamed.
 
     Raises:
         TextError, MissingExtraError: as `read_text`, some only when a document is asked for.
@@ -80,8 +120,8 @@ def stream_documents(source: str, skip: int = 0) -> Iterator[str]:
     if source.partition(":")[0] == "python-docs":
         return iter(read_text(source).documents[skip:])
     if _is_on_hub(source):
-        return _hub_texts(source, streaming=True, skip=skip)
-    _, files, field = _local_files(source)
+        return _hub_rows(source, streaming=True, skip=skip)
+    _, files, field = _find_files(source)
     return itertools.islice((piece for file in files for piece in _documents(file, field, PIECE)), skip, None)
 
 
@@ -90,12 +130,12 @@ def _python_docs(source: str, split: str) -> Text:
 
     if split not in ("train", "test"):
         raise TextError(f"python-docs has the splits train and test, not {split}.")
-    # Every fifth topic, by name, is held out. Some topics have two names: the text then belongs to the first.
+    # Every fifth topic, by name, is in the test split. A text with two names belongs to the first of them.
     first_names: dict[str, str] = {}
     for topic in sorted(topics):
         first_names.setdefault(topics[topic], topic)
-    held_out = set(sorted(topics)[4::5])
-    documents = tuple(text for text, topic in first_names.items() if (topic in held_out) == (split == "test"))
+    test = set(sorted(topics)[4::5])
+    documents = tuple(text for text, topic in first_names.items() if (topic in test) == (split == "test"))
     return Text(source, documents, {"python": platform.python_version(), "split": split, "sha256": _hash(documents)})
 
 
@@ -105,7 +145,7 @@ def _is_on_hub(source: str) -> bool:
 
 
 def _hub_place(source: str) -> tuple[str, str | None, str, str]:
-    """Set, config, split and field."""
+    """Dataset, config, split and field."""
     name, _, rest = source.partition(":")
     if name in HUB_SETS:
         dataset, config, field = HUB_SETS[name]
@@ -118,46 +158,46 @@ def _hub_place(source: str) -> tuple[str, str | None, str, str]:
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "train", field or "text"
 
 
-def _hub_texts(source: str, *, streaming: bool, skip: int = 0) -> Iterator[str]:
+def _hub_rows(source: str, *, streaming: bool, skip: int = 0) -> Iterator[str]:
     dataset, config, split, field = _hub_place(source)
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise MissingExtraError(f"The text {source}, a set on the hub,", "hub") from error
+        raise MissingExtraError(f"The text {source}, a dataset on the hub,", "hub") from error
     try:
         rows = load_dataset(dataset, config, split=split, streaming=streaming)
         for row in rows.skip(skip) if skip else rows:
             yield row[field]
     except KeyError as error:
-        raise TextError(f"The set {dataset} has no field {field}.", "Name it: hf:dataset:split:field.") from error
-    except GeneratorExit:
-        raise
-    except Exception as error:  # datasets raises many types of its own for "no network" and "no such set"
         raise TextError(
-            f"The text {source} cannot be had from the hub: {str(error).splitlines()[0][:200]}",
-            "With no network, use python-docs or a file of your own.",
+            f"The dataset {dataset} has no field {field}.", "Name the field: hf:dataset:split:field."
+        ) from error
+    except Exception as error:  # datasets raises many types of its own for "no network" and "no such dataset"
+        raise TextError(
+            f"The text {source} cannot be read from the hub: {first_line(error)}",
+            "Without a network, use python-docs or a file of your own.",
         ) from error
 
 
-def _hub(source: str) -> Text:
-    # WikiText-2 is small and read whole; larger sets are streamed, their first documents taken.
+def _from_hub(source: str) -> Text:
+    # WikiText-2 is small and read whole; of larger datasets the first documents are streamed.
     dataset, config, split, _ = _hub_place(source)
     whole = dataset == HUB_SETS["wikitext2"][0]
-    texts = list(itertools.islice(_hub_texts(source, streaming=not whole), None if whole else HUB_DOCUMENTS))
-    # WikiText-2's rows are lines of one text, customarily joined by blank lines and tokenised as one.
-    documents = ("\n\n".join(texts),) if whole else tuple(text for text in texts if text.strip())
+    rows = list(itertools.islice(_hub_rows(source, streaming=not whole), None if whole else HUB_DOCUMENTS))
+    # WikiText-2's rows are the lines of one text; the literature joins them by blank lines and tokenises them as one.
+    documents = ("\n\n".join(rows),) if whole else tuple(text for text in rows if text.strip())
     origin = {"dataset": dataset, "config": config or "", "split": split, "sha256": _hash(documents)}
     return Text(source, documents if any(documents) else (), origin)
 
 
-def _local(source: str) -> Text:
-    path, files, field = _local_files(source)
+def _from_files(source: str) -> Text:
+    path, files, field = _find_files(source)
     documents = tuple(itertools.chain.from_iterable(_documents(file, field) for file in files))
     origin = {"folder": str(path), "files": str(len(files))} if path.is_dir() else {"file": str(path)}
     return Text(source, documents, origin | {"sha256": _hash(documents)})
 
 
-def _local_files(source: str) -> tuple[Path, list[Path], str]:
+def _find_files(source: str) -> tuple[Path, list[Path], str]:
     """The path that a SOURCE names, the files there, and the field of their rows."""
     path, field = Path(source).expanduser(), "text"
     if not path.exists() and ".jsonl:" in source:
@@ -166,7 +206,9 @@ def _local_files(source: str) -> tuple[Path, list[Path], str]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
         if not files:
-            raise TextError(f"The folder {source} holds no text.", f"It is searched for {', '.join(TEXT_SUFFIXES)}.")
+            raise TextError(
+                f"The folder {source} contains no text.", f"It is searched for {', '.join(TEXT_SUFFIXES)} files."
+            )
         return path, files, field
     if path.is_file():
         return path, [path], field
@@ -177,7 +219,7 @@ def _local_files(source: str) -> tuple[Path, list[Path], str]:
 
 
 def _documents(path: Path, field: str, piece: int | None = None) -> Iterator[str]:
-    """The documents in a file: of a plain text the whole, or pieces of about `piece` characters."""
+    """The documents in a file. A plain text is one document, or pieces of about `piece` characters."""
     try:
         with path.open(encoding="utf-8") as file:
             if path.suffix == ".jsonl":
@@ -204,7 +246,8 @@ def _rows(path: Path, file: Iterable[str], field: str) -> Iterator[str]:
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
             raise TextError(
-                f"Line {number} of {path} has no text field {field!r}; it has: {found}.", f"Name it: {path}:FIELD"
+                f"Line {number} of {path} has no text field {field!r}; it has: {found}.",
+                f"Name the field: {path}:FIELD",
             )
         if row[field].strip():
             yield row[field]

@@ -1,7 +1,7 @@
-"""Training text as an endless stream of token windows, from one source or several, each with its share of the tokens.
+"""Training text: an endless stream of token windows from one source or several, each with its share of the tokens.
 
-No source is held whole. The state of a stream is small and exact, so that a run that was killed goes on with the window
-that would have come next.
+No source is held in memory. The state of the stream is small and exact, so a run that was killed continues with the
+window that would have come next.
 """
 
 from __future__ import annotations
@@ -21,87 +21,34 @@ from streamliner.text.windows import bos_tokens, encode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 PRESETS: dict[str, tuple[tuple[str, float], ...]] = {"slimpajama": (("hf:DKYoon/SlimPajama-6B", 1.0),)}
-"""`slimpajama`: the sample that LLM-Streamline (arXiv 2403.19135) trains on. Its rows are mixed as SlimPajama is: web
-pages (CommonCrawl, C4), code, books, papers, Wikipedia and StackExchange."""
-
+"""`slimpajama`: the sample that LLM-Streamline (arXiv 2403.19135) trains on. Its rows have the proportions of
+SlimPajama: web pages (CommonCrawl, C4), code, books, papers, Wikipedia and StackExchange."""
 
 SHUFFLE = 256
-"""Windows among which the next one is drawn."""
+"""Windows in the buffer from which the next one is drawn."""
 
 
-class _Source:
-    """One text, packed into windows as it is read; it begins anew when it ends.
-
-    Documents are tokenised one by one, joined by a blank line and cut into windows, as in a calibration set.
-    """
-
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, length: int, held_out: int) -> None:
-        self.name, self.held_out = name, held_out
-        self._tokenizer = tokenizer
-        self._bos, self._separator = bos_tokens(tokenizer), encode(tokenizer, "\n\n")
-        self._body = length - len(self._bos)
-        self._reader: Iterator[str] | None = None
-        self.documents = self.packed = self.passes = 0  # of this pass, of this pass, in all
-        self._rest: list[int] = []
-
-    def pack(self) -> list[int] | None:
-        """The next window of this pass, None at its end."""
-        if self._reader is None:
-            self._reader = stream_documents(self.name, self.documents)
-        while len(self._rest) < self._body:
-            document = next(self._reader, None)
-            if document is None:
-                return None
-            self.documents += 1
-            if document.strip():
-                self._rest += (self._separator if self._rest or self.packed else []) + encode(self._tokenizer, document)
-        window, self._rest = self._bos + self._rest[: self._body], self._rest[self._body :]
-        self.packed += 1
-        return window
-
-    def next(self) -> list[int]:
-        """The next window that is not held out."""
-        while True:
-            window = self.pack()
-            if window is None:
-                if self.packed <= self.held_out:
-                    raise TextError(
-                        f"The text {self.name} fills {self.packed} windows of {self._body + len(self._bos)} tokens, "
-                        f"and {self.held_out} are held out for validation: none is left.",
-                        "Give more text, a smaller --sequence-length, or fewer --validation-windows.",
-                    )
-                self.rewind()
-                self.passes += 1
-            elif self.packed > self.held_out:
-                return window
-
-    def rewind(self) -> None:
-        """Back to the first document."""
-        self._reader, self._rest, self.documents, self.packed = None, [], 0, 0
-
-    def state(self) -> dict[str, Any]:
-        """JSON value from which `load` goes on."""
-        return {"documents": self.documents, "packed": self.packed, "passes": self.passes, "rest": self._rest}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken."""
-        self._reader = None
-        self.documents, self.packed, self.passes = state["documents"], state["packed"], state["passes"]
-        self._rest = list(state["rest"])
-
-
-class Mixture:
-    """Windows from several sources, drawn by weight, then shuffled within a buffer.
+class TrainingText:
+    """Windows from several sources, drawn by weight and then shuffled within a buffer.
 
     The first windows of each source are held out for validation, in every pass through it.
 
+    Args:
+        sources: pairs of a SOURCE and its weight.
+        tokenizer: the model's.
+        sequence_length: tokens of a window, including the BOS.
+        validation_windows: windows held out in all; at least one of each source unless 0.
+        seed: of the choice and order of windows.
+
     Attributes:
         sequence_length: tokens of a window.
-        validation: the windows held out, (windows, tokens).
-        fingerprint: SHA-256 over the windows held out and the first one of each source behind them.
+        validation: the held-out windows, (windows, tokens).
+        fingerprint: SHA-256 of the held-out windows and of the first training window of each source.
         has_bos: whether windows begin with a BOS.
+
+    Raises:
+        TextError: a text does not exist, or has no window left to train on.
     """
 
     def __init__(
@@ -117,73 +64,150 @@ class Mixture:
             raise TextError(f"--sequence-length must be at least 2, not {sequence_length}.")
         self.sequence_length = sequence_length
         self._weights = [weight for _, weight in sources]
-        self._sources = [
-            _Source(name, tokenizer, sequence_length, held_out)
+        self._packers = [
+            _Packer(name, tokenizer, sequence_length, held_out)
             for (name, _), held_out in zip(sources, _shares(validation_windows, self._weights), strict=True)
         ]
         self._random = random.Random(seed)
         self._buffer: list[list[int]] = []
-        held: list[list[int]] = []
-        first: list[list[int]] = []
-        for source in self._sources:
-            for _ in range(source.held_out):
-                window = source.pack()
-                if window is None:
-                    break
-                held.append(window)
-            source.rewind()
-            first.append(source.next())  # a text that is too short is told now
-            source.rewind()
+        held_out = [window for packer in self._packers for window in packer.held_out_windows()]
+        first = [packer.first_window() for packer in self._packers]
         self.has_bos = bool(bos_tokens(tokenizer))
-        self.validation = torch.tensor(held, dtype=torch.long).view(-1, sequence_length)
-        self.fingerprint = hashlib.sha256(torch.tensor(held + first).numpy().tobytes()).hexdigest()
+        self.validation = torch.tensor(held_out, dtype=torch.long).view(-1, sequence_length)
+        self.fingerprint = hashlib.sha256(torch.tensor(held_out + first).numpy().tobytes()).hexdigest()
 
     @property
     def passes(self) -> dict[str, int]:
         """How often each source was read to its end so far."""
-        return {source.name: source.passes for source in self._sources}
+        return {packer.source: packer.passes for packer in self._packers}
 
     def batch(self, count: int) -> Tensor:
         """The next windows, (count, tokens)."""
         return torch.tensor([self._next() for _ in range(count)])
 
     def windows_in_a_pass(self) -> int:
-        """Windows to train on in one pass through all sources; reads them all once."""
-        total = 0
-        for source in self._sources:
-            before = source.state()
-            source.rewind()
-            while source.pack() is not None:
-                pass
-            total += source.packed - source.held_out
-            source.load(before)
-        return total
+        """Training windows in one pass through all sources. Reads them all once."""
+        return sum(packer.count() for packer in self._packers)
 
     def state(self) -> tuple[dict[str, Any], Tensor]:
-        """JSON value and the windows in the buffer, (windows, tokens), from which `load` goes on."""
+        """The position in the stream, for `load`: a JSON value, and the windows in the buffer, (windows, tokens)."""
         version, internal, gauss = self._random.getstate()
-        drawn = {"random": [version, list(internal), gauss], "sources": [source.state() for source in self._sources]}
+        drawn = {"random": [version, list(internal), gauss], "sources": [packer.state() for packer in self._packers]}
         return drawn, torch.tensor(self._buffer, dtype=torch.int32)
 
     def load(self, state: dict[str, Any], buffer: Tensor) -> None:
-        """Go on where `state` was taken."""
+        """Continue at the position that `state` returned."""
         version, internal, gauss = state["random"]
         self._random.setstate((version, tuple(internal), gauss))
-        for source, own in zip(self._sources, state["sources"], strict=True):
-            source.load(own)
+        for packer, own in zip(self._packers, state["sources"], strict=True):
+            packer.load(own)
         self._buffer = buffer.tolist()
 
     def _next(self) -> list[int]:
         while len(self._buffer) < SHUFFLE:
-            (source,) = self._random.choices(self._sources, self._weights)
-            self._buffer.append(source.next())
+            (packer,) = self._random.choices(self._packers, self._weights)
+            self._buffer.append(packer.next())
         place = self._random.randrange(SHUFFLE)
         self._buffer[place], self._buffer[-1] = self._buffer[-1], self._buffer[place]
         return self._buffer.pop()
 
 
+class _Packer:
+    """Packs one source into windows as it is read, and starts again at its end.
+
+    Documents are tokenised one by one, joined by a blank line and cut into windows, as in a calibration set.
+    """
+
+    def __init__(self, source: str, tokenizer: PreTrainedTokenizerBase, length: int, held_out: int) -> None:
+        self.source, self.passes = source, 0
+        self._held_out = held_out
+        self._tokenizer = tokenizer
+        self._bos, self._separator = bos_tokens(tokenizer), encode(tokenizer, "\n\n")
+        self._body = length - len(self._bos)
+        self._reader: Iterator[str] | None = None
+        self._rest: list[int] = []  # tokens after the last window
+        self._documents = self._packed = 0  # of this pass
+
+    def next(self) -> list[int]:
+        """The next training window."""
+        while True:
+            window = self._pack()
+            if window is None:
+                self._check_long_enough()
+                self._rewind()
+                self.passes += 1
+            elif self._packed > self._held_out:
+                return window
+
+    def held_out_windows(self) -> list[list[int]]:
+        """The windows at the start of the source that are never trained on; fewer if it is short."""
+        self._rewind()
+        packed = (self._pack() for _ in range(self._held_out))
+        windows = [window for window in packed if window is not None]
+        self._rewind()
+        return windows
+
+    def first_window(self) -> list[int]:
+        """The first training window.
+
+        Raises:
+            TextError: the source is too short to have one.
+        """
+        window = self.next()
+        self._rewind()
+        return window
+
+    def count(self) -> int:
+        """Training windows in one pass; reads the source once."""
+        before = self.state()
+        self._rewind()
+        while self._pack() is not None:
+            pass
+        found = self._packed - self._held_out
+        self.load(before)
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """The position in the source as a JSON value, for `load`."""
+        return {"documents": self._documents, "packed": self._packed, "passes": self.passes, "rest": self._rest}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue at the position that `state` returned."""
+        self._rewind()
+        self._documents, self._packed, self.passes = state["documents"], state["packed"], state["passes"]
+        self._rest = list(state["rest"])
+
+    def _pack(self) -> list[int] | None:
+        """The next window of this pass, None at its end."""
+        if self._reader is None:
+            self._reader = stream_documents(self.source, self._documents)
+        while len(self._rest) < self._body:
+            document = next(self._reader, None)
+            if document is None:
+                return None
+            self._documents += 1
+            if document.strip():
+                separator = self._separator if self._rest or self._packed else []
+                self._rest += separator + encode(self._tokenizer, document)
+        window, self._rest = self._bos + self._rest[: self._body], self._rest[self._body :]
+        self._packed += 1
+        return window
+
+    def _rewind(self) -> None:
+        """Go back to the first document."""
+        self._reader, self._rest, self._documents, self._packed = None, [], 0, 0
+
+    def _check_long_enough(self) -> None:
+        if self._packed <= self._held_out:
+            raise TextError(
+                f"The text {self.source} fills {self._packed} windows of {self._body + len(self._bos)} tokens, "
+                f"and {self._held_out} are held out for validation: none is left to train on.",
+                "Give more text, a smaller --sequence-length, or fewer --validation-windows.",
+            )
+
+
 def _shares(count: int, weights: Sequence[float]) -> list[int]:
-    """`count` divided by weight, each at least one if `count` is not 0."""
+    """`count` divided by weight, each at least one unless `count` is 0."""
     if not count:
         return [0 for _ in weights]
     return [max(1, round(count * weight / sum(weights))) for weight in weights]

@@ -1,90 +1,140 @@
-"""`streamliner cut`."""
+"""`streamliner cut`: remove the blocks of a plan, from a model in memory or from a checkpoint."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamliner.cut.card import write_model_card
 from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.config import with_legacy_rope
+from streamliner.cut.config_file import write_config
 from streamliner.cut.memory import cut_model
+from streamliner.cut.parent import PLAN_ATTRIBUTE
 from streamliner.cut.structure import Structure
-from streamliner.cut.verify import expect, sample_tokens, verify
+from streamliner.cut.verification import reference_outputs, sample_tokens, verify_checkpoint
 from streamliner.errors import RemovalError
-from streamliner.model.load import load_tokenizer
-from streamliner.model.session import Session, checkpoint_bytes
-from streamliner.model.shell import count_parameters
-from streamliner.model.source import checkpoint_folder, read_sizes
+from streamliner.model.fingerprint import checkpoint_hash
+from streamliner.model.session import Session, checkpoint_bytes, open_model
+from streamliner.model.size import count_parameters
+from streamliner.model.source import checkpoint_folder, weight_file_bytes
 from streamliner.model.stack import check_indices
 from streamliner.runs.files import MARK, check_output, output_folder, write_json
-from streamliner.runs.reporter import Reporter, Silent
-from streamliner.search.plan import Plan, check_plan
+from streamliner.runs.reporter import Reporter
+from streamliner.runs.terminal import Terminal
+from streamliner.search.plan import Plan, check_plan, read_plan
+from streamliner.settings import CutSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from streamliner.settings import ModelLike
+
+
+def cut(model: ModelLike, plan: Plan | Iterable[int]) -> PreTrainedModel:
+    """A model without the blocks of a plan, with a stock config. It shares the kept weights with the given model.
+
+    Args:
+        model: a model in memory, which stays as it is, or the name of one, which is loaded.
+        plan: from `Found.plan` or `read_plan`, or the indices of the blocks to remove.
+
+    Raises:
+        PlanError: the plan is for another model.
+        RemovalError: there are no such blocks, or none would be left.
+        UnsupportedModelError: the cut model would not be the dense model with the blocks bypassed.
+    """
+    session = open_model(model)
+    plan = _as_plan(session, plan)
+    result = cut_model(session.load(Terminal(quiet=True)).model, plan.removed)
+    setattr(result, PLAN_ATTRIBUTE, plan)
+    return result
 
 
 def cut_to_folder(
-    session: Session,
-    plan: Plan,
-    out: str | Path,
-    *,
-    overwrite: bool = False,
-    verified: bool = True,
-    reporter: Reporter | None = None,
+    session: Session, plan: Plan | Iterable[int], out: str | Path, settings: CutSettings
 ) -> dict[str, Any]:
-    """Write the cut checkpoint, verify it, and only then let `out` appear. The session's model is given up.
+    """Write the cut checkpoint and verify it; only then `out` appears. The session's loaded weights are released.
 
     Returns:
         JSON value: removed, blocks, parameters and bytes before and after, verification.
+
+    Raises:
+        UserError: the request cannot be fulfilled; the message says why.
+        VerificationError: the written checkpoint is not the dense model with the blocks bypassed.
     """
-    reporter = reporter or Silent()
-    check_plan(plan, session.identity, session.num_blocks)
-    removed = check_indices(plan.removed, session.num_blocks)
-    if not removed:
-        raise RemovalError("The plan removes no block.")
-    check_output(out, overwrite=overwrite, model_folder=session.source.path or None)
+    reporter = Terminal(settings.quiet)
+    plan = _as_plan(session, plan)
+    check_output(out, overwrite=settings.overwrite, model_folder=session.source.path or None)
     structure = Structure(session.shell)
-    sizes = _check_structure(session, structure, removed)
-    expected = None
-    if verified:
-        expected = expect(session.load(reporter), removed, sample_tokens(session.config))
+    sizes = _sizes(session, structure, plan.removed)
+    reference = None
+    if settings.verify:
+        reference = reference_outputs(session.load(reporter), plan.removed, sample_tokens(session.config))
     verification = None
-    with output_folder(out, overwrite=overwrite) as partial:
+    with output_folder(out, overwrite=settings.overwrite) as partial:
         reporter.say(f"Writing {out} ...")
-        _write_checkpoint(session, structure, removed, partial, reporter)
-        sizes |= {"bytes_after": read_sizes(partial)}
-        session.blocks = None  # make room: from here on only the cut model is needed
-        if expected is not None:
+        _write_checkpoint(session, structure, plan.removed, partial, reporter)
+        session.release()  # from here on only the cut model is needed
+        if reference is not None:
             reporter.say("Verifying: reload, logits against bypass, generation with and without cache ...")
+            place = session.device_map(structure.cut_shell(plan.removed))
             trusted = session.settings.trust_remote_code
-            place = session.device_map(structure.cut_shell(removed))
-            verification = verify(partial, expected, trust_remote_code=trusted, device_map=place).to_json()
-        result = {"removed": list(removed), "verification": verification} | sizes
-        write_json(partial / MARK, plan.to_json() | {"cut": result})
+            verification = verify_checkpoint(partial, reference, trust_remote_code=trusted, device_map=place).to_json()
+        result = {"removed": list(plan.removed), "verification": verification} | sizes
+        result |= {"bytes_after": weight_file_bytes(partial)}
+        mark = plan.to_json()
+        mark["model"] = mark["model"] | session.identity | {"checkpoint": checkpoint_hash(session.source)}
+        write_json(partial / MARK, mark | {"cut": result})
         write_model_card(partial, session, plan, result)
     return result | {"output": str(out)}
 
 
-def save_as_folder(session: Session, out: str | Path, *, reporter: Reporter | None = None) -> None:
+def chosen_plan(settings: CutSettings) -> Plan | tuple[int, ...]:
+    """The plan that is named by `plan`, or the blocks named by `blocks`.
+
+    Raises:
+        RemovalError: none or both are given, or `blocks` is not a list of block indices.
+        PlanError: the plan cannot be read.
+    """
+    if (settings.plan is None) == (settings.blocks is None):
+        raise RemovalError("Say which blocks to remove.", "Give --plan FILE or --blocks 3,7,9 (one of them).")
+    if settings.plan is not None:
+        return read_plan(settings.plan)
+    blocks = settings.blocks
+    parts = blocks.split(",") if isinstance(blocks, str) else blocks if isinstance(blocks, Iterable) else [blocks]
+    try:
+        return tuple(int(part) for part in parts)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise RemovalError(f"--blocks {blocks} is not a list of block numbers.", "Write for instance 3,7,9.") from error
+
+
+def save_as_folder(session: Session, out: str | Path) -> None:
     """Write a GGUF model, dequantised, as an ordinary folder with safetensors and tokenizer files, uncut."""
     with output_folder(out) as partial:
-        write_rebuilt(session, (), partial, reporter or Silent())
+        _write_rebuilt(session, (), partial, Terminal(quiet=True))
 
 
-def manual_plan(session: Session, blocks: tuple[int, ...]) -> Plan:
-    """A plan of blocks that the user named."""
-    return Plan(check_indices(blocks, session.num_blocks), session.num_blocks, session.identity)
+def _as_plan(session: Session, plan: Plan | Iterable[int]) -> Plan:
+    """The plan, checked against the model; block indices become a plan of method "manual"."""
+    if not isinstance(plan, Plan):
+        plan = Plan(check_indices(plan, session.num_blocks), session.num_blocks, session.identity)
+    check_plan(plan, session.identity, session.num_blocks)
+    check_indices(plan.removed, session.num_blocks)
+    if not plan.removed:
+        raise RemovalError("The plan removes no block.")
+    return plan
 
 
-def _check_structure(session: Session, structure: Structure, removed: tuple[int, ...]) -> dict[str, Any]:
-    """Compare all kept blocks on shells without weights; returns sizes."""
+def _sizes(session: Session, structure: Structure, removed: tuple[int, ...]) -> dict[str, Any]:
+    """Compare the structure of all kept blocks, without weights; returns sizes before and after."""
     structure.changes(removed)
-    cut = structure.cut_shell(removed)
     return {
         "blocks_before": session.num_blocks,
         "blocks_after": session.num_blocks - len(removed),
         "parameters_before": count_parameters(session.shell),
-        "parameters_after": count_parameters(cut),
+        "parameters_after": count_parameters(structure.cut_shell(removed)),
         "bytes_before": checkpoint_bytes(session),
     }
 
@@ -92,17 +142,15 @@ def _check_structure(session: Session, structure: Structure, removed: tuple[int,
 def _write_checkpoint(
     session: Session, structure: Structure, removed: tuple[int, ...], partial: Path, reporter: Reporter
 ) -> None:
-    if session.source.kind != "gguf":
-        folder = checkpoint_folder(session.source)
-        cut_checkpoint(folder, partial, structure, removed)
+    if session.source.kind in ("gguf", "memory"):
+        _write_rebuilt(session, removed, partial, reporter)
     else:
-        write_rebuilt(session, removed, partial, reporter)
+        cut_checkpoint(checkpoint_folder(session.source), partial, structure, removed)
 
 
-def write_rebuilt(session: Session, removed: tuple[int, ...], partial: Path, reporter: Reporter) -> None:
-    """Rebuild the model in memory without the blocks and save it: for weights that are not safetensors files."""
-    cut = cut_model(session.load(reporter).model, removed)
-    cut.save_pretrained(partial)  # type: ignore[operator]
+def _write_rebuilt(session: Session, removed: tuple[int, ...], partial: Path, reporter: Reporter) -> None:
+    """Rebuild the model in memory without the blocks and save it, where there are no safetensors files to rewrite."""
+    cut_model(session.load(reporter).model, removed).save_pretrained(partial)
     config_file = partial / "config.json"
-    write_json(config_file, with_legacy_rope(json.loads(config_file.read_text(encoding="utf-8"))))
-    load_tokenizer(session.source).save_pretrained(partial)
+    write_config(config_file, with_legacy_rope(json.loads(config_file.read_text(encoding="utf-8"))))
+    session.tokenizer().save_pretrained(partial)

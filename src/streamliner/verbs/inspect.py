@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamliner.cut.structure import Structure, fixed_blocks
+from streamliner.cut.structure import Structure
 from streamliner.model.session import Session, checkpoint_bytes
-from streamliner.model.shell import block_kinds, count_parameters
+from streamliner.model.size import count_parameters
+from streamliner.model.stack import block_kinds
 
 
-def inspect_model(session: Session) -> dict[str, Any]:
+def inspect(session: Session) -> dict[str, Any]:
     """What `streamliner inspect` shows, as a JSON value."""
     structure, stack = Structure(session.shell), session.stack
     per_block = [count_parameters(module) for module in stack.modules]
@@ -29,5 +30,5 @@ def inspect_model(session: Session) -> dict[str, Any]:
             {"index": i, "kind": kind, "parameters": count}
             for i, (kind, count) in enumerate(zip(block_kinds(stack), per_block, strict=True))
         ],
-        "not_removable": {str(index): reason for index, reason in fixed_blocks(structure).items()},
+        "not_removable": {str(index): reason for index, reason in structure.fixed_blocks().items()},
     }

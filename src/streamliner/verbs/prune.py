@@ -1,92 +1,121 @@
-"""`streamliner prune`."""
+"""`streamliner prune`: search and cut, and heal if asked to."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamliner.heal.settings import HealSettings
+from streamliner.heal.prepare import prepare_healing
+from streamliner.heal.state import RUN
 from streamliner.model.session import Session
 from streamliner.runs.files import MARK, check_output, finite
 from streamliner.runs.folder import check_run_folder
-from streamliner.runs.reporter import Reporter, Silent
+from streamliner.runs.terminal import Terminal
+from streamliner.runs.yaml_config import write_config
+from streamliner.search.found import Found
 from streamliner.search.plan import Plan, read_plan
+from streamliner.settings import CutSettings, HealSettings, PruneSettings, SearchSettings
 from streamliner.verbs.cut import cut_to_folder
-from streamliner.verbs.heal import RUN, heal_model, prepare_healing
-from streamliner.verbs.search import SearchResult, SearchSettings, search_model
+from streamliner.verbs.heal import heal_checkpoint
+from streamliner.verbs.search import search
 
 
-def prune_model(
+@dataclass(frozen=True)
+class Pruned:
+    """What pruning did.
+
+    Attributes:
+        found: the search.
+        cut: sizes and verification of the cut checkpoint; empty in all processes but the first.
+        healed: what healing did; None without it.
+    """
+
+    found: Found
+    cut: dict[str, Any]
+    healed: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        healed = {} if self.healed is None else {"healing": self.healed}
+        return self.found.to_json() | {"cut": self.cut} | healed
+
+
+def prune(
     session: Session,
-    settings: SearchSettings,
     out: str | Path,
-    run_folder: str | Path,
-    *,
-    overwrite: bool = False,
-    verified: bool = True,
-    reporter: Reporter | None = None,
-) -> tuple[SearchResult, dict[str, Any]]:
-    """`search_model`, then `cut_to_folder` with the plan that it found."""
-    check_output(out, overwrite=overwrite, model_folder=session.source.path or None)
-    found = search_model(session, settings, run_folder, overwrite=overwrite, reporter=reporter)
-    if session.ranks.rank:  # one process writes
-        return found, {}
-    return found, cut_to_folder(session, found.plan, out, overwrite=overwrite, verified=verified, reporter=reporter)
+    settings: SearchSettings,
+    healing: HealSettings | None,
+    prune_settings: PruneSettings,
+) -> Pruned:
+    """Search, cut and verify; with `healing`, heal too. `out` appears whole at the end.
+
+    Args:
+        session: the dense model.
+        out: folder for the cut or healed checkpoint.
+        settings: of the search; `run` is by default the output's name + ".run".
+        healing: network, losses, text and budget; None for no healing.
+        prune_settings: whether to verify.
+
+    Raises:
+        UserError: the request cannot be fulfilled; the message says why.
+    """
+    check_output(out, overwrite=settings.overwrite, model_folder=session.source.path or None)
+    folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run")
+    settings = dataclasses.replace(settings, run=folder)
+    cutting = CutSettings(verify=prune_settings.verify, overwrite=settings.overwrite, quiet=settings.quiet)
+    if healing is None:
+        found = search(session, settings)
+        if session.ranks.rank:  # one process writes
+            return Pruned(found, {})
+        _record(session, out, folder, prune_settings, settings)
+        return Pruned(found, cut_to_folder(session, found.plan(), out, cutting))
+    return _prune_and_heal(session, out, folder, settings, healing, prune_settings)
 
 
-def prune_and_heal(
+def _prune_and_heal(
     session: Session,
+    out: str | Path,
+    folder: Path,
     settings: SearchSettings,
     healing: HealSettings,
-    out: str | Path,
-    run_folder: str | Path,
-    *,
-    overwrite: bool = False,
-    verified: bool = True,
-    reporter: Reporter | None = None,
-) -> tuple[SearchResult, dict[str, Any], dict[str, Any]]:
-    """`prune_model` into the run folder, then `heal_model` into `out`.
-
-    The interval of `streamline` has room for the network.
-
-    Returns:
-        What was found, and the JSON values of the cut and of the healing.
-    """
-    check_output(out, overwrite=overwrite, model_folder=session.source.path or None)
+    prune_settings: PruneSettings,
+) -> Pruned:
+    """Search and cut into the run folder, then heal into `out`."""
     if settings.method == "streamline" and healing.network != "none":
-        # LLM-Streamline: of n + 1 similar blocks one stays, and is trained; so n are gone.
-        chosen = {"network": healing.network_depth} | settings.method_settings
-        settings = dataclasses.replace(settings, method_settings=chosen)
-    folder = check_run_folder(run_folder)
+        # LLM-Streamline: of n + 1 similar blocks one stays and is trained, so n are removed.
+        wanted = {"network": healing.network_depth} | settings.method_settings
+        settings = dataclasses.replace(settings, set=wanted, search_effort=None)
     check_run_folder(folder / "healing", RUN)
-    healing, _, _ = prepare_healing(session, healing, reporter or Silent())  # before hours of search
-    found = search_model(session, settings, folder, overwrite=overwrite, reporter=reporter)
+    prepare_healing(session, healing, Terminal(quiet=True))  # finds mistakes before hours of search
+    found = search(session, settings)
     cut_folder = folder / "cut"
     result: dict[str, Any] = {}
     if not session.ranks.rank:
-        if not _is_cut(cut_folder, found.plan, verified):
-            cut_to_folder(session, found.plan, cut_folder, overwrite=True, verified=verified, reporter=reporter)
+        _record(session, out, folder, prune_settings, settings, healing)
+        if not _is_cut(cut_folder, found.plan(), prune_settings.verify):
+            cutting = CutSettings(verify=prune_settings.verify, overwrite=True, quiet=settings.quiet)
+            cut_to_folder(session, found.plan(), cut_folder, cutting)
         result = json.loads((cut_folder / MARK).read_text(encoding="utf-8"))["cut"] | {"output": str(cut_folder)}
     session.ranks.wait()
-    healed = heal_model(
-        session,
-        cut_folder,
-        healing,
-        out,
-        folder / "healing",
-        overwrite=overwrite,
-        verified=verified,
-        reporter=reporter,
-    )
-    return found, result, healed
+    healed = heal_checkpoint(session, cut_folder, dataclasses.replace(healing, run=folder / "healing"), out)
+    return Pruned(found, result, healed)
+
+
+def _record(session: Session, out: str | Path, folder: Path, *settings: Any) -> None:
+    arguments = {"model": session.source.name, "output": str(out)}
+    write_config(folder, "prune", arguments, *settings, session.settings)
 
 
 def _is_cut(folder: Path, plan: Plan, verified: bool) -> bool:
-    """Whether an earlier run cut this plan of this model there, and verified it if that is asked for."""
+    """Whether an earlier run cut this plan there, and verified it if that is asked for."""
     if not (folder / MARK).exists():
         return False
     mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    there, here = (json.dumps(finite(each.to_json())) for each in (read_plan(folder), plan))
-    return there == here and (not verified or mark["cut"]["verification"] is not None)
+    there, here = (finite(each.to_json()) for each in (read_plan(folder), plan))
+    for each in (there, here):
+        each["model"].pop("checkpoint", None)
+    same = json.dumps(there) == json.dumps(here)
+    return same and (not verified or mark["cut"]["verification"] is not None)

@@ -1,1 +1,1 @@
-"""Engines that benchmarks time, one file each."""
+"""The engines that a benchmark can time, one file each."""

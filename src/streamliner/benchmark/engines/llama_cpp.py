@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from streamliner.benchmark.engine import Engine, Tokens
-from streamliner.benchmark.settings import BenchmarkSettings
+from streamliner.benchmark.engine import Engine, MemoryUse, TokenIds, clock_seconds
+from streamliner.benchmark.workload import Workload
 from streamliner.errors import EvaluationError, MissingExtraError
 from streamliner.model.session import Session
 from streamliner.runs.reporter import Reporter
 
 
 def find_device(sessions: Sequence[Session]) -> str:
-    """A GPU if llama.cpp was built for one that is there.
+    """Return "gpu" if llama.cpp was built for one that is there, otherwise "cpu".
 
     Raises:
         MissingExtraError: without the `llama-cpp` extra.
-        EvaluationError: a model is no GGUF file, or was asked for in another way than the file says.
+        EvaluationError: a model is not a GGUF file, or a precision or device was asked for.
     """
-    library = _library()
+    library = _import_library()
     for session in sessions:
         if session.source.kind != "gguf":
             raise EvaluationError(
-                f"llama.cpp runs GGUF files, and {session.source.name} is none.",
+                f"llama.cpp runs GGUF files, and {session.source.name} is not one.",
                 "Convert it with llama.cpp's convert_hf_to_gguf.py, or use --engine vllm or transformers.",
             )
         if session.settings.dtype != "auto" or session.settings.device:
-            raise EvaluationError("llama.cpp computes as the GGUF file says, on the devices that it was built for.")
+            raise EvaluationError(
+                "llama.cpp takes the precision from the GGUF file, and the devices that it was built for.",
+                "Leave out --dtype and --device.",
+            )
     kinds = {each["type"].name.rpartition("_")[2] for each in library.get_device_info()}
     return "cpu" if kinds <= {"CPU", "ACCEL"} else "gpu"
 
 
-def open_one(session: Session, device: str, settings: BenchmarkSettings, share: float, reporter: Reporter) -> Engine:
-    """Load it into a server of its own.
+def load(session: Session, device: str, workload: Workload, share: float, reporter: Reporter) -> Engine:
+    """Load a model into a server of its own.
 
     Raises:
         EvaluationError: llama.cpp cannot load it.
     """
     reporter.say(f"Loading {session.source.name} ...")
-    return LlamaCpp(_library(), Path(session.source.path) / session.source.gguf_file, device, settings)
+    return LlamaCppEngine(_import_library(), Path(session.source.path) / session.source.gguf_file, device, workload)
 
 
-def _library() -> Any:
+def _import_library() -> Any:
     try:
         import xllamacpp
     except ImportError as error:
@@ -53,20 +56,22 @@ def _library() -> Any:
     return xllamacpp
 
 
-class LlamaCpp(Engine):
+class LlamaCppEngine:
     """A server without its cache of prompts."""
 
-    def __init__(self, library: Any, file: Path, device: str, settings: BenchmarkSettings) -> None:
+    only_first_block = None
+
+    def __init__(self, library: Any, file: Path, device: str, workload: Workload) -> None:
         parameters = library.CommonParams()
         parameters.model.path = str(file)
         parameters.verbosity = -1
-        # Else it saves each prompt for later ones within the time that is measured, and moves layers to what is free.
+        # Otherwise it saves each prompt for later ones while we measure, and moves layers to memory that is free.
         parameters.cache_ram_mib, parameters.fit_params = 0, False
-        parameters.n_parallel = settings.batch_size
-        # One cache for all texts: else each text has only its share of the context.
+        parameters.n_parallel = workload.batch_size
+        # One cache for all texts: otherwise each text has only its share of the context.
         parameters.kv_unified = True
-        texts = settings.batch_size * (settings.context_tokens + settings.new_tokens)
-        parameters.n_ctx = max(settings.longest, texts) + 8
+        texts = workload.batch_size * (workload.context_tokens + workload.new_tokens)
+        parameters.n_ctx = max(workload.max_positions, texts) + 8
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
         try:
             self._server = library.Server(parameters)
@@ -76,19 +81,23 @@ class LlamaCpp(Engine):
         self.device = device
         self.dtype = "the types of the files"
 
-    def prompt(self, ids: Tokens) -> object:
-        """Up to one new token, as the server gives no answer without any."""
+    def prompt(self, ids: TokenIds) -> object:
+        """Up to one new token: the server returns nothing without one."""
         return self._complete(ids, 1)
 
-    def generate(self, ids: Tokens, new_tokens: int) -> list[str]:
-        """The texts behind the prompts."""
+    def generate(self, ids: TokenIds, new_tokens: int) -> list[str]:
+        """Return the generated texts."""
         return [choice["text"] for choice in self._complete(ids, new_tokens)["choices"]]
 
-    def memory(self, ids: Tokens) -> dict[str, float | None]:
-        """The file's size; llama.cpp does not tell the rest."""
-        return super().memory(ids) | {"weight_bytes": self._file.stat().st_size}
+    def seconds(self, work: Callable[[], object]) -> float:
+        """On the clock: the server returns when it is done."""
+        return clock_seconds(work)
 
-    def _complete(self, ids: Tokens, new_tokens: int) -> dict[str, Any]:
+    def memory_use(self, ids: TokenIds) -> MemoryUse:
+        """The size of the file; llama.cpp does not report the rest."""
+        return MemoryUse(weight_bytes=self._file.stat().st_size)
+
+    def _complete(self, ids: TokenIds, new_tokens: int) -> dict[str, Any]:
         prompts = [list(text) for text in ids]
         request = {
             "prompt": prompts[0] if len(prompts) == 1 else prompts,
@@ -99,5 +108,5 @@ class LlamaCpp(Engine):
         }
         answer: dict[str, Any] = self._server.handle_completions(request)
         if "choices" not in answer:
-            raise EvaluationError(f"llama.cpp does not answer: {answer.get('message') or answer}")
+            raise EvaluationError(f"llama.cpp did not answer: {answer.get('message') or answer}")
         return answer

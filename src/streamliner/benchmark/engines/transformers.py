@@ -1,135 +1,100 @@
-"""The engine that the rest of streamliner works in: transformers, with plain forwards."""
+"""transformers: plain forwards with a cache, in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from streamliner.benchmark.engine import Engine, Tokens
-from streamliner.benchmark.settings import BenchmarkSettings
+from streamliner.benchmark.engine import Engine, MemoryUse, TokenIds, clock_seconds
+from streamliner.benchmark.workload import Workload
 from streamliner.errors import EvaluationError
 from streamliner.model.blocks import Blocks
-from streamliner.model.devices import best_device
+from streamliner.model.devices import best_device, is_spread, wait_for
+from streamliner.model.generate import fill_cache, greedy
 from streamliner.model.session import Session
+from streamliner.model.size import cache_bytes, weight_bytes
 from streamliner.model.stack import has_encoder
 from streamliner.runs.reporter import Reporter
 
 
 def find_device(sessions: Sequence[Session]) -> str:
-    """The one that all models go to.
+    """Return the device that all models go to, or are on.
 
     Raises:
-        EvaluationError: a model runs behind an encoder, whose work has another shape.
+        EvaluationError: a model has an encoder, whose work has another shape.
     """
     for session in sessions:
         if has_encoder(session.shell):
-            raise EvaluationError(f"{session.source.name} writes behind an encoder; only decoders alone are timed.")
+            raise EvaluationError(f"{session.source.name} has an encoder; only decoder-only models can be timed.")
     return str(sessions[0].settings.device or best_device())
 
 
-def open_one(session: Session, device: str, settings: BenchmarkSettings, share: float, reporter: Reporter) -> Engine:
-    """Load it."""
-    return Plain(session.load(reporter))
+def load(session: Session, device: str, workload: Workload, share: float, reporter: Reporter) -> Engine:
+    """Load a model as its session says."""
+    return TransformersEngine(session.load(reporter))
 
 
-class Plain(Engine):
-    """Forwards with a cache; nothing of `generate` is timed."""
-
-    one_block: ClassVar[bool] = True
+class TransformersEngine:
+    """A model of transformers; of its `generate` nothing is timed."""
 
     def __init__(self, blocks: Blocks) -> None:
         self.blocks = blocks
         self.device = str(blocks.device)
         self.dtype = str(blocks.dtype).removeprefix("torch.")
 
-    @torch.inference_mode()
-    def prompt(self, ids: Tokens) -> object:
-        """One forward."""
-        return self.blocks.model(input_ids=self._tensor(ids), use_cache=True, **self.blocks.one_position)
+    def prompt(self, ids: TokenIds) -> object:
+        """One forward; returns the cache."""
+        return fill_cache(self.blocks, self._tensor(ids))
 
-    @torch.inference_mode()
-    def generate(self, ids: Tokens, new_tokens: int) -> Tensor:
-        """Token by token; returns the last ones, (texts, 1)."""
-        blocks, words = self.blocks, self._tensor(ids)
-        keep = {"logits_to_keep": torch.tensor([words.shape[1] - 1])} if blocks.takes_positions else {}
-        cache = None
-        for _ in range(new_tokens):
-            out = blocks.model(input_ids=words, use_cache=True, **{blocks.cache_name: cache}, **keep)
-            cache, keep = getattr(out, blocks.cache_name), {}
-            words = out.logits[:, -1:].argmax(-1)
-        return words
+    def generate(self, ids: TokenIds, new_tokens: int) -> Tensor:
+        """Token by token."""
+        return greedy(self.blocks, self._tensor(ids), new_tokens)
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Of the device: by its events on one GPU; else the clock, waiting for all that compute."""
+        """Seconds of the device: by its events on one GPU, otherwise on the clock until all devices are done."""
         device = self.blocks.device
-        if device.type == "cpu":
-            return super().seconds(work)
-        if device.type == "cuda" and not getattr(self.blocks.model, "hf_device_map", None):
-            make: Any = torch.cuda.Event
-            with torch.cuda.device(device):
-                start, end = make(enable_timing=True), make(enable_timing=True)
-                torch.cuda.synchronize()
-                start.record()
-                work()
-                end.record()
-                torch.cuda.synchronize()
-            return float(start.elapsed_time(end)) / 1000
+        if device.type == "cuda" and not is_spread(self.blocks.model):
+            return _event_seconds(device, work)
 
         def until_done() -> None:
             work()
-            self._wait()
+            wait_for(device)
 
-        self._wait()
-        return super().seconds(until_done)
-
-    def _wait(self) -> None:
-        if self.blocks.device.type == "cuda":
-            for number in range(torch.cuda.device_count()):
-                torch.cuda.synchronize(number)
-        elif self.blocks.device.type == "mps":
-            torch.mps.synchronize()
+        wait_for(device)
+        return clock_seconds(until_done)
 
     def only_first_block(self) -> AbstractContextManager[None]:
-        """By bypass."""
+        """Bypass all blocks but the first."""
         return self.blocks.bypass(range(1, len(self.blocks)))
 
-    def memory(self, ids: Tokens) -> dict[str, float | None]:
-        """Bytes of weights and cache; the peak on a GPU only, as a processor does not tell that of one model."""
-        model = self.blocks.model
-        tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}
-        weights, peak = sum(tensor.nbytes for tensor in tensors.values()), None
-        on_gpu = self.blocks.device.type == "cuda"
+    def memory_use(self, ids: TokenIds) -> MemoryUse:
+        """Bytes of weights and cache; the peak only on a GPU, as a CPU does not report that of one model."""
+        weights, device = weight_bytes(self.blocks.model), self.blocks.device
+        on_gpu = device.type == "cuda"
+        before = 0
         if on_gpu:
-            before = torch.cuda.memory_allocated(self.blocks.device)  # other models are there too
-            torch.cuda.reset_peak_memory_stats(self.blocks.device)
-        out = self.prompt(ids)
-        if on_gpu:
-            peak = torch.cuda.max_memory_allocated(self.blocks.device) - before + weights
-        return {
-            "weight_bytes": weights,
-            **self._cache_bytes(out, sum(map(len, ids))),
-            "peak_bytes": peak,
-        }
+            before = torch.cuda.memory_allocated(device)  # other models are there too
+            torch.cuda.reset_peak_memory_stats(device)
+        cache = self.prompt(ids)
+        peak = torch.cuda.max_memory_allocated(device) - before + weights if on_gpu else None
+        per_token, per_further_token = cache_bytes(cache, sum(map(len, ids))) or (None, None)
+        return MemoryUse(weights, per_token, per_further_token, peak)
 
-    def _cache_bytes(self, out: object, tokens: int) -> dict[str, float | None]:
-        """Keys and values per token of what went in, and of a further one when sliding windows are full.
-
-        None if the model keeps none so.
-        """
-        layers = getattr(getattr(out, self.blocks.cache_name), "layers", None)
-        if not layers:
-            return {"cache_bytes_per_token": None, "cache_bytes_per_further_token": None}
-        kept, growing = 0, 0.0
-        for layer in layers:
-            for tensor in (getattr(layer, name, None) for name in ("keys", "values")):
-                if isinstance(tensor, Tensor) and tensor.ndim > 2:
-                    kept += tensor.nbytes
-                    growing += 0 if layer.is_sliding else tensor.nbytes / tensor.shape[-2]
-        return {"cache_bytes_per_token": kept / tokens, "cache_bytes_per_further_token": growing}
-
-    def _tensor(self, ids: Tokens) -> Tensor:
+    def _tensor(self, ids: TokenIds) -> Tensor:
         return torch.tensor(ids, device=self.blocks.device)
+
+
+def _event_seconds(device: torch.device, work: Callable[[], object]) -> float:
+    event: Any = torch.cuda.Event
+    with torch.cuda.device(device):
+        start, end = event(enable_timing=True), event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1000

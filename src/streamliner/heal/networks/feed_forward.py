@@ -1,66 +1,39 @@
-"""Lightweight networks without attention: SwiGLU and FFN, in the place of a block.
-
-A checkpoint that no stock architecture can express carries this file, so it imports nothing but torch.
-"""
+"""What lightweight networks without attention share: a norm before, and a sum with the residual stream after."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 
 class FeedForward(nn.Module):
-    """Residual stream -> residual stream, each position alone.
+    """A network that maps the residual stream to the residual stream, each position alone.
 
-    With `residual`, `h + f(norm(h))`, where f begins as zero, so that the network begins as a bypass. Without, `f(h)`,
-    as in the code of LLM-Streamline's authors (arXiv 2403.19135).
+    With `residual` it computes `x + f(norm(x))` and starts as a bypass, because f starts as zero. Without, it computes
+    `f(x)`, as in the code of LLM-Streamline's authors (arXiv 2403.19135).
+
+    A subclass is f: its linear maps, of which `down_proj` is the last one, and `inner`.
     """
 
-    def __init__(self, hidden_size: int, residual: bool, eps: float) -> None:
+    down_proj: nn.Linear
+
+    def __init__(self, hidden_size: int, intermediate_size: int, residual: bool, eps: float) -> None:
         super().__init__()
-        self.residual = residual
+        self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
+        self.residual, self.eps = residual, eps
         self.norm = nn.RMSNorm(hidden_size, eps=eps) if residual else nn.Identity()
 
-    up_proj: nn.Linear
+    @staticmethod
+    def usual_size(hidden_size: int, mlp_size: int | None) -> int:
+        """The intermediate size, given the widths of the residual stream and of the model's own MLP, if known."""
+        raise NotImplementedError
 
-    def inner(self, state: Tensor) -> Tensor:
-        """The f of the class's docstring."""
+    def inner(self, x: Tensor) -> Tensor:
+        """The function f, (batch, tokens, hidden) -> (batch, tokens, hidden)."""
         raise NotImplementedError
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Stream in, (batch, tokens, hidden), stream out; what else a block is called with does not matter."""
-        out = self.inner(self.norm(hidden_states.to(self.up_proj.weight.dtype)))
+        """Map (batch, tokens, hidden) to the same shape; a block's further arguments are ignored."""
+        out = self.inner(self.norm(hidden_states.to(self.down_proj.weight.dtype)))
         return hidden_states + out if self.residual else out
-
-
-class SwiGLU(FeedForward):
-    """`down(silu(gate(h)) * up(h))`, without biases; the paper's size is that of the model's own feed-forward part."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int, residual: bool = True, eps: float = 1e-6) -> None:
-        super().__init__(hidden_size, residual, eps)
-        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
-
-    def inner(self, state: Tensor) -> Tensor:
-        """(batch, tokens, hidden) -> the same."""
-        return self.down_proj(functional.silu(self.gate_proj(state)) * self.up_proj(state))  # type: ignore[no-any-return]
-
-
-class FFN(FeedForward):
-    """`down(relu(up(h)))` with biases; the paper's size is four times the stream's."""
-
-    def __init__(self, hidden_size: int, intermediate_size: int, residual: bool = True, eps: float = 1e-6) -> None:
-        super().__init__(hidden_size, residual, eps)
-        self.up_proj = nn.Linear(hidden_size, intermediate_size)
-        self.down_proj = nn.Linear(intermediate_size, hidden_size)
-
-    def inner(self, state: Tensor) -> Tensor:
-        """(batch, tokens, hidden) -> the same."""
-        return self.down_proj(torch.relu(self.up_proj(state)))  # type: ignore[no-any-return]
-
-
-NETWORKS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "ffn": FFN}

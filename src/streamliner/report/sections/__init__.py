@@ -1,1 +1,1 @@
-"""Sections of the report, one file each."""
+"""The sections of a report, one file each."""

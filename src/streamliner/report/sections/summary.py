@@ -1,86 +1,87 @@
-"""All models on a few lines: what people look at first."""
-
-from __future__ import annotations
+"""All models in one table: what readers look at first."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from streamliner.benchmark.timing import KINDS
 from streamliner.format import number, share_with_error, short_names
-from streamliner.report.section import Section, Table
-from streamliner.report.sections.frontiers import accuracy_of, counted_tasks, speed_detail, tasks_detail, text_detail
+from streamliner.report import measurements
+from streamliner.report.read import JsonObject, Results
+from streamliner.report.section import Section
+from streamliner.runs.files import BENCHMARK_KINDS
 
 
-def summary_section(evaluations: Sequence[dict[str, Any]], benchmarks: Sequence[dict[str, Any]]) -> Section:
-    """A row for each model, a column for each thing that was measured of any.
+class Cell(NamedTuple):
+    """A number of a model. Numbers share a column only if label and conditions, a JSON value, are equal."""
 
-    Numbers share a column only if they were measured in the same way: the same windows, questions, settings, precision.
-    """
-    models: dict[str, dict[str, Any]] = {}
-    columns: dict[str, dict[str, str]] = {}
-    labels: dict[str, tuple[str, str]] = {}
-
-    def enter(label: str, detail: str, way: Any, model: str, value: str) -> None:
-        key = f"{label} {json.dumps(way)}"
-        labels[key] = label, detail
-        columns.setdefault(key, {})[model] = value
-
-    for result in (*evaluations, *benchmarks):
-        models |= {model["model"]: model for model in result["models"]}
-    for result in evaluations:
-        counted = counted_tasks(result)
-        stabilities = {compared["model"]: compared["mean_stability"] for compared in result["compared"]}
-        dense = result["models"][0] if result["models"] else {}
-        for model in result["models"]:
-            name, dtype = model["model"], model["dtype"]
-            for text in model["perplexity"]:
-                way = (text["sha256"], text["predictions"], dtype)
-                detail = f"{text_detail(text)}, {dtype}"
-                enter(f"perplexity, {Path(text['source']).name}", detail, way, name, number(text["perplexity"]))
-            if counted:
-                questions = (result["tasks"], dtype)
-                detail = f"{tasks_detail(model, counted)}, {dtype}"
-                enter("accuracy", detail, questions, name, f"{accuracy_of(model, counted)[0]:.1%}")
-                if stabilities.get(name) is not None:
-                    enter("stability", detail, (questions, dense["weights"]), name, f"{stabilities[name]:.3f}")
-    for result in benchmarks:
-        how = [result[key] for key in ("engine", "settings", "device", "dtype")]
-        how += [result.get("hardware"), result["models"][0]["model"]]
-        engine = f", {result['engine']}" if result["engine"] != "transformers" else ""
-        for compared in result["compared"]:
-            for kind in KINDS:
-                enter(
-                    f"{kind} speed-up{engine}",
-                    speed_detail(result, kind),
-                    how,
-                    compared["model"],
-                    f"{compared[kind]['speed_up']:.2f}",
-                )
-    for result in evaluations:
-        for draft in result["drafts"]:
-            asked = result["settings"]
-            prompts = (draft["source"], asked["draft_prompts"], asked["draft_tokens"], draft["parent"])
-            detail = f"for {Path(draft['parent']).name}, {prompts[1]} prompts, {prompts[2]} tokens"
-            enter(
-                "kept as a draft",
-                detail,
-                prompts,
-                draft["model"],
-                share_with_error(draft["greedy"]["acceptance_rate"], None),
-            )
-    rows = [["", "method", "blocks", "parameters, M", *_headings([labels[key] for key in columns])]]
-    for short, (name, model) in zip(short_names(list(models)), models.items(), strict=True):
-        cells = (found.get(name, "") for found in columns.values())
-        rows.append([short, model["method"], str(model["blocks"]), f"{model['parameters'] / 1e6:.4g}", *cells])
-    return Section("Summary", tables=[Table(rows)] if models else [])
+    label: str
+    details: str
+    conditions: Any
+    model: str
+    text: str
 
 
-def _headings(labels: Sequence[tuple[str, str]]) -> list[str]:
-    """Labels, with how it was measured where there are several of a label, and a number where that is the same too."""
-    names = [label for label, _ in labels]
-    long = [label if names.count(label) == 1 else f"{label} ({detail})" for label, detail in labels]
-    return [
-        name if long.count(name) == 1 else f"{name} #{long[:place].count(name) + 1}" for place, name in enumerate(long)
+def summary_sections(results: Results) -> list[Section]:
+    """A row for each model, a column for each thing that was measured of any model in the same way."""
+    measured = (*results.evaluations, *results.benchmarks)
+    models = {model["model"]: model for result in measured for model in result["models"]}
+    if not models:
+        return []
+    cells = [
+        *(cell for each in results.evaluations for cell in (*_perplexity_cells(each), *_accuracy_cells(each))),
+        *(cell for each in results.benchmarks for cell in _speed_cells(each)),
+        *(cell for each in results.evaluations for cell in _draft_cells(each)),
     ]
+    columns: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        columns.setdefault(f"{cell.label} {json.dumps(cell.conditions)}", {})[cell.model] = cell
+    firsts = [next(iter(column.values())) for column in columns.values()]
+    labels = [cell.label for cell in firsts]
+    # Columns of one label show the details; those whose details are the same too are numbered.
+    names = [cell.label if labels.count(cell.label) == 1 else f"{cell.label} ({cell.details})" for cell in firsts]
+    heads = [each if names.count(each) == 1 else f"{each} #{names[:i].count(each)}" for i, each in enumerate(names, 1)]
+    rows = [["model", "method", "blocks", "parameters (M)", *heads]]
+    for short, (name, model) in zip(short_names(list(models)), models.items(), strict=True):
+        texts = (column[name].text if name in column else "" for column in columns.values())
+        rows.append([short, model["method"], str(model["blocks"]), f"{model['parameters'] / 1e6:.4g}", *texts])
+    return [Section("Summary", tables=[rows])]
+
+
+def _perplexity_cells(evaluation: JsonObject) -> Iterator[Cell]:
+    for model in evaluation["models"]:
+        for text in model["perplexity"]:
+            label = f"perplexity, {Path(text['source']).name}"
+            details = measurements.perplexity_details(text, model["dtype"])
+            conditions = (text["sha256"], text["predictions"], model["dtype"])
+            yield Cell(label, details, conditions, model["model"], number(text["perplexity"]))
+
+
+def _accuracy_cells(evaluation: JsonObject) -> Iterator[Cell]:
+    tasks, dense = measurements.scored_tasks(evaluation), evaluation["models"][0]
+    stabilities = {compared["model"]: compared["mean_stability"] for compared in evaluation["compared"]}
+    for model in evaluation["models"] if tasks else ():
+        name, details = model["model"], measurements.accuracy_details(model, tasks)
+        conditions = (evaluation["tasks"], model["dtype"])
+        yield Cell("accuracy", details, conditions, name, f"{measurements.mean_accuracy(model, tasks)[0]:.1%}")
+        if stabilities.get(name) is not None:
+            yield Cell("stability", details, (conditions, dense["weights"]), name, f"{stabilities[name]:.3f}")
+
+
+def _speed_cells(benchmark: JsonObject) -> Iterator[Cell]:
+    conditions = [benchmark[key] for key in ("engine", "settings", "device", "dtype")]
+    conditions += [benchmark.get("hardware"), benchmark["models"][0]["model"]]
+    engine = f", {benchmark['engine']}" if benchmark["engine"] != "transformers" else ""
+    for compared in benchmark["compared"]:
+        for kind in BENCHMARK_KINDS:
+            label, details = f"{kind} speed-up{engine}", measurements.speed_details(benchmark, kind)
+            yield Cell(label, details, conditions, compared["model"], f"{compared[kind]['speed_up']:.2f}")
+
+
+def _draft_cells(evaluation: JsonObject) -> Iterator[Cell]:
+    prompts, tokens = (evaluation["settings"][key] for key in ("draft_prompts", "draft_tokens"))
+    for draft in evaluation["drafts"]:
+        details = f"for {Path(draft['parent']).name}, {prompts} prompts, {tokens} tokens"
+        conditions = (draft["source"], prompts, tokens, draft["parent"])
+        rate = share_with_error(draft["greedy"]["acceptance_rate"], None)
+        yield Cell("accepted as a draft", details, conditions, draft["model"], rate)

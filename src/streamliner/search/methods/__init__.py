@@ -1,1 +1,1 @@
-"""The search methods, one file each: the folder is the registry."""
+"""The search methods, one file each. The folder is the registry (`search/registry.py`)."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from streamliner.measure.probe import Probe
 from streamliner.search.frontier import Point
-from streamliner.search.method import intervals, measured
+from streamliner.search.method import remove_intervals
 
 
 @dataclass(frozen=True)
 class AngularDistance:
-    """Remove the run of n consecutive blocks with the least angular distance at the last token of a window.
+    """Remove the interval of n blocks with the smallest angular distance at the last token of a window.
 
-    For n blocks the interval [l, l+n) with
+    For n blocks it is [l, l+n) with
 
         argmin over l of  mean over windows of  arccos(cos(depth l, depth l+n)) / pi
 
@@ -24,15 +25,9 @@ class AngularDistance:
 
     protect_first: int = 0
     protect_last: int = 0
-    score = "angle across the interval at the last token, in units of pi"
+    score: ClassVar[str] = "angle across the interval at the last token, in units of pi"
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
         """The best interval of each length 1 to `limit`."""
         angle = probe.similarity().angle
-        probe.expect(limit)
-        for count in range(1, limit + 1):
-            damage = {run[0]: angle[run[0], run[0] + count].item() for run in intervals(probe, self, count)}
-            if not damage:
-                continue
-            start = min(damage, key=lambda block: (damage[block], block))
-            yield measured(probe, tuple(range(start, start + count)), damage[start], damage)
+        return remove_intervals(probe, self, lambda start, stop: angle[start, stop].item(), limit)

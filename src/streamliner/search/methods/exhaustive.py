@@ -1,4 +1,4 @@
-"""Every set of blocks: the optimum on the calibration set, to measure how far others are from it. Small stacks only."""
+"""Every set of blocks: the optimum on the calibration set, to compare methods with. Small stacks only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from streamliner.errors import MethodError
 from streamliner.measure.probe import Probe
@@ -14,27 +15,31 @@ from streamliner.search.frontier import Point
 
 @dataclass(frozen=True)
 class Exhaustive:
-    """For each n, the set of n blocks without which the loss is least, by trying all of them.
+    """For each n, the set of n blocks without which the loss is smallest, by trying all sets.
 
-    Refused where there are more than `most_sets` sets to try.
+    Refused where there are more than `most_sets` of them.
     """
 
     most_sets: int = 20_000
     protect_first: int = 1
     protect_last: int = 1
-    score = "calibration loss, nats per token"
+    score: ClassVar[str] = "calibration loss, nats per token"
+
+    def losses_left(self, probe: Probe, removed: tuple[int, ...], limit: int) -> int:
+        """The number of sets that are larger than `removed`."""
+        candidates = probe.num_blocks - self.protect_first - self.protect_last
+        return sum(math.comb(candidates, count) for count in range(len(removed) + 1, limit + 1))
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
         """The best set of each size 1 to `limit`."""
-        candidates = list(range(self.protect_first, probe.num_blocks - self.protect_last))
-        sets = sum(math.comb(len(candidates), count) for count in range(1, limit + 1))
+        candidates = range(self.protect_first, probe.num_blocks - self.protect_last)
+        sets = self.losses_left(probe, (), limit)
         if sets > self.most_sets:
             raise MethodError(
                 f"An exhaustive search of up to {limit} of {len(candidates)} blocks tries {sets} sets, "
                 f"more than most_sets {self.most_sets}.",
                 f"Remove fewer blocks, or allow it: --set most_sets={sets}",
             )
-        probe.expect(sets)
         for count in range(1, limit + 1):
             chosen_sets = itertools.combinations(candidates, count)
             losses = {chosen: probe.loss(chosen) for chosen in chosen_sets if not probe.refusal(chosen)}

@@ -6,34 +6,34 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from streamliner.errors import MethodError
 from streamliner.measure.probe import Probe
 from streamliner.search.frontier import Point
-from streamliner.search.method import growing, measured, removable
+from streamliner.search.method import least_first, removable, remove_in_order
 from streamliner.search.race import Race
 
 
 @dataclass(frozen=True)
 class Sleb:
-    """Remove one block at a time: each round the one without which the already pruned model has the least loss.
+    """Remove one block at a time: each round the one without which the already pruned model has the smallest loss.
 
-    With R the blocks removed so far, round r removes
+    With R the blocks removed so far, a round removes
 
-        argmin over j not in R of  loss(R + {j})          metric "iterative", the paper's metric 3 and its choice
-        argmin over j not in R of  loss({j})              metric "one-shot", metric 2: measured once on the dense model
+        argmin over j not in R of  loss(R + {j})            metric "iterative", the paper's metric 3 and its choice
+        argmin over j not in R of  loss({j})                metric "one-shot", metric 2: measured once, dense model
         argmax over j not in R of  cos(depth j, depth j+1)  metric "similarity", metric 1
 
     The loss is the mean next-token cross-entropy on the calibration set. The first and the last block stay.
 
-    With `effort="adaptive"`, "iterative" measures less, in two ways. *Lazy*: a candidate is measured anew only if it is
-    next to the block just removed, or if its last known increase of loss, less 1 - `slack` of its size, is below the
-    best fresh one.
-    *Racing*: candidates are measured window by window and dropped when they are behind the best by more than `z`
-    standard errors of the paired difference (`race.py`); 0 drops none. The list is that of "exact" unless some
-    increase shrank by more than the slack between two measurements, or a winner was more than z standard errors behind
-    on its first windows. Neither can be ruled out, so "exact" is the default.
+    With `effort="adaptive"`, "iterative" measures less, in two ways.
+    *Lazy*: a candidate is measured again only if it is next to the block removed last, or if its last known increase of
+    loss, reduced by 1 - `slack` of its size, is below the best one measured in this round.
+    *Racing*: candidates are measured window by window, and dropped when they are worse than the best by more than `z`
+    standard errors of the paired difference (`race.py`); 0 drops none.
+    The result is that of "exact" unless an increase shrank by more than the slack between two measurements, or a winner
+    was more than z standard errors worse on its first windows. Neither can be excluded, so "exact" is the default.
 
     References:
         arXiv 2402.09025, section 3.2 and algorithm 1.
@@ -45,57 +45,66 @@ class Sleb:
     z: float = 3.0
     protect_first: int = 1
     protect_last: int = 1
-    score = "calibration loss, nats per token"
+    score: ClassVar[str] = "calibration loss, nats per token"
 
     def __post_init__(self) -> None:
         if self.effort == "adaptive" and self.metric != "iterative":
             raise MethodError(f"effort adaptive is for metric iterative; {self.metric} measures each block once.")
 
-    def search(self, probe: Probe, limit: int) -> Iterator[Point]:
-        """Points of 1, 2, ... `limit` removed blocks; each contains the one before."""
+    def losses_left(self, probe: Probe, removed: tuple[int, ...], limit: int) -> int:
+        """One loss per candidate and round; of "one-shot" and "similarity" one per point."""
+        rounds = limit - len(removed)
         if self.metric == "iterative":
-            yield from self._iterative(probe, limit)
+            candidates = len(removable(probe, self, removed))
+            return sum(max(0, candidates - done) for done in range(rounds))
+        once = self.metric == "one-shot" and not removed
+        return rounds + (len(removable(probe, self)) if once else 0)
+
+    def search(self, probe: Probe, limit: int) -> Iterator[Point]:
+        """Points of 1 to `limit` blocks; each contains the one before."""
+        if self.metric != "iterative":
+            return self._ranked(probe, limit)
+        return self._adaptive(probe, limit) if self.effort == "adaptive" else self._exact(probe, limit)
+
+    def _ranked(self, probe: Probe, limit: int) -> Iterator[Point]:
+        candidates = removable(probe, self)
+        if self.metric == "one-shot":
+            damage = {block: loss.mean for block, loss in probe.losses_without_each((), candidates).items()}
         else:
-            yield from self._ranked(probe, limit)
+            cosine = probe.similarity().cosine
+            damage = {block: 1 - cosine[block, block + 1].item() for block in candidates}
+        return remove_in_order(probe, least_first(damage), damage, limit)
 
-    def _iterative(self, probe: Probe, limit: int) -> Iterator[Point]:
-        alone = len(removable(probe, self))
-        probe.expect(sum(max(0, alone - removed) for removed in range(limit)))
+    def _exact(self, probe: Probe, limit: int) -> Iterator[Point]:
         removed: tuple[int, ...] = ()
-        increases: dict[int, float] = {}  # of loss, where last measured
-        before = 0.0
-        if self.effort == "adaptive":
-            probe.expect(1)
-            before = probe.loss().mean
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
-            probe.expect_less(max(0, alone - len(removed) - len(candidates)) * probe.num_windows)
-            if self.effort == "exact":
-                race, margin = Race(probe, removed, 0), math.inf
-                race.run(candidates)
-            else:
-                race, margin = self._adaptively(probe, removed, candidates, increases, before)
-            found = {block: loss.mean for block, loss in race.losses.items()} | race.estimates
-            increases |= {block: loss - before for block, loss in found.items()}
-            best = race.losses[race.best]
-            removed, before = (*removed, race.best), best.mean
-            damage = {block: found[block] for block in sorted(found)}
-            point = Point(removed, best.mean, best.mean, best.standard_error, damage)
-            yield (
-                point
-                if self.effort == "exact"
-                else dataclasses.replace(
-                    point, window_losses=race.window_losses, margin=margin if math.isfinite(margin) else None
-                )
-            )
+            race = Race(probe, removed, z=0)
+            race.run(candidates)
+            yield race.point()
+            removed = (*removed, race.best)
 
-    def _adaptively(
-        self, probe: Probe, removed: tuple[int, ...], candidates: list[int], increases: dict[int, float], before: float
-    ) -> tuple[Race, float]:
-        """Race as many candidates as it takes; returns the race and the margin of what was not measured."""
-        race = Race(probe, removed, self.z)
-        around = [block for block in candidates if removed and block < removed[-1]][-1:]
-        around += [block for block in candidates if removed and block > removed[-1]][:1]
-        race.run(sorted({*around, *(block for block in candidates if block not in increases)}))
+    def _adaptive(self, probe: Probe, limit: int) -> Iterator[Point]:
+        removed: tuple[int, ...] = ()
+        increases: dict[int, float] = {}  # of the loss by each block, when last measured
+        before = probe.loss().mean
+        while len(removed) < limit and (candidates := removable(probe, self, removed)):
+            race = Race(probe, removed, self.z)
+            margin = self._race_lazily(race, candidates, increases, before)
+            point = race.point()
+            assert point.candidates is not None
+            increases |= {block: loss - before for block, loss in point.candidates.items()}
+            yield dataclasses.replace(
+                point, window_losses=race.window_losses, margin=margin if math.isfinite(margin) else None
+            )
+            removed, before = point.removed, point.score
+
+    def _race_lazily(self, race: Race, candidates: list[int], increases: dict[int, float], before: float) -> float:
+        """Race only candidates that may win; returns the smallest margin of those that were not fully measured."""
+        last = race.removed[-1:]
+        below = [block for block in candidates if last and block < last[0]][-1:]
+        above = [block for block in candidates if last and block > last[0]][:1]
+        unknown = [block for block in candidates if block not in increases]
+        race.run(sorted({*below, *above, *unknown}))
         while True:
             least = race.losses[race.best].mean - before
             bounds = {
@@ -103,22 +112,7 @@ class Sleb:
                 for block in candidates
                 if block not in race.losses and block not in race.estimates
             }
-            may_be_less = [block for block in bounds if bounds[block] < least]
-            if not may_be_less:
-                probe.expect_less(len(bounds) * probe.num_windows)
-                return race, min([race.margin, *(bound - least for bound in bounds.values())])
-            race.run(may_be_less)
-
-    def _ranked(self, probe: Probe, limit: int) -> Iterator[Point]:
-        candidates = removable(probe, self)
-        if self.metric == "one-shot":
-            probe.expect(len(candidates))
-            losses = probe.losses_without_each((), candidates)
-            damage = {block: loss.mean for block, loss in losses.items()}
-        else:
-            cosine = probe.similarity().cosine
-            damage = {block: 1 - cosine[block, block + 1].item() for block in candidates}
-        order = sorted(candidates, key=lambda block: (damage[block], block))
-        probe.expect(limit)
-        for removed in growing(probe, order, limit):
-            yield measured(probe, removed, max(damage[block] for block in removed), damage)
+            may_win = [block for block, bound in bounds.items() if bound < least]
+            if not may_win:
+                return min([race.margin, *(bound - least for bound in bounds.values())])
+            race.run(may_win)

@@ -1,0 +1,18 @@
+"""The verbs for Python: the functions of `verbs/`, with the settings as keywords.
+
+They work on models in memory, and on names of models: hub ids, folders and GGUF files.
+"""
+
+from __future__ import annotations
+
+from streamliner.flags import with_keywords
+from streamliner.settings import BenchmarkSettings, EvaluateSettings, HealSettings, SearchSettings
+from streamliner.verbs import benchmark as _benchmark
+from streamliner.verbs import evaluate as _evaluate
+from streamliner.verbs import heal as _heal
+from streamliner.verbs import search as _search
+
+search = with_keywords(SearchSettings)(_search.search)
+heal = with_keywords(HealSettings)(_heal.heal)
+evaluate = with_keywords(EvaluateSettings)(_evaluate.evaluate)
+benchmark = with_keywords(BenchmarkSettings)(_benchmark.benchmark)

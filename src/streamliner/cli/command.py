@@ -1,0 +1,161 @@
+"""A verb of the command line, made from settings: flags, `--config` and their values as settings objects."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from streamliner.cli.console import fail
+from streamliner.errors import Interrupted, StreamlinerError, UserError
+from streamliner.flags import Flag, default_of, flags_of, kind_of
+from streamliner.settings import ModelSettings
+
+Settings = TypeVar("Settings")
+OUTPUT = "Output"
+METAVARS = {bool: " ", int: "N", float: "X"}
+OUTPUT_FIELDS = ("run", "output", "verify", "overwrite", "quiet")
+
+CONFIG = Annotated[
+    Path | None, typer.Option(help="YAML file of settings; flags win", metavar="FILE", rich_help_panel=OUTPUT)
+]
+JSON = Annotated[bool, typer.Option("--json", help="One JSON value on stdout", metavar=" ", rich_help_panel=OUTPUT)]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A positional argument, or an option that must be given.
+
+    Attributes:
+        name: its key in a `--config` file.
+        help: noun phrase for `--help`.
+        metavar: what the help shows.
+        flags: of an option; empty for a positional argument.
+        several: whether it takes one or more values.
+    """
+
+    name: str
+    help: str
+    metavar: str
+    flags: tuple[str, ...] = ()
+    several: bool = False
+
+    def parameter(self) -> inspect.Parameter:
+        """For typer. It is optional there, as a config file may hold it."""
+        kind: Any = list[str] if self.several else str
+        if self.flags:
+            info: Any = typer.Option(*self.flags, help=self.help, metavar=self.metavar, rich_help_panel=OUTPUT)
+        else:
+            info = typer.Argument(help=self.help, metavar=self.metavar)
+        return _parameter(self.name, Annotated[kind | None, info], None)
+
+
+MODEL = Argument("model", "Hub id, folder or GGUF file", "MODEL")
+MODELS = Argument("models", "Hub ids, folders or GGUF files", "MODEL...", several=True)
+
+
+class Given:
+    """What the user gave to a verb: on the command line, or in a config file.
+
+    Attributes:
+        json: whether to print JSON.
+        quiet: whether to print the path of the result alone.
+        names: the names given, not left at their defaults.
+    """
+
+    def __init__(self, values: Mapping[str, Any], *, json: bool) -> None:
+        self._values, self.json, self.names = dict(values), json, set(values)
+        self.quiet = bool(values.get("quiet"))
+
+    def argument(self, argument: Argument) -> Any:
+        """The value of an argument.
+
+        Raises:
+            UserError: it was not given.
+        """
+        value = self._values.get(argument.name)
+        if not value:
+            name = argument.flags[0] if argument.flags else argument.metavar
+            raise UserError(f"{name} is missing: {argument.help}.", f"Add it, or `{argument.name}:` in --config FILE.")
+        return [value] if argument.several and isinstance(value, str) else value
+
+    def settings(self, cls: Callable[..., Settings], **more: Any) -> Settings:
+        """A settings object from the values given; `more` are further ones."""
+        fields = flags_of(cls)  # type: ignore[arg-type]
+        return cls(**{name: value for name, value in self._values.items() if name in fields} | more)
+
+
+Verb = Callable[[Given], None]
+
+
+def command(
+    *arguments: Argument, without: tuple[str, ...] = (), **panels: type
+) -> Callable[[Verb], Callable[..., None]]:
+    """Make a typer command of a function that takes what was given.
+
+    Args:
+        arguments: the positional arguments and required options.
+        without: fields that this verb does not have.
+        panels: settings classes by the heading under which the help shows their flags. A field that two classes share
+            is one flag.
+    """
+
+    def decorate(verb: Verb) -> Callable[..., None]:
+        parameters = [argument.parameter() for argument in arguments]
+        known = {argument.name for argument in arguments}
+        for panel, settings in panels.items():
+            for name, flag in flags_of(settings).items():
+                if not flag.python_only and name not in known and name not in without:
+                    known.add(name)
+                    parameters.append(_option(settings, name, flag, OUTPUT if name in OUTPUT_FIELDS else panel))
+
+        def callback(ctx: typer.Context, **values: Any) -> None:
+            config, json = values.pop("config"), values.pop("json")
+            typed = {name: value for name, value in values.items() if _was_typed(ctx, name)}
+            from streamliner.runs.yaml_config import read_config
+
+            silence: AbstractContextManager[None] = nullcontext()
+            if ModelSettings in panels.values():  # verbs without models start faster without torch
+                from streamliner.model.load import silenced_transformers
+
+                silence = silenced_transformers()
+            try:
+                with silence:
+                    verb(Given((read_config(config, known) if config else {}) | typed, json=json))
+            except (StreamlinerError, Interrupted) as error:
+                fail(error, callback.__name__, as_json=json)
+
+        extra = [_parameter("config", CONFIG, None), _parameter("json", JSON, False)]
+        context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+        callback.__signature__ = inspect.Signature([context, *parameters, *extra])  # type: ignore[attr-defined]
+        callback.__annotations__ = {each.name: each.annotation for each in (context, *parameters, *extra)}
+        callback.__name__, callback.__doc__ = verb.__name__.removesuffix("_"), verb.__doc__
+        return callback
+
+    return decorate
+
+
+def _was_typed(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
+def _option(settings: type, name: str, flag: Flag, panel: str) -> inspect.Parameter:
+    default = default_of(settings, name)
+    kind = kind_of(settings, name)
+    help_text = flag.help + (f": {', '.join(flag.choices)}" if flag.choices and ":" not in flag.help else "")
+    if isinstance(default, (int, float, str)) and not isinstance(default, bool):
+        help_text += f" [dim](default: {default})[/]"
+    names = flag.names if flag.names or (kind is bool and default) else (f"--{name.replace('_', '-')}",)
+    metavar = flag.metavar or METAVARS.get(kind, "NAME")
+    info = typer.Option(*names, help=help_text, metavar=metavar, rich_help_panel=panel, show_default=False)
+    return _parameter(name, Annotated[kind if kind is bool else kind | None, info], default if kind is bool else None)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

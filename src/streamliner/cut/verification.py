@@ -1,0 +1,210 @@
+"""Check that a cut model, in memory or in a folder, computes what the dense model does with the blocks bypassed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from streamliner.cut.generation import same_generation
+from streamliner.errors import StreamlinerError, VerificationError
+from streamliner.model.blocks import Blocks
+from streamliner.model.load import auto_class, folder_for_converted_weights
+from streamliner.model.stack import text_inputs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SAMPLE_TOKENS = 256
+
+LOGIT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""Largest difference allowed, relative to the largest logit (at least 1).
+
+Cutting changes no arithmetic, but two computations are never promised to be equal to the bit: kernels depend on the
+processor, on the number of threads and on how tensors lie in memory.
+"""
+
+
+@dataclass(frozen=True, repr=False)
+class Reference:
+    """What a cut model is compared with; taken from the dense model, which need not stay in memory.
+
+    Attributes:
+        sample: token ids, (1, tokens).
+        logits: the logits that the cut model must compute for them, (1, tokens, vocabulary).
+        cached, padded: whether the dense model generates the same with a cache as without: alone, and left-padded in
+            a batch. A few architectures do not; then the cut model need not either.
+        dtype, device: of the dense model.
+        stack_path: where its blocks are, such as "model.layers".
+        source: what computed `logits`, for messages.
+    """
+
+    sample: Tensor
+    logits: Tensor
+    cached: bool
+    padded: bool
+    dtype: torch.dtype
+    device: torch.device
+    stack_path: str
+    source: str = "the dense model with the blocks bypassed"
+
+    def __repr__(self) -> str:
+        return f"Reference({self.sample.shape[1]} tokens in {_name(self.dtype)} from {self.source})"
+
+
+@dataclass(frozen=True, repr=False)
+class Verification:
+    """What was compared, and how close it was.
+
+    Attributes:
+        max_logit_difference: between the cut model and the reference, over all logits of the sample.
+        tolerance: the largest difference allowed.
+        cached_generation: greedy generation is the same with a cache as without; None where this does not hold for the
+            dense model.
+        padded_generation: the same, left-padded in a batch of two.
+        tokens: length of the sample.
+        dtype: precision of the computation.
+    """
+
+    max_logit_difference: float
+    tolerance: float
+    cached_generation: bool | None
+    padded_generation: bool | None
+    tokens: int
+    dtype: str
+
+    def __repr__(self) -> str:
+        return (
+            f"Verification: on {self.tokens} tokens in {self.dtype}, logits within {self.max_logit_difference:.2g} of "
+            f"the reference ({self.tolerance:.2g} allowed); {self.generation}"
+        )
+
+    @property
+    def generation(self) -> str:
+        """What was compared of generation, in words."""
+        if self.cached_generation and self.padded_generation:
+            return "generation with a cache equals generation without, also left-padded"
+        if self.cached_generation:
+            return "generation with a cache equals generation without (not left-padded, as in the dense model)"
+        return "generation not compared: in the dense model it differs with and without a cache"
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value."""
+        return asdict(self)
+
+
+def sample_tokens(config: Any) -> Tensor:
+    """Random token ids to verify on, (1, tokens), always the same. `config` is that of the whole model.
+
+    Special tokens are left out: one that stands for an image, or that ends a text, would change what is computed.
+    """
+    text = config.get_text_config(decoder=True)
+    length = min(SAMPLE_TOKENS, (getattr(text, "max_position_embeddings", None) or SAMPLE_TOKENS) // 2)
+    fields = [*vars(config).items(), *vars(text).items()]
+    ids = [value for name, value in fields if name.endswith(("token_id", "token_index"))]
+    special = {token for value in ids for token in (value if isinstance(value, (list, tuple)) else [value])}
+    low = min(8, text.vocab_size // 2)
+    ordinary = torch.tensor([token for token in range(low, text.vocab_size) if token not in special])
+    generator = torch.Generator().manual_seed(0)
+    return ordinary[torch.randint(len(ordinary), (1, length), generator=generator)]
+
+
+def reference_outputs(blocks: Blocks, removed: tuple[int, ...], sample: Tensor) -> Reference:
+    """Run the dense model on `sample`, (1, tokens): its logits with `removed` bypassed, and its own generation."""
+    with torch.inference_mode(), blocks.bypass(removed):
+        logits: Tensor = blocks.forward(sample).logits
+    cached, padded = same_generation(blocks.model, sample.to(blocks.device), _tolerance(blocks.dtype))
+    return Reference(sample, logits.cpu(), cached, padded, blocks.dtype, blocks.device, blocks.path)
+
+
+def verify_model(model: PreTrainedModel, reference: Reference) -> Verification:
+    """Compare a model in memory, in evaluation mode, with the reference.
+
+    Raises:
+        VerificationError: the logits differ, or generation with a cache differs from generation without.
+    """
+    sample = reference.sample.to(model.device)
+    with torch.inference_mode():
+        logits = model(**text_inputs(model, sample), use_cache=False).logits.float().cpu()
+    expected = reference.logits.float()
+    if logits.shape != expected.shape:
+        shapes = f"{tuple(logits.shape)}, not {tuple(expected.shape)}"
+        raise VerificationError(f"The logits of the cut model have the shape {shapes} as those of {reference.source}.")
+    difference = (logits - expected).abs().max().item()
+    tolerance = _tolerance(reference.dtype) * max(expected.abs().max().item(), 1.0)
+    if not difference <= tolerance:  # also where it is not a number
+        raise VerificationError(
+            f"The logits of the cut model differ by {difference:.3g} from those of {reference.source}; "
+            f"at most {tolerance:.3g} is allowed."
+        )
+    cached, padded = same_generation(model, sample, _tolerance(reference.dtype))
+    for agreed, agreed_before, how in ((cached, reference.cached, ""), (padded, reference.padded, "left-padded ")):
+        if agreed_before and not agreed:
+            raise VerificationError(f"The cut model's {how}generation with a cache differs from that without.")
+    return Verification(
+        max_logit_difference=difference,
+        tolerance=tolerance,
+        cached_generation=cached if reference.cached else None,
+        padded_generation=padded if reference.padded else None,
+        tokens=sample.shape[1],
+        dtype=_name(reference.dtype),
+    )
+
+
+def verify_checkpoint(
+    folder: Path, reference: Reference, *, trust_remote_code: bool = False, device_map: Any = None
+) -> Verification:
+    """Reload the checkpoint in `folder` as any user of transformers would, and compare it with the reference.
+
+    Args:
+        folder: the cut checkpoint.
+        reference: from `reference_outputs`.
+        trust_remote_code: run the checkpoint's own Python code.
+        device_map: where parts of the model go, for a model that one device cannot hold.
+
+    Raises:
+        VerificationError: it does not load, tensors are missing or not used, or as for `verify_model`.
+    """
+    model, info = _reload(folder, reference, trust_remote_code, device_map)
+    # Tensors that belong to another class, such as an encoder's, are copied as they were. In a block there are none.
+    block = re.compile(rf"(^|\.){re.escape('.'.join(reference.stack_path.split('.')[-2:]))}\.\d+\.")
+    unexpected = [name for name in info["unexpected_keys"] if block.search(name)]
+    missing, mismatched = info["missing_keys"], info["mismatched_keys"]
+    for kind, names in (("missing", missing), ("unexpected", unexpected), ("mismatched", mismatched)):
+        if names:
+            raise VerificationError(f"The written checkpoint has {kind} keys: {min(map(str, names))}.")
+    return verify_model(model, reference)
+
+
+def _reload(
+    folder: Path, reference: Reference, trust_remote_code: bool, device_map: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and what transformers reports of its keys."""
+    from transformers import AutoConfig
+
+    trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    placed = {"device_map": device_map, "offload_folder": folder_for_converted_weights()} if device_map else {}
+    try:
+        config = AutoConfig.from_pretrained(folder, **trusted)
+        # Quantised weights have dtypes of their own.
+        dtype = "auto" if getattr(config, "quantization_config", None) else reference.dtype
+        model, info = auto_class(config).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **trusted, **placed
+        )
+    except StreamlinerError:
+        raise
+    except Exception as error:  # transformers raises errors of many types
+        raise VerificationError(f"transformers does not load the written checkpoint: {str(error).strip()}") from error
+    return model.eval() if device_map else model.eval().to(reference.device), info
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return LOGIT_TOLERANCE.get(dtype, LOGIT_TOLERANCE[torch.float32])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

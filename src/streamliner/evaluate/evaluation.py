@@ -1,0 +1,137 @@
+"""The result of an evaluation: each model, how each compares with the dense one, and the tables that show it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
+
+from streamliner.evaluate.compare import Comparison
+from streamliner.evaluate.draft import TEXT_KINDS, Draft
+from streamliner.evaluate.model_evaluation import ModelEvaluation
+from streamliner.evaluate.samples import Sample
+from streamliner.evaluate.tasks import Task
+from streamliner.format import Table, model_table, number, share_with_error, short_names, with_error
+from streamliner.runs.files import SCHEMA_VERSIONS
+from streamliner.settings import EvaluateSettings
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """The result of an evaluation.
+
+    Attributes:
+        settings: what the models were evaluated on, as a JSON value.
+        tasks: the tasks of lm-eval, with their versions.
+        models: what was measured of each, the dense one first.
+        compared: the others compared with the dense one; empty if nobody said which one is dense.
+        drafts: the models measured as drafts, if a parent was given.
+        samples: continuations of the same prompts by all models.
+    """
+
+    settings: dict[str, Any]
+    tasks: tuple[Task, ...]
+    models: tuple[ModelEvaluation, ...]
+    compared: tuple[Comparison, ...] = ()
+    drafts: tuple[Draft, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON value: what `streamliner evaluate` writes."""
+        return {
+            "schema_version": SCHEMA_VERSIONS["evaluation"],
+            "settings": self.settings,
+            "tasks": [asdict(task) for task in self.tasks],
+            "models": [model.to_json() for model in self.models],
+            "compared": [comparison.to_json() for comparison in self.compared],
+            "drafts": [asdict(draft) for draft in self.drafts],
+            "samples": [asdict(sample) for sample in self.samples],
+        }
+
+    def tables(self) -> list[Table]:
+        """All models; each compared with the dense one, task by task; drafts; samples."""
+        names = [model.name for model in self.models]
+        short = short_names(names)
+        blocks = ["blocks", *(str(model.model["blocks"]) for model in self.models)]
+        tables = [model_table(names, [blocks, *self._text_rows(), *self._task_rows()])]
+        for name, compared in zip(short[1:], self.compared, strict=False):
+            tables += _comparison_tables(name, compared)
+        if self.drafts:
+            tables.append(_draft_table(self.drafts))
+        for place, sample in enumerate(self.samples, 1):
+            texts = zip(short, sample.continuations, strict=True)
+            tables.append(Table([(f"sample {place}", sample.prompt), *texts]))
+        return tables
+
+    def __repr__(self) -> str:
+        return "\n\n".join(table.text() for table in self.tables())
+
+    def _repr_html_(self) -> str:
+        return "".join(table.html() for table in self.tables())
+
+    def _text_rows(self) -> Iterable[list[str]]:
+        names = short_names([text.source for text in self.models[0].perplexity])
+        for place, name in enumerate(names):
+            texts = [model.perplexity[place] for model in self.models]
+            yield [f"perplexity, {name}", *(number(text.loss.perplexity) for text in texts)]
+            yield ["  loss", *(with_error(text.loss.mean, text.loss.standard_error) for text in texts)]
+            if self.compared:
+                increases = (each.loss_increase[texts[0].source] for each in self.compared)
+                yield [
+                    "  loss increase (nats)",
+                    "",
+                    *(with_error(each.mean, each.standard_error) for each in increases),
+                ]
+
+    def _task_rows(self) -> Iterable[list[str]]:
+        for task in self.tasks:
+            for metric in self.models[0].tasks[task.name].metrics:
+                values = [model.tasks[task.name].metrics.get(metric) for model in self.models]
+                yield [f"{task.name} {metric}", *("" if value is None else number(value) for value in values)]
+
+
+def _comparison_tables(name: str, compared: Comparison) -> list[Table]:
+    """Two tables of how a model's answers changed, as one is wider than a terminal; none without tasks."""
+    if not compared.tasks:
+        return []
+    changes = [["task", "change of accuracy", "95% interval", "McNemar p", "stability"]]
+    flips = [["task", "both right", "only dense right", "only cut right", "both wrong"]]
+    for task, found in compared.tasks.items():
+        change = found.accuracy_difference
+        interval = f"{change.low:+.3f} to {change.high:+.3f}"
+        changes.append([task, f"{change.mean:+.3f}", interval, f"{change.p_value:.2g}", f"{found.stability:.3f}"])
+        flips.append([task, *map(str, astuple(found.flips))])
+    changes.append(["mean", "", "", "", f"{compared.mean_stability:.3f}"])
+    return [Table(changes, title=f"{name}, compared with the dense model"), Table(flips)]
+
+
+def _draft_table(drafts: Sequence[Draft]) -> Table:
+    counts = drafts[0].greedy.tokens_per_verification
+    rows = [["draft", "text", "accepted", *(f"tokens per check, {count} proposed" for count in counts)]]
+    for name, draft in zip(short_names([draft.model for draft in drafts]), drafts, strict=True):
+        for kind in TEXT_KINDS:
+            found = getattr(draft, kind)
+            accepted = share_with_error(found.acceptance_rate, found.standard_error)
+            rows.append([name, kind, accepted, *(number(found.tokens_per_verification[count]) for count in counts)])
+    return Table(rows, title=f"As a draft for {short_names([drafts[0].parent])[0]}")
+
+
+def recorded_settings(settings: EvaluateSettings) -> dict[str, Any]:
+    """What a result says about its settings, under the names that schema version 3 has for them."""
+    recorded = {
+        "perplexity": list(settings.texts),
+        "window": settings.sequence_length,
+        "stride": settings.stride,
+        "max_windows": settings.num_samples,
+        "tasks": list(settings.task_names),
+    }
+    for name in (
+        "tasks_path",
+        "limit",
+        "num_fewshot",
+        "batch_size",
+        "cache",
+        "draft_prompts",
+        "draft_tokens",
+        "samples",
+    ):
+        recorded[name] = getattr(settings, name)
+    return recorded

@@ -1,0 +1,121 @@
+"""Read everything that models are evaluated on, and refuse what is not possible, before any weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from streamliner.errors import EvaluationError
+from streamliner.evaluate.samples import PROMPT_TOKENS, spread_prompts
+from streamliner.evaluate.tasks import Harness, Task
+from streamliner.model.session import Session
+from streamliner.model.stack import has_encoder
+from streamliner.runs.reporter import Reporter
+from streamliner.settings import EvaluateSettings
+from streamliner.text.windows import TextWindows, text_windows, window_length
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EvaluationInputs:
+    """What all models are evaluated on.
+
+    Attributes:
+        tokenizer: that of the first model.
+        texts: for perplexity.
+        tasks: of lm-eval.
+        harness: runs the tasks; None if there are none.
+        prompt_source: the text that the prompts are from.
+        sample_prompts, draft_prompts: token ids, (prompts, tokens).
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    texts: tuple[TextWindows, ...]
+    tasks: tuple[Task, ...]
+    harness: Harness | None
+    prompt_source: str
+    sample_prompts: Tensor
+    draft_prompts: Tensor
+
+    def tokenizer_of(self, session: Session) -> PreTrainedTokenizerBase:
+        """The model's own tokenizer; that of the first model for a model in memory without one."""
+        if session.model is not None and session.given_tokenizer is None:
+            return self.tokenizer
+        return session.tokenizer()
+
+
+def read_inputs(
+    sessions: Sequence[Session], settings: EvaluateSettings, parent: Session | None, reporter: Reporter
+) -> EvaluationInputs:
+    """Read texts, tasks and prompts.
+
+    Args:
+        sessions: of the models to evaluate.
+        settings: what to evaluate on.
+        parent: the model that the others are measured as drafts for, or None.
+        reporter: where messages go.
+
+    Raises:
+        EvaluationError: there is nothing to evaluate on, or a model cannot be evaluated on it.
+        TextError: a text is not available or too short, or a window too long for a model.
+        MissingExtraError: an optional library is missing.
+    """
+    reads_text = bool(settings.texts or settings.samples or parent)
+    if not (reads_text or settings.task_names):
+        raise EvaluationError(
+            "There is nothing to evaluate on.", "Add --perplexity wikitext2:test, or --tasks arc_easy."
+        )
+    everyone = [*sessions, *([parent] if parent else [])]
+    if reads_text:
+        _check_decoders(everyone)
+    harness = Harness(settings.tasks_path) if settings.task_names else None
+    tasks = harness.find(settings.task_names, settings.limit, settings.num_fewshot) if harness else []
+    tokenizer = settings.tokenizer or sessions[0].tokenizer()
+    texts = _read_texts(sessions, settings, tokenizer, reporter)
+    for session in everyone if parent else ():
+        window_length(session, PROMPT_TOKENS + settings.draft_tokens, "--draft-tokens: a text of")
+    source = next(iter(settings.texts), "python-docs:test")
+    prompts = [
+        spread_prompts(source, tokenizer, count, reporter)
+        for count in (settings.samples, settings.draft_prompts if parent else 0)
+    ]
+    inputs = EvaluationInputs(tokenizer, texts, tuple(tasks), harness, source, *prompts)
+    for session in everyone[1:] if reads_text else ():
+        if inputs.tokenizer_of(session).get_vocab() != tokenizer.get_vocab():  # token ids mean something else to it
+            raise EvaluationError(
+                f"{session.source.name} has another tokenizer than the first model, so they cannot be compared.",
+                "Evaluate it alone.",
+            )
+    return inputs
+
+
+def _read_texts(
+    sessions: Sequence[Session], settings: EvaluateSettings, tokenizer: PreTrainedTokenizerBase, reporter: Reporter
+) -> tuple[TextWindows, ...]:
+    length = min(window_length(session, settings.sequence_length) for session in sessions)
+    texts = tuple(
+        text_windows(source, tokenizer, length, settings.stride, settings.num_samples)
+        for source in dict.fromkeys(settings.texts)
+    )
+    for of in (text.provenance for text in texts):
+        reporter.say(
+            f"{of['source']}: {of['text_tokens']:,} tokens, {of['windows']} windows of {'a BOS and ' if of['bos'] else ''}"
+            f"{of['window'] - of['bos']} tokens, one every {of['stride']}; {of['predictions']:,} predictions, "
+            f"{of['left_out']:,} tokens left out."
+        )
+    return texts
+
+
+def _check_decoders(sessions: Sequence[Session]) -> None:
+    """Raise EvaluationError for a model with an encoder, which would read the text that it is to predict."""
+    for session in sessions:
+        if has_encoder(session.shell):
+            raise EvaluationError(
+                f"{session.source.name} has an encoder, so perplexity, samples and drafts are not defined for it.",
+                "Evaluate it with --tasks.",
+            )

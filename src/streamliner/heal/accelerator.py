@@ -1,0 +1,76 @@
+"""accelerate's `Accelerator` for a training run: devices, precision, processes, trackers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from streamliner.errors import HealingError, MissingExtraError
+from streamliner.model.compat import reset_accelerator
+from streamliner.settings import HealSettings
+
+
+def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.device, folder: Path) -> Any:
+    """The `Accelerator` for a model of this precision on this device; trackers write into `folder`.
+
+    Raises:
+        HealingError: the precisions do not go together, or the launcher divides the model among processes.
+    """
+    from accelerate import Accelerator
+
+    own = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "no")
+    precision = settings.mixed_precision or own
+    if precision == "no" and own != "no":
+        raise HealingError(
+            f"The model is in {str(dtype).removeprefix('torch.')}, but networks are trained in float32.",
+            "Leave out --mixed-precision no, or add --dtype float32.",
+        )
+    trackers = find_trackers(settings)
+    reset_accelerator()  # an earlier run in this process may have had another precision
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        cpu=device.type == "cpu",
+        device_placement=False,
+        log_with=trackers,
+        project_dir=folder if trackers else None,
+    )
+    if str(accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise HealingError(
+            f"Healing needs the whole model in each process, and {accelerator.distributed_type.value} divides it.",
+            "Launch it with data parallelism alone: torchrun --nproc-per-node 4 -m streamliner heal ...",
+        )
+    return accelerator
+
+
+def find_trackers(settings: HealSettings) -> list[Any] | None:
+    """accelerate's trackers by their names; None if none was asked for.
+
+    Raises:
+        HealingError: accelerate has no tracker of that name.
+        MissingExtraError: the tracker's library is not installed.
+    """
+    if not settings.trackers:
+        return None
+    from accelerate.tracking import filter_trackers
+
+    try:
+        trackers = filter_trackers(list(settings.trackers), ".")
+    except ValueError as error:
+        raise HealingError(f"accelerate has no such tracker: {error}") from error
+    missing = set(settings.trackers) - {str(getattr(each, "value", each)) for each in trackers}
+    if missing:
+        raise MissingExtraError(f"The tracker {min(missing)}", "track")
+    return list(trackers)
+
+
+def check_division(settings: HealSettings, processes: int) -> None:
+    """Raise HealingError if a batch cannot be divided among processes and forwards."""
+    share = settings.global_batch_size // processes
+    if share * processes != settings.global_batch_size or share % settings.micro_batch:
+        raise HealingError(
+            f"A batch of {settings.global_batch_size} windows cannot be divided among {processes} processes with "
+            f"{settings.micro_batch} windows in a forward.",
+            "Choose --global-batch-size as a multiple of processes x --micro-batch.",
+        )

@@ -1,0 +1,125 @@
+"""The forked path: losses of many removals from one forward per window, checked against the plain path."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from streamliner.errors import StreamlinerError
+from streamliner.measure.counters import Counters
+from streamliner.measure.loss import head_losses, positions_that_fit
+from streamliner.measure.plain import PlainPath
+from streamliner.measure.prefixes import Prefixes
+from streamliner.model.blocks import Blocks
+from streamliner.model.fork import Removed, fork, workspace
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+"""Allowed relative difference between a forked loss and a plain one: they sum over a batch in different orders."""
+
+
+class ForkedPath:
+    """Losses of many removals at once (`model/fork.py`), within a budget of memory.
+
+    A quarter of the budget is for streams that fork, a quarter for streams kept from the round before, and half for a
+    block or the head at work.
+
+    Args:
+        blocks: of the model.
+        windows: the calibration set, (windows, tokens).
+        plain: what to check against.
+        counters: where the cost is added.
+        budget: bytes next to the model.
+
+    Attributes:
+        windows_at_once: windows in one forward. Offloaded weights are read once for all windows; otherwise one window
+            at a time takes the least memory.
+    """
+
+    def __init__(self, blocks: Blocks, windows: Tensor, plain: PlainPath, counters: Counters, budget: int) -> None:
+        self.windows_at_once = len(windows) if blocks.offloaded else 1
+        self._blocks = blocks
+        self._windows = windows
+        self._plain = plain
+        self._counters = counters
+        self._budget = budget
+        self._prefixes = Prefixes(budget // 4)
+
+    def losses(self, numbers: Sequence[int], removals: Sequence[Removed]) -> list[list[float]]:
+        """Loss without each set of blocks on each of the windows `numbers`, (removals, windows)."""
+        windows = self._windows[list(numbers)]
+        losses: list[list[float]] = []
+        for group in self._groups(windows, removals):
+            rows, passes = fork(
+                self._blocks,
+                group,
+                windows,
+                rows_at_once=self.rows_at_once,
+                empty=self._empty,
+                start=self._prefixes.find(numbers, group),
+                keep=self._prefixes.keeper(numbers, group),
+                **self._blocks.one_position,
+            )
+            by_window = [self._head_losses(rows[i], window) for i, window in enumerate(windows)]
+            losses += [list(each) for each in zip(*by_window, strict=True)]
+            self._counters.forwards += 1
+            self._counters.block_forwards += passes
+        return losses
+
+    def why_wrong(self, removals: Sequence[Removed]) -> str:
+        """Why this path does not match the plain one for this model, "" if it does: tested on a few of `removals`."""
+        if not self._blocks.forkable:
+            return "blocks exchange more than the residual stream"
+        some = list(dict.fromkeys((removals[0], removals[len(removals) // 2], removals[-1])))
+        if len(some) == 1:  # a second set, so that something forks
+            some += [tuple(sorted((*some[0], block))) for block in [len(self._blocks) // 2] if block not in some[0]]
+        # One window; two where windows go through the blocks together.
+        numbers = range(min(2, self.windows_at_once))
+        try:
+            forked = self.losses(numbers, some)
+        except (StreamlinerError, MemoryError, OSError, torch.OutOfMemoryError):
+            raise  # this says nothing about the model
+        except Exception as error:  # a model that does not accept a growing batch may raise anything
+            return f"{type(error).__name__}: {str(error)[:100]}"
+        for removed, found in zip(some, forked, strict=True):
+            plain = [self._plain.losses(self._windows[[number]], removed)[0] for number in numbers]
+            difference = max(abs(a - b) / abs(b) for a, b in zip(found, plain, strict=True))
+            if not difference <= TOLERANCE.get(self._blocks.dtype, 1e-5):
+                return f"losses differ by {difference:.1e}"
+        return ""
+
+    @cached_property
+    def rows_at_once(self) -> int:
+        """Rows that a block may run on in one call."""
+        one_row = workspace(self._blocks, self._windows[:1], **self._blocks.one_position)
+        return max(1, self._budget // 2 // one_row)
+
+    def _groups(self, windows: Tensor, removals: Sequence[Removed]) -> list[Sequence[Removed]]:
+        """Removals whose streams fit the budget together. With offloaded weights all of them: their streams spill."""
+        if self._blocks.offloaded:
+            return [removals]
+        one_row = windows.numel() * self._blocks.stream_bytes
+        most = max(1, self._budget // 4 // one_row)
+        return [removals[start : start + most] for start in range(0, len(removals), most)]
+
+    def _empty(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A tensor for streams. Where it would exceed the budget, it is in a file that disappears with it."""
+        size = math.prod(shape)
+        if size * dtype.itemsize <= self._budget // 4 or not self._blocks.offloaded:
+            return torch.empty(*shape, dtype=dtype, device=device)
+        with tempfile.NamedTemporaryFile(prefix="streamliner-") as file:
+            os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)  # a full disk is an error here, not a crash
+            return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(*shape)
+
+    def _head_losses(self, rows: Tensor, window: Tensor) -> list[float]:
+        """Loss of each row of streams at depth N, (rows, tokens, hidden...), which are all of one window."""
+        fit = positions_that_fit(self._blocks, self._budget // 2)
+        losses: list[float] = []
+        for some in torch.split(rows, max(1, fit // len(window))):
+            losses += head_losses(self._blocks, some, window.expand(len(some), -1), fit).tolist()
+        return losses

@@ -1,0 +1,65 @@
+"""The plain path: one forward of the whole model for each set of removed blocks. It defines what is right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from streamliner.measure.counters import Counters
+from streamliner.measure.loss import next_token_losses
+from streamliner.model.blocks import Blocks
+from streamliner.model.fork import Removed
+
+
+class PlainPath:
+    """Forwards of the model, and what they cost.
+
+    Args:
+        blocks: of the model.
+        counters: where the cost is added.
+    """
+
+    def __init__(self, blocks: Blocks, counters: Counters) -> None:
+        self._blocks = blocks
+        self._counters = counters
+        # Where only the stream is wanted, the head need not run on every position.
+        self._hardly_any_logits = blocks.one_position
+
+    def losses(self, windows: Tensor, removed: Removed) -> list[float]:
+        """Loss of each window, (windows, tokens), without the blocks `removed`."""
+        return next_token_losses(self.logits(windows, removed), windows).tolist()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def logits(self, windows: Tensor, removed: Iterable[int] = (), **inputs: Any) -> Tensor:
+        """Logits without the blocks `removed`, (windows, tokens, vocabulary); `inputs` go to the model's forward."""
+        removed = tuple(removed)
+        with self._blocks.bypass(removed):
+            logits: Tensor = self._blocks.forward(windows, **inputs).logits
+        kept = [block for block in range(len(self._blocks)) if block not in removed]
+        self._counters.forwards += 1
+        self._counters.block_forwards += len(kept) * len(windows)
+        self._counters.bytes_read += sum(map(self._blocks.offloaded_bytes, kept))
+        return logits
+
+    def streams(self, windows: Tensor) -> list[Tensor]:
+        """The dense model's residual stream at each depth, (windows, tokens, hidden...) N + 1 times.
+
+        A block that is not run on text has the same stream before and after it.
+        """
+        streams = self._watched(windows, self._hardly_any_logits)
+        if any(stream.shape != streams[0].shape for stream in streams):
+            # Gemma 4 runs only the wanted positions through its last blocks, so that all must be wanted.
+            self._hardly_any_logits = {}
+            streams = self._watched(windows, {})
+        return streams
+
+    def _watched(self, windows: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
+        streams: dict[int, Tensor] = {}
+        with self._blocks.watch(streams.__setitem__):
+            self.logits(windows, **inputs)
+        for depth in sorted(self._blocks.unread, reverse=True):
+            streams[depth] = streams[depth + 1]
+        return [streams[depth] for depth in sorted(streams)]

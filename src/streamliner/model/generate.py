@@ -1,0 +1,131 @@
+"""Generate text: with a cache token by token, or through the `generate` of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamliner.model.blocks import Blocks
+
+
+@torch.inference_mode()
+def fill_cache(blocks: Blocks, ids: Tensor) -> Any:
+    """Run one forward over prompts, (texts, tokens), and return its cache; None if the model returns none."""
+    output = blocks.model(input_ids=ids.to(blocks.device), use_cache=True, **blocks.one_position)
+    return getattr(output, blocks.cache_name, None)
+
+
+@torch.inference_mode()
+def greedy(blocks: Blocks, ids: Tensor, new_tokens: int) -> Tensor:
+    """Generate token by token with a cache, with nothing around the model's forward.
+
+    `ids` are prompts, (texts, tokens). Returns the last token of each text, (texts, 1).
+    """
+    last = ids.to(blocks.device)
+    keep = blocks.keep_positions([ids.shape[1] - 1])
+    cache = None
+    for _ in range(new_tokens):
+        output = blocks.model(input_ids=last, use_cache=True, **{blocks.cache_name: cache}, **keep)
+        cache, keep = getattr(output, blocks.cache_name), {}
+        last = output.logits[:, -1:].argmax(-1)
+    return last
+
+
+@torch.inference_mode()
+def write(blocks: Blocks, prompt: Tensor, new_tokens: int, *, sampled: bool = False) -> Tensor:
+    """Continue a prompt, (tokens,), by exactly `new_tokens` tokens, also past an end-of-text token.
+
+    The checkpoint's generation config, with its penalties and limits, is not used.
+
+    Args:
+        blocks: of the model.
+        prompt: token ids.
+        new_tokens: how many to add.
+        sampled: at temperature 1; otherwise greedy.
+
+    Returns:
+        Prompt and new tokens, (tokens + new_tokens,), on the CPU.
+    """
+    with _neutral_generation_config(blocks.model):
+        return _generate(blocks, prompt, max_new_tokens=new_tokens, do_sample=sampled)
+
+
+@torch.inference_mode()
+def continue_greedily(blocks: Blocks, prompt: Tensor, new_tokens: int) -> Tensor:
+    """Continue a prompt, (tokens,), with the checkpoint's generation config but greedily.
+
+    Returns the new tokens on the CPU: at most `new_tokens`, fewer if the text ends.
+    """
+    text = _generate(blocks, prompt, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+    return text[len(prompt) :]
+
+
+def _generate(blocks: Blocks, prompt: Tensor, **settings: Any) -> Tensor:
+    ids = prompt[None].to(blocks.device)
+    model: Any = blocks.model
+    text: Tensor = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    return text[0].cpu()
+
+
+@contextmanager
+def _neutral_generation_config(model: Any) -> Iterator[None]:
+    """While open, the model has a generation config that changes nothing; one passed to `generate` would be merged."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig(top_k=0, pad_token_id=0)
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def can_generate(model: nn.Module) -> bool:
+    """Whether the model has a `generate`."""
+    return hasattr(model, "generate")
+
+
+PADDING_NAMES = ("pad_token_id", "eos_token_id")
+
+
+def padding_token(config: Any) -> int:
+    """A token to pad with; `config` is the whole model's."""
+    text = config.get_text_config(decoder=True)
+    return next((i for i in (getattr(text, name, None) for name in PADDING_NAMES) if isinstance(i, int)), 0)
+
+
+def greedy_scores(
+    model: Any, ids: Tensor, mask: Tensor, new_tokens: int, *, use_cache: bool, pad: int
+) -> tuple[Tensor, list[Tensor]]:
+    """Generate greedily, with or without a cache.
+
+    Args:
+        model: with a `generate`.
+        ids: prompts, (texts, tokens), padded on the left.
+        mask: 1 for tokens of a prompt, 0 for padding, (texts, tokens).
+        new_tokens: how many to generate; an end-of-text token is not allowed before.
+        use_cache: keep keys and values; otherwise each step runs on the whole text.
+        pad: the padding token.
+
+    Returns:
+        New tokens, (texts, new_tokens), and for each step the scores, (texts, vocabulary).
+    """
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        use_cache=use_cache,
+        do_sample=False,
+        num_beams=1,
+        min_new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
+        pad_token_id=pad,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    return output.sequences[:, -new_tokens:], list(output.scores)

@@ -1,0 +1,46 @@
+"""A search: its frontier, every candidate by round, and the similarity of depths."""
+
+from streamliner.format import loss, perplexity_of
+from streamliner.report.figures import Figure, Point, Series, plot_lines, plot_matrix
+from streamliner.report.read import JsonObject, Run
+from streamliner.report.section import Section
+
+
+def search_section(run: Run) -> Section:
+    """A search, finished or not."""
+    section = Section(f"Search: {run.search_name}")
+    if "frontier" not in run.files:
+        section.text.append("Not finished. To continue from what was measured, run the command below again.")
+        return section
+    frontier, plan = run.files["frontier"], run.files.get("plan")
+    removed = plan["removed"] if plan else []
+    if plan:
+        blocks = f"{len(removed)} of the {plan['num_blocks']} blocks of {plan['model']['name']}"
+        section.text.append(f"The plan removes {blocks}: {', '.join(map(str, removed))}.")
+    rows = [["removed", "blocks", "loss", "standard error", "perplexity"]]
+    dense = {"removed": [], "loss": frontier["dense_loss"], "standard_error": None}
+    for point in (dense, *frontier["points"]):
+        numbers = (loss(point["loss"]), loss(point["standard_error"]), perplexity_of(point["loss"]))
+        rows.append([str(len(point["removed"])), ", ".join(map(str, point["removed"])), *numbers])
+    section.tables.append(rows)
+    section.figures += _plot_candidates(frontier)
+    if "similarity" in run.files:
+        cosine = run.files["similarity"]["cosine"]
+        caption = "Mean cosine similarity of the residual streams at two depths. Marks: removed blocks."
+        section.figures.append(plot_matrix(cosine, removed, caption, f"A matrix of {len(cosine)} depths."))
+    return section
+
+
+def _plot_candidates(frontier: JsonObject) -> list[Figure]:
+    """The scores of all candidates, a series of dots for each round; nothing if no method recorded any."""
+    series, lowest = [], []
+    for count, point in enumerate(frontier["points"], 1):
+        scores = {int(block): score for block, score in (point["candidates"] or {}).items() if score is not None}
+        if scores:
+            dots = [Point(block, score) for block, score in sorted(scores.items())]
+            series.append(Series(f"{count} removed", dots, line=False))
+            lowest.append(f"block {min(scores, key=scores.__getitem__)} of {len(scores)} candidates ({count} removed)")
+    caption = "Score of each candidate, by the number of blocks removed with it. The lowest score is removed."
+    log, values = all(dot.y > 0 for each in series for dot in each.points), f"Lowest: {', '.join(lowest)}."
+    label = "block, or first block of the interval"
+    return [plot_lines(series, label, "score", caption, values, log=log)] if series else []

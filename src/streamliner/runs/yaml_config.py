@@ -1,0 +1,64 @@
+"""A run's settings as a YAML file: read for `--config`, written into the run folder so that it can be repeated."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from streamliner.errors import UserError
+from streamliner.flags import flags_of, recorded
+from streamliner.runs.files import write_text
+
+CONFIG = "config.yaml"
+
+
+def read_config(file: Path, known: Iterable[str]) -> dict[str, Any]:
+    """The settings in a YAML file; `null` stands for the default.
+
+    Raises:
+        UserError: it cannot be read, or holds a name that is not among `known`.
+    """
+    try:
+        values = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"The config file {file} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"The config file {file} holds no settings.", "Write for instance `remove: 20%` on a line.")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    for name in sorted(values.keys() - set(known)):
+        near = difflib.get_close_matches(name, known, 1)
+        raise UserError(
+            f"The config file {file} has {name}, which is no setting of this verb.",
+            f"Did you mean {near[0]}?" if near else f"Settings: {', '.join(sorted(known))}.",
+        )
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def write_config(folder: Path, verb: str, arguments: Mapping[str, Any], *settings: Any) -> None:
+    """Write the resolved settings of a run, each with its help.
+
+    Args:
+        folder: of the run.
+        verb: of the command line.
+        arguments: what has no default, such as the model.
+        settings: settings objects; a field that two share is written once.
+    """
+    lines = [f"# To repeat this run: streamliner {verb} --config {CONFIG}. Flags on the command line win."]
+    lines += [_line(name, value) for name, value in arguments.items()]
+    done = set(arguments)
+    for each in settings:
+        helps = {name: flag.help for name, flag in flags_of(type(each)).items()}
+        for name, value in recorded(each).items():
+            if name not in done and not flags_of(type(each))[name].python_only:
+                done.add(name)
+                lines.append(f"{_line(name, value)}  # {helps[name]}")
+    write_text(folder / CONFIG, "\n".join(lines) + "\n")
+
+
+def _line(name: str, value: Any) -> str:
+    """`name: value` on one line."""
+    return str(yaml.safe_dump({name: value}, default_flow_style=True, allow_unicode=True, width=10**6)).strip()[1:-1]

@@ -1,0 +1,76 @@
+"""Run a search method on a probe, up to a number of blocks or a loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from streamliner.errors import RemovalError
+from streamliner.measure.probe import Probe
+from streamliner.search.frontier import Frontier, Point
+from streamliner.search.limits import check_limit, most_removable
+from streamliner.search.method import Method
+from streamliner.search.registry import full_name
+
+
+def run_method(
+    probe: Probe, method: Method, name: str, limit: int | None = None, max_perplexity_increase: float | None = None
+) -> Frontier:
+    """Run `method` until `limit` blocks are removed, or the calibration perplexity has risen too far.
+
+    The point that exceeded the allowed perplexity is not part of the frontier.
+
+    Args:
+        probe: measurements of the model.
+        method: from `make_method`.
+        name: its name, for the record.
+        limit: number of blocks to remove; None for as many as the method may remove.
+        max_perplexity_increase: 0.1 allows 10 %.
+
+    Raises:
+        RemovalError: `limit` is more than can be removed, or no block can be removed within the allowed increase.
+    """
+    most = most_removable(method, probe.num_blocks)
+    check_limit(method, probe.num_blocks, most if limit is None else limit)
+    probe.progress.remaining = probe.num_windows
+    dense = probe.loss().mean
+    bound = math.inf if max_perplexity_increase is None else dense + math.log1p(max_perplexity_increase)
+    points: list[Point] = []
+    exceeded = False
+    _expect(probe, method, (), most if limit is None else limit)
+    for point in method.search(probe, most if limit is None else limit):
+        if point.loss is not None and point.loss > bound:
+            exceeded = True
+            break
+        points.append(point)
+        _expect(probe, method, point.removed, most if limit is None else limit)
+    if not exceeded and (not points or (limit is not None and len(points[-1].removed) < limit)):
+        raise _stuck(probe, points[-1].removed if points else (), method)
+    if not points:
+        raise RemovalError(
+            f"Removing any block raises perplexity by more than {max_perplexity_increase:.1%}.",
+            "Allow a larger --max-perplexity-increase.",
+        )
+    return Frontier(full_name(name), dataclasses.asdict(method), dense, tuple(points), method.score)
+
+
+def _expect(probe: Probe, method: Method, removed: tuple[int, ...], limit: int) -> None:
+    """Tell the progress bar how many losses are left: as the method says, otherwise one per point."""
+    losses_left = getattr(method, "losses_left", lambda probe, removed, limit: limit - len(removed))
+    probe.progress.remaining = losses_left(probe, removed, limit) * probe.num_windows
+
+
+def _stuck(probe: Probe, removed: tuple[int, ...], method: Method) -> RemovalError:
+    """The error for an architecture that does not let the method continue after `removed`."""
+    candidates = range(method.protect_first, probe.num_blocks - method.protect_last)
+    reasons = (probe.refusal((*removed, block)) for block in candidates if block not in removed)
+    reason = next((reason for reason in reasons if reason), "")
+    if removed:
+        return RemovalError(
+            f"This method cannot remove more than {len(removed)} blocks of this model. {reason}",
+            f"Use --remove {len(removed)}; what was measured is kept, so this will be quick.",
+        )
+    return RemovalError(
+        f"No single block of this model can be removed. {reason}",
+        "Perhaps several together can: --method streamline tries intervals, --method exhaustive all sets.",
+    )

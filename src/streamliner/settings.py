@@ -1,0 +1,323 @@
+"""Every setting, named once: a frozen dataclass for each verb, and one for how a model is loaded.
+
+The fields become the flags of `streamliner VERB`, the keys of a `--config` file and the keywords of `streamliner.VERB`
+in Python (see `flags.py`). Defaults are the papers' where they have any.
+"""
+
+# Long: one file for all settings, so that each is found in one guess.
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+from streamliner.errors import EvaluationError, HealingError, MethodError
+from streamliner.flags import check_values, default_of, flag, long_name, names, number, pairs, weights
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from streamliner.text.windows import CalibrationSet
+
+    ModelLike = Union[str, Path, PreTrainedModel]  # noqa: UP007
+    """A hub id, a folder, a GGUF file, or a model in memory."""
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ENGINES = ("transformers", "vllm", "llama.cpp")
+NETWORKS = ("block", "swiglu", "ffn", "none")
+INITS = ("first", "last", "mean", "random")
+STREAM_LOSSES = ("mse", "normalized-mse")
+"""Losses that compare residual streams."""
+HEAD_LOSSES = ("lm", "kd")
+"""Losses that need the model's logits."""
+NUM_SAMPLES, SEQUENCE_LENGTH = 128, 2048
+"""SLEB's calibration set (arXiv 2402.09025, section 4.1)."""
+TOKENS = 60_000_000
+"""LLM-Streamline's training budget (arXiv 2403.19135): 0.06 billion tokens."""
+
+OVERWRITE = "Replace an output that streamliner wrote"
+QUIET = "No messages; only the path of the result"
+SEED = "Seed of all random choices"
+BATCH_SIZE = "Sequences in one forward"
+LENGTH = "Tokens of a window (default: 2048, or the model's limit)"
+VERIFY = "Reload the result and compare it with bypass"
+RESULT = "JSON file to write"
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How to load a model that is named by a hub id, a folder or a GGUF file."""
+
+    revision: str | None = flag(None, "Branch, tag or commit on the hub")
+    trust_remote_code: bool = flag(False, "Run Python code of the checkpoint")
+    dtype: str = flag("auto", "Precision; auto is the checkpoint's own", choices=DTYPES)
+    device: str | None = flag(None, "Torch device, or auto for all GPUs (default: the best)")
+    offload: str | None = flag(None, "Where weights of blocks wait: disk or cpu", choices=("disk", "cpu"))
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """What to search for, and on which text."""
+
+    calibration: CalibrationSet | str | Iterable[str] | None = flag(
+        None, "Text source (default: wikitext2 for hub models, otherwise python-docs)", metavar="SOURCE"
+    )
+    tokenizer: PreTrainedTokenizerBase | None = flag(None, "", python_only=True)
+    run: str | Path | None = flag(None, "Run folder for journal, frontier and plan", metavar="RUN")
+    method: str = flag("sleb", "Search method; see: streamliner methods", metavar="NAME")
+    remove: int | str | None = flag(None, "Blocks to remove: 7, or 20% (rounded up)", metavar="N|P%")
+    max_perplexity_increase: str | None = flag(None, "Largest increase of calibration perplexity", metavar="P%")
+    search_effort: str | None = flag(
+        None, "adaptive skips candidates very unlikely to win", choices=("exact", "adaptive")
+    )
+    set: Mapping[str, Any] | Iterable[str] = flag(
+        (), "Setting of the method; repeatable", metavar="KEY=VALUE", repeatable=True
+    )
+    protect_first: int | None = flag(None, "Blocks to keep at the start (default: the method's)")
+    protect_last: int | None = flag(None, "Blocks to keep at the end (default: the method's)")
+    num_samples: int = flag(NUM_SAMPLES, "Windows of text")
+    sequence_length: int | None = flag(None, LENGTH)
+    batch_size: int = flag(1, BATCH_SIZE, minimum=1)
+    memory_budget: int | str = flag("2GB", "Memory besides the model: 500MB, 2GB", metavar="BYTES")
+    seed: int = flag(0, SEED)
+    overwrite: bool = flag(False, OVERWRITE)
+    quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.search_effort and "effort" in pairs(self.set, "--set"):
+            raise MethodError("The effort is given twice, by --search-effort and --set effort.")
+        number(self.memory_budget, "--memory-budget", "bytes")
+
+    @property
+    def method_settings(self) -> dict[str, Any]:
+        """The hyper-parameters of the method, from `set`, `search_effort` and `protect_*`."""
+        own = {"effort": self.search_effort, "protect_first": self.protect_first, "protect_last": self.protect_last}
+        return pairs(self.set, "--set") | {name: value for name, value in own.items() if value is not None}
+
+    @property
+    def memory_bytes(self) -> int:
+        """`memory_budget` in bytes."""
+        return number(self.memory_budget, "--memory-budget", "bytes")
+
+
+@dataclass(frozen=True)
+class CutSettings:
+    """Which blocks to cut away."""
+
+    plan: str | None = flag(None, "Plan file or run folder", metavar="FILE")
+    blocks: str | Iterable[int] | None = flag(None, "Blocks to remove, such as 3,7,9", metavar="LIST")
+    verify: bool = flag(True, VERIFY)
+    overwrite: bool = flag(False, OVERWRITE)
+    quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+
+@dataclass(frozen=True)
+class PruneSettings:
+    """What `prune` has besides the settings of searching and healing."""
+
+    heal: bool = flag(False, "Train networks in place of removed blocks")
+    verify: bool = flag(True, VERIFY)
+
+
+@dataclass(frozen=True)
+class HealSettings:
+    """How to heal a cut model: network, losses, text, budget, optimiser (arXiv 2403.19135, section 3.2)."""
+
+    dense: ModelLike | None = flag(None, "Model it was cut from (default: as recorded)", metavar="MODEL")
+    tokenizer: PreTrainedTokenizerBase | None = flag(None, "", python_only=True)
+    run: str | Path | None = flag(None, "Run folder (default: the output's name + .run)", metavar="RUN")
+    network: str = flag("block", "Network in place of removed blocks", choices=NETWORKS)
+    network_depth: int = flag(1, "Blocks of a network", minimum=1)
+    init: str = flag("first", "Initial weights of a block network", choices=INITS)
+    residual: bool = flag(True, "x + f(norm(x)); otherwise f(x) alone (swiglu, ffn)")
+    loss: str | Iterable[str] | Mapping[str, float] = flag(
+        "mse", "mse, normalized-mse, lm or kd; repeatable", metavar="NAME[=W]", repeatable=True
+    )
+    top_k: int | None = flag(None, "Compare only the K likeliest tokens (kd)", metavar="K")
+    network_input: str = flag("dense", "Stream that a network learns on (mse)", choices=("dense", "cut"))
+    lora: int = flag(0, "Rank of LoRA on remaining blocks (lm, kd)", minimum=0)
+    data: str | Iterable[str] | Mapping[str, float] = flag(
+        (), "Training text: a source, or slimpajama; repeatable", metavar="SOURCE[=W]", repeatable=True
+    )
+    sequence_length: int | None = flag(None, LENGTH)
+    validation_windows: int = flag(16, "Windows held out to choose the best state")
+    tokens: int | str | None = flag(None, "Budget in tokens: 200k, 60M (default), 1.3G", metavar="N")
+    steps: int | None = flag(None, "Budget in optimiser steps")
+    epochs: float | None = flag(None, "Budget in passes over the text")
+    global_batch_size: int = flag(32, "Windows of an optimiser step, over all processes", minimum=1)
+    micro_batch: int = flag(1, "Windows in one forward; gradients add up", minimum=1)
+    learning_rate: float = flag(2e-4, "Peak learning rate")
+    min_learning_rate: float = flag(5e-6, "Learning rate of the last step")
+    warmup: float = flag(0.03, "Warm-up, as a share of the steps", minimum=0)
+    weight_decay: float = flag(1e-3, "Weight decay of AdamW")
+    clip: float = flag(5.0, "Largest gradient norm")
+    mixed_precision: str | None = flag(
+        None, "Mixed precision (default: the model's own)", choices=("no", "bf16", "fp16")
+    )
+    validations: int = flag(20, "Number of validations in the run", minimum=1)
+    save_every: int | None = flag(None, "Steps between saved states (default: about a minute)", minimum=1)
+    track: str | Iterable[str] = flag((), "Tracker of accelerate; repeatable", metavar="NAME", repeatable=True)
+    seed: int = flag(0, SEED)
+    verify: bool = flag(True, VERIFY)
+    overwrite: bool = flag(False, OVERWRITE)
+    quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+    def __post_init__(self) -> None:
+        """Raise UserError if settings contradict each other."""
+        check_values(self)
+        losses, _, _ = self.losses, self.texts, self.trackers
+        wrong = next((name for name in losses if name not in STREAM_LOSSES + HEAD_LOSSES), None)
+        if wrong is not None or not losses:
+            raise HealingError(
+                f"--loss has no {wrong or 'value'}.", f"Choose one of {', '.join(STREAM_LOSSES + HEAD_LOSSES)}."
+            )
+        if self.network != "block" and self.init != "first":
+            raise HealingError("--init is for block networks.", "Add --network block, or leave it out.")
+        if self.network == "none" and not self.lora:
+            raise HealingError("There is nothing to train.", "Choose a --network, or --lora RANK, or both.")
+        if (self.network == "none" or self.lora) and not self.head_losses:
+            raise HealingError("Adapters are trained through the whole model.", "Add lm or kd, such as --loss kd.")
+        if self.network == "none" and self.stream_losses:
+            raise HealingError(f"Without a network, --loss {', '.join(losses)} has no target.", "Use lm or kd.")
+        if self.top_k is not None and ("kd" not in losses or self.top_k < 1):
+            raise HealingError("--top-k is a number of tokens for --loss kd.")
+        if sum(budget is not None for budget in (self.tokens, self.steps, self.epochs)) > 1:
+            raise HealingError("The budget is given more than once.", "Give one of --tokens, --steps and --epochs.")
+        for field in ("learning_rate", "clip"):
+            if not getattr(self, field) > 0:
+                raise HealingError(f"{long_name(HealSettings, field)} must be more than 0, not {getattr(self, field)}.")
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Weights by name of the loss."""
+        found = weights(self.loss, "--loss")
+        if len(dict(found)) < len(found):
+            raise HealingError("--loss names one loss twice.")
+        return dict(found)
+
+    @property
+    def stream_losses(self) -> dict[str, float]:
+        """The losses that compare residual streams, with their weights."""
+        return {name: weight for name, weight in self.losses.items() if name in STREAM_LOSSES}
+
+    @property
+    def head_losses(self) -> dict[str, float]:
+        """The losses that need the whole model, with their weights."""
+        return {name: weight for name, weight in self.losses.items() if name in HEAD_LOSSES}
+
+    @property
+    def texts(self) -> tuple[tuple[str, float], ...]:
+        """Text sources with their share of the tokens; empty for the default."""
+        return weights(self.data, "--data")
+
+    @property
+    def num_tokens(self) -> int:
+        """The budget in tokens, where it is given neither in steps nor in epochs."""
+        return TOKENS if self.tokens is None else number(self.tokens, "--tokens", "tokens")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of accelerate's trackers."""
+        return names(self.track)
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What to evaluate on."""
+
+    dense: ModelLike | None = flag(None, "Model to compare the others with", metavar="MODEL")
+    tokenizer: PreTrainedTokenizerBase | None = flag(None, "", python_only=True)
+    perplexity: str | Iterable[str] = flag(
+        (), "Text source, such as wikitext2:test; repeatable", metavar="SOURCE", repeatable=True
+    )
+    sequence_length: int | None = flag(None, LENGTH)
+    stride: int | None = flag(None, "Tokens predicted per window; windows overlap")
+    num_samples: int | None = flag(None, "Windows of each text (default: all)", minimum=1)
+    tasks: str | Iterable[str] = flag((), "Tasks of lm-eval, such as arc_easy,piqa", metavar="NAMES")
+    tasks_path: str | None = flag(None, "Folder with your own lm-eval tasks (YAML)", metavar="DIR")
+    limit: int | None = flag(None, "Questions of each task (default: all)", minimum=1)
+    num_fewshot: int | None = flag(None, "Examples before each question (default: the task's)", minimum=0)
+    as_draft_for: ModelLike | None = flag(None, "Parent to measure the models as drafts for", metavar="MODEL")
+    draft_prompts: int = flag(16, "Prompts to measure a draft on", minimum=1)
+    draft_tokens: int = flag(64, "Tokens after each of these prompts", minimum=4)
+    samples: int = flag(0, "Prompts to continue, for a look", minimum=0)
+    batch_size: int = flag(1, BATCH_SIZE, minimum=1)
+    cache: bool = flag(True, "Reuse cached results")
+    output: str | Path | None = flag(None, RESULT, "--output", "-o", metavar="FILE")
+    overwrite: bool = flag(False, OVERWRITE)
+    quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+    def __post_init__(self) -> None:
+        """Raise EvaluationError for a setting that has no effect: the user wanted something measured."""
+        check_values(self)
+        for needed, given, dependent in (
+            ("perplexity", self.texts, ("sequence_length", "stride", "num_samples")),
+            ("tasks", self.task_names, ("tasks_path", "limit", "num_fewshot", "batch_size")),
+            ("as_draft_for", self.as_draft_for, ("draft_prompts", "draft_tokens")),
+        ):
+            idle = [
+                name for name in dependent if not given and getattr(self, name) != default_of(EvaluateSettings, name)
+            ]
+            if idle:
+                name, flag = (long_name(EvaluateSettings, each) for each in (idle[0], needed))
+                raise EvaluationError(f"{name} has no effect without {flag}.", f"Add {flag}, or leave it out.")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Text sources for perplexity."""
+        return (self.perplexity,) if isinstance(self.perplexity, str) else tuple(self.perplexity)
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of lm-eval's tasks."""
+        return names(self.tasks)
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """What to time. None stands for SLEB's settings on a GPU (arXiv 2402.09025, section 4), smaller ones on a CPU."""
+
+    dense: ModelLike | None = flag(None, "Model to compare the others with", metavar="MODEL")
+    prompt_tokens: int | None = flag(None, "Tokens of the prompt (default: 2048; CPU: 256)", minimum=2)
+    batch_size: int | None = flag(None, BATCH_SIZE + ", in generation (default: 64; CPU: 1)", minimum=1)
+    context_tokens: int | None = flag(None, "Prompt tokens in generation (default: 64; CPU: 32)", minimum=1)
+    new_tokens: int | None = flag(None, "Generated tokens (default: 128; CPU: 32)", minimum=1)
+    repeats: int | None = flag(None, "Measurements of each model (default: 7)", minimum=1)
+    engine: str = flag("transformers", "Program that runs the models", choices=ENGINES)
+    output: str | Path | None = flag(None, RESULT, "--output", "-o", metavar="FILE")
+    overwrite: bool = flag(False, OVERWRITE)
+    quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """What to compare a cut model with."""
+
+    dense: ModelLike | None = flag(None, "Model it was cut from (default: as recorded)", metavar="MODEL")
+    quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """Where the report goes."""
+
+    output: str = flag(
+        "report.html", "HTML file; Markdown and pictures go next to it", "--output", "-o", metavar="FILE"
+    )
+    overwrite: bool = flag(False, OVERWRITE)
+    quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+
+@dataclass(frozen=True)
+class InspectSettings:
+    """What `inspect` shows."""
+
+    quiet: bool = flag(False, QUIET, "--quiet", "-q")

@@ -1,0 +1,98 @@
+"""`--config`: one YAML file is one run, flags win, and a run folder holds the file that repeats the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from command import run
+from places import TINY
+from streamliner.flags import flags_of, kind_of
+from streamliner.settings import (
+    BenchmarkSettings,
+    CutSettings,
+    EvaluateSettings,
+    HealSettings,
+    ModelSettings,
+    ReportSettings,
+    SearchSettings,
+)
+
+ALL = (
+    *(BenchmarkSettings, CutSettings, EvaluateSettings, HealSettings, ModelSettings, ReportSettings, SearchSettings),
+)
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "c.yaml").write_text(text)
+    return folder / "c.yaml"
+
+
+def test_a_config_file_is_a_run_and_flags_win(capsys, tmp_path):
+    file = write(
+        tmp_path,
+        f"model: {TINY}\noutput: {tmp_path / 'out'}\nremove: 2\nnum-samples: 2\nsequence_length: 64\n"
+        "set: {metric: one-shot}\ndtype: float32\n",
+    )
+    found = json.loads(run(capsys, "prune", "--config", file, "--json")[0])
+    assert len(found["plan"]["removed"]) == 2
+    assert found["plan"]["settings"]["metric"] == "one-shot"
+    assert found["cut"]["verification"]["dtype"] == "float32"
+    other = tmp_path / "other"
+    found = json.loads(run(capsys, "prune", "--config", file, "--remove", "1", "-o", other, "--json")[0])
+    assert len(found["plan"]["removed"]) == 1
+    assert (other / "model.safetensors").exists()
+
+
+def test_a_run_is_repeated_from_its_folder(capsys, tmp_path, monkeypatch):
+    first = tmp_path / "first"
+    run(capsys, "search", TINY, "--remove", "2", "--num-samples", "2", "--sequence-length", "64", "-o", first)
+    recorded = yaml.safe_load((first / "config.yaml").read_text())
+    assert (recorded["model"], recorded["num_samples"], recorded["seed"]) == (str(TINY), 2, 0)
+    run(capsys, "search", "--config", first / "config.yaml", "-o", tmp_path / "second")
+    for name in ("plan.json", "frontier.json"):
+        assert (tmp_path / "second" / name).read_bytes() == (first / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_sample: 3\n", "Did you mean num_samples?"),
+        ("- 3\n", "holds no settings"),
+        ("remove: [\n", "cannot be read"),
+        ("remove: 2\n", "MODEL is missing"),
+        ("dtype: float64\n", "--dtype has no float64"),
+    ],
+)
+def test_mistakes_in_a_config_file(capsys, tmp_path, text, message):
+    model = [] if message.startswith("MODEL") else [TINY]
+    _, err = run(capsys, "search", *model, "--config", write(tmp_path, text), "-o", tmp_path / "r", status=2)
+    assert message in err
+    assert not (tmp_path / "r").exists()
+
+
+def test_old_flags_still_work(capsys, tmp_path):
+    arguments = ["--perplexity", "python-docs:test", "--window", "64", "--max-windows=2", "--no-cache", "--json"]
+    out, err = run(capsys, "evaluate", TINY, *arguments)
+    assert json.loads(out)["models"][0]["perplexity"][0]["windows"] == 2
+    assert "--window is now --sequence-length." in err
+
+
+@pytest.mark.parametrize("settings", ALL)
+def test_every_setting_has_a_short_help_and_a_kind(settings):
+    for name, flag in flags_of(settings).items():
+        if not flag.python_only:
+            assert 1 <= len(flag.help.split("(")[0].split()) <= 10, name
+            assert not flag.help.endswith("."), name
+            assert kind_of(settings, name) in (bool, int, float, str, list[str]), name
+
+
+def test_quiet_prints_the_path_alone(capsys, tmp_path):
+    quick = ("--num-samples", "2", "--sequence-length", "64", "-q")
+    out, err = run(capsys, "prune", TINY, "--remove", "1", "-o", tmp_path / "out", *quick)
+    assert (out, err) == (f"{tmp_path / 'out'}\n", "")
+    out, _ = run(capsys, "methods", "-q")
+    assert "block-influence" in out.split()

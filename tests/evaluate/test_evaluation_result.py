@@ -1,0 +1,69 @@
+"""The result of an evaluation: its JSON is that of the reports that exist, and it shows itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from places import ROOT
+from streamliner.cut.memory import cut_model
+from streamliner.model.session import Session
+from streamliner.runs.reporter import Silent
+from streamliner.settings import EvaluateSettings
+from streamliner.verbs.evaluate import evaluate_models
+
+ENVIRONMENT = {"command", "versions", "hardware"}
+
+
+@pytest.fixture
+def result(tiny, tokenizer, text, tasks):
+    pytest.importorskip("lm_eval")
+    sessions = [
+        Session.of(tiny, name="models/dense", tokenizer=tokenizer),
+        Session.of(cut_model(tiny, (4, 5)), name="models/<cut>"),
+    ]
+    settings = EvaluateSettings(
+        perplexity=str(text),
+        sequence_length=64,
+        num_samples=2,
+        tasks="topics",
+        tasks_path=str(tasks),
+        as_draft_for=tiny,
+        draft_prompts=2,
+        draft_tokens=16,
+        samples=1,
+    )
+    return evaluate_models(sessions, settings, None, Silent(), parent=sessions[0])
+
+
+def shape(value):
+    """The keys of a JSON value in their order, of lists those of the last item; of tasks and texts, any one."""
+    if isinstance(value, list):
+        return [shape(value[-1])] if value and isinstance(value[-1], (dict, list)) else []
+    if isinstance(value, dict):
+        named = {"tasks", "loss_behind", "metrics"}
+        return {
+            key: [shape(next(iter(item.values())))] if key in named and isinstance(item, dict) else shape(item)
+            for key, item in value.items()
+        }
+    return None
+
+
+def test_json_has_the_keys_of_results_that_exist(result):
+    written = json.loads((ROOT / "docs" / "gemma-3-270m" / "evaluation.json").read_text())
+    expected = {key: item for key, item in written.items() if key not in ENVIRONMENT}
+    found = json.loads(json.dumps(result.to_json()))
+    assert list(found) == list(expected)
+    assert shape(found) == shape(expected)
+
+
+def test_it_shows_itself(result):
+    text, page = repr(result), result._repr_html_()
+    assert text.splitlines()[0].split() == ["dense", "<cut>"]
+    for label in ("perplexity, text.txt", "loss above dense", "topics acc", "topics stability", "kept as a draft"):
+        assert label in text
+        assert label in page
+    assert "&lt;cut&gt;" in page
+    assert "<cut>" not in page
+    assert max(map(len, text.splitlines())) < 100

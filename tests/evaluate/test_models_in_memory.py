@@ -1,0 +1,78 @@
+"""Models in memory are evaluated as models in folders are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from places import TINY
+from streamliner.cut.memory import cut_model
+from streamliner.errors import EvaluationError, ModelError
+from streamliner.model.session import Session, open_model
+from streamliner.runs.reporter import Silent
+from streamliner.settings import EvaluateSettings, ModelSettings
+from streamliner.verbs.evaluate import evaluate_models
+
+
+@pytest.fixture
+def cut(tiny):
+    return cut_model(tiny, (4, 5))
+
+
+def in_memory(tiny, cut, tokenizer):
+    return [Session.of(tiny, name="dense", tokenizer=tokenizer), Session.of(cut, name="cut")]
+
+
+def test_perplexities_are_those_of_folders(tiny, cut, tokenizer, text, tmp_path):
+    cut.save_pretrained(tmp_path / "cut")
+    tokenizer.save_pretrained(tmp_path / "cut")
+    folders = [open_model(folder, ModelSettings(dtype="float32")) for folder in (TINY, tmp_path / "cut")]
+    settings = EvaluateSettings(perplexity=str(text), sequence_length=64, num_samples=3, cache=False)
+    expected = evaluate_models(folders, settings, None, Silent())
+    found = evaluate_models(in_memory(tiny, cut, tokenizer), settings, None, Silent())
+    assert [model.name for model in found.models] == ["dense", "cut"]
+    assert [model.model["blocks"] for model in found.models] == [12, 10]
+    for ours, theirs in zip(found.models, expected.models, strict=True):
+        assert ours.weights == theirs.weights
+        assert ours.perplexity[0].loss.per_window == pytest.approx(theirs.perplexity[0].loss.per_window, rel=1e-5)
+    increase, of_folders = (each.compared[0].loss_increase[str(text)] for each in (found, expected))
+    assert increase.mean == pytest.approx(of_folders.mean, rel=1e-4)
+
+
+def test_models_stay_where_they_are(tiny, cut, tokenizer, text):
+    sessions = in_memory(tiny, cut, tokenizer)
+    before = tiny(torch.arange(8)[None]).logits
+    evaluate_models(sessions, EvaluateSettings(perplexity=str(text), sequence_length=64, num_samples=1), None, Silent())
+    assert [session.load().model for session in sessions] == [tiny, cut]
+    assert torch.equal(tiny(torch.arange(8)[None]).logits, before)
+
+
+def test_drafts_samples_and_tasks(tiny, cut, tokenizer, tasks):
+    """The dense model is the parent, under another name; it is no draft for itself."""
+    pytest.importorskip("lm_eval")
+    settings = EvaluateSettings(
+        as_draft_for=tiny, draft_prompts=2, draft_tokens=8, samples=1, tasks="topics", tasks_path=str(tasks)
+    )
+    parent = Session.of(tiny, name="parent", tokenizer=tokenizer)
+    found = evaluate_models(in_memory(tiny, cut, tokenizer), settings, None, Silent(), parent=parent)
+    (draft,) = found.drafts
+    assert (draft.model, draft.parent) == ("cut", "parent")
+    assert len(found.samples[0].continuations) == 2
+    assert len(found.models[1].tasks["topics"].answers) == 8
+    assert 0 <= found.compared[0].tasks["topics"].stability <= 1
+
+
+def test_a_tokenizer_is_needed(tiny, text):
+    settings = EvaluateSettings(perplexity=str(text), sequence_length=64)
+    with pytest.raises(ModelError, match="tokenizer"):
+        evaluate_models([Session.of(tiny, name="dense")], settings, None, Silent())
+
+
+def test_the_first_tokenizer_is_not_used_for_a_model_with_another(tiny, cut, tokenizer, text, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    other = type(tokenizer).from_pretrained(tmp_path)
+    other.add_tokens(["streamliner"])
+    sessions = [Session.of(tiny, name="dense", tokenizer=tokenizer), Session.of(cut, name="cut", tokenizer=other)]
+    settings = EvaluateSettings(perplexity=str(text), sequence_length=64)
+    with pytest.raises(EvaluationError, match="cut has another tokenizer"):
+        evaluate_models(sessions, settings, None, Silent())

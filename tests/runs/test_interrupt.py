@@ -1,0 +1,57 @@
+"""Ctrl-C ends with a sentence and exit status 130, and keeps what was done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from kill import count_lines, finish
+from places import TINY
+
+
+def start(*arguments):
+    command = [sys.executable, "-m", "streamliner", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def interrupt(process, happened):
+    """Press Ctrl-C once `happened()`; returns what was written to stderr."""
+    while not happened():
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped." in err
+    assert "the same command continues" in err
+    assert "Traceback" not in err
+    return err
+
+
+def test_a_search_keeps_its_journal_and_leaves_no_output(tmp_path):
+    folder = tmp_path / "x"
+    process = start(
+        *("prune", TINY, "--remove", "3", "-o", folder / "out", "--quiet"),
+        *("--num-samples", "40", "--sequence-length", "128"),
+    )
+    interrupt(process, (folder / "out.run" / "journal.jsonl").exists)
+    assert [path.name for path in folder.iterdir()] == ["out.run"]
+
+
+def test_a_healing_ends_its_step_and_saves_it(tmp_path):
+    finish("cut", TINY, "--blocks", "4,5", "-o", tmp_path / "cut", "-q")
+    heal = [
+        *("heal", tmp_path / "cut", "--dense", TINY, "-o", tmp_path / "healed", "--steps", "2000"),
+        *("--global-batch-size", "2", "--sequence-length", "64", "--validation-windows", "2", "--validations", "1"),
+    ]
+    history = tmp_path / "healed.run" / "history.jsonl"
+    interrupt(start(*heal), lambda: count_lines(history) >= 30)
+    steps = count_lines(history) - 1
+    process = start(*heal)
+    assert any(f"after step {steps} of 2000" in line for line in process.stderr)
+    process.kill()
+    process.communicate()

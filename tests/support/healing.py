@@ -1,0 +1,58 @@
+"""Train a healing of the fixture in memory, with settings that take a second."""
+
+from __future__ import annotations
+
+import json
+
+from streamliner.heal.accelerator import make_accelerator
+from streamliner.heal.graft import make_graft
+from streamliner.heal.objective import make_objective
+from streamliner.heal.schedule import count_steps
+from streamliner.heal.state import HISTORY
+from streamliner.heal.trainer import Trainer
+from streamliner.model.blocks import Blocks
+from streamliner.settings import HealSettings
+from streamliner.text.stream import TrainingText
+
+REMOVED = (4, 5, 9)
+SHORT = {
+    "data": "python-docs",
+    "sequence_length": 64,
+    "global_batch_size": 4,
+    "micro_batch": 2,
+    "learning_rate": 1e-3,
+    "validations": 2,
+    "validation_windows": 4,
+    "steps": 6,
+}
+
+
+def settings(**changes):
+    return HealSettings(**(SHORT | changes))
+
+
+def training_text(tokenizer, chosen):
+    return TrainingText(
+        chosen.texts,
+        tokenizer,
+        sequence_length=chosen.sequence_length,
+        validation_windows=chosen.validation_windows,
+        seed=chosen.seed,
+    )
+
+
+def objective_of(model, removed=REMOVED, **changes):
+    chosen = settings(**changes)
+    return make_objective(make_graft(Blocks(model), removed, chosen), chosen, bos=False)
+
+
+def heal(model, tokenizer, folder, removed=REMOVED, **changes):
+    """Train; returns the objective, the result of the training, and the rows of its history."""
+    folder.mkdir(exist_ok=True)
+    chosen = settings(**changes)
+    objective = objective_of(model, removed, **changes)
+    blocks, text = objective.graft.blocks, training_text(tokenizer, chosen)
+    accelerator = make_accelerator(chosen, blocks.dtype, blocks.device, folder)
+    trained = Trainer(objective, text, chosen, count_steps(chosen, text), accelerator, folder).run(lambda row: None)
+    rows = [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]
+    return objective, trained, rows

@@ -1,0 +1,62 @@
+"""Python: every public name is typed, lazy, and works on models in memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import streamliner as sl
+from places import SUPPORT, TINY
+
+
+def test_a_type_checker_knows_every_public_name(tmp_path):
+    script = SUPPORT / "every_public_name.py"
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", str(script)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert found.returncode == 0, found.stdout
+    revealed = [line for line in found.stdout.splitlines() if "Revealed type" in line]
+    assert len(revealed) >= 20
+    assert not [line for line in revealed if "Any" in line]
+    for name in sl.__all__:
+        assert f"sl.{name}" in script.read_text()
+
+
+def test_folders_do_not_hide_functions_of_the_same_name():
+    from streamliner.search import plan
+
+    assert callable(sl.search)
+    assert callable(sl.cut)
+    assert plan.Plan is sl.Plan
+
+
+def test_a_name_of_an_earlier_release_says_what_to_use():
+    with pytest.raises(AttributeError, match=r"use streamliner\.cut"):
+        sl.cut_model  # noqa: B018
+
+
+def test_from_search_to_saved_model_in_memory(tokenizer, tiny, tmp_path):
+    before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    text = sl.calibration_set(["one text " * 200, "another " * 200], tokenizer, num_samples=2, sequence_length=64)
+    found = sl.search(tiny, text, remove="25%", quiet=True)
+    assert "removed" in repr(found)
+    small = sl.cut(tiny, found.plan(2))
+    assert sl.verify(small, dense=tiny).max_logit_difference <= 1e-3
+    small.save_pretrained(tmp_path / "small")
+    assert sl.verify(tmp_path / "small", dense=tiny, removed=found.plan(2).removed).tokens > 0
+    assert small.config.num_hidden_layers == 10
+    assert all((tensor == before[name]).all() for name, tensor in tiny.state_dict().items())
+
+
+def test_the_settings_are_keywords_with_their_help():
+    assert "memory_budget: Memory besides the model" in (sl.search.__doc__ or "")
+    with pytest.raises(TypeError, match="methodd"):
+        sl.search(str(TINY), methodd="sleb")
+
+
+def test_names_and_models_in_memory_search_alike(tiny, tokenizer, tmp_path):
+    text = sl.calibration_set("python-docs", tokenizer, num_samples=2, sequence_length=64)
+    here = sl.search(tiny, text, remove=2, quiet=True)
+    there = sl.search(str(TINY), text, remove=2, run=tmp_path / "r", quiet=True)
+    assert here.plan().removed == there.plan().removed == sl.read_plan(tmp_path / "r").removed
