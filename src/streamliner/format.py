@@ -120,13 +120,3 @@ def model_table(models: Sequence[str], rows: Sequence[Sequence[str]], title: str
     """
     columns = [["", *short_names(models)], *rows]
     return Table(columns if len(models) <= SIDE_BY_SIDE else list(zip(*columns, strict=True)), title)
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:  # until search/found.py has `tables`
-    """As `Table.text`."""
-    return Table(rows).text()
-
-
-def html_table(rows: Sequence[Sequence[str]]) -> str:  # until search/found.py has `tables`
-    """As `Table.html`."""
-    return Table(rows).html()

@@ -9,7 +9,8 @@ import pytest
 from command import run
 from places import ROOT, TINY
 from streamliner.benchmark.choose_engine import BY_NAME
-from streamliner.benchmark.engines import transformers
+from streamliner.benchmark.engines.transformers import TransformersEngine
+from streamliner.cli.console import print_tables
 from streamliner.cut.memory import cut_model
 from streamliner.errors import EvaluationError, Interrupted
 from streamliner.model.load import load_model
@@ -43,10 +44,11 @@ def test_report(capsys, tmp_path, cut):
     assert json.loads(file.read_text())["models"] == result["models"]
     out, _ = run(capsys, "benchmark", cut, "--dense", TINY, *SMALL)
     assert "prompt of 64 tokens" in out
-    assert "1.33x fewer blocks" in " ".join(out.split())
+    assert "cut: 1.33x fewer blocks" in out
+    assert "expected" in out
 
 
-class Clock(transformers.TransformersEngine):
+class Clock(TransformersEngine):
     """Its times are made up: 1 second, and 2 for each block that runs."""
 
     def seconds(self, work):
@@ -58,11 +60,11 @@ class Clock(transformers.TransformersEngine):
         return 1 + 2.0 * len(ran)
 
 
-def test_what_the_removed_time_allows_by_hand(monkeypatch, cut):
+def test_the_expected_speed_up_by_hand(monkeypatch, cut):
     """25 s with 12 blocks, 19 with 9, 3 with one: blocks take 24 of 25, and their removal can bring 25 / 19."""
-    monkeypatch.setattr(transformers, "TransformersEngine", Clock)
-    settings = BenchmarkSettings(prompt_tokens=8, new_tokens=2, repeats=2)
-    result = benchmark_models([open_model(TINY), open_model(cut)], settings, None, Silent())
+    monkeypatch.setitem(BY_NAME, "transformers", Clock)
+    settings = BenchmarkSettings(dense=TINY, prompt_tokens=8, new_tokens=2, repeats=2)
+    result = benchmark_models([open_model(TINY), open_model(cut)], settings, Silent())
     assert result.models[0].prompt.seconds == (25, 25)
     (compared,) = result.compared
     for found in (compared.prompt, compared.generation):
@@ -79,7 +81,7 @@ def test_ctrl_c_keeps_whole_rounds(monkeypatch, tmp_path, cut, finished, rounds,
     in_round = 6 if bypasses_blocks else 4
     stop_at = finished * in_round + in_round - 1  # the first round warms up
 
-    class Stopped(transformers.TransformersEngine):
+    class Stopped(TransformersEngine):
         def seconds(self, work):
             nonlocal calls
             calls += 1
@@ -89,15 +91,15 @@ def test_ctrl_c_keeps_whole_rounds(monkeypatch, tmp_path, cut, finished, rounds,
 
     if not bypasses_blocks:
         Stopped.only_first_block = None
-    monkeypatch.setattr(transformers, "TransformersEngine", Stopped)
+    monkeypatch.setitem(BY_NAME, "transformers", Stopped)
     sessions, out = [open_model(TINY), open_model(cut)], tmp_path / "b.json"
-    settings = BenchmarkSettings(prompt_tokens=8, new_tokens=2, repeats=5)
+    settings = BenchmarkSettings(dense=TINY, prompt_tokens=8, new_tokens=2, repeats=5, output=out)
     if rounds is None:  # nothing that counts
         with pytest.raises(Interrupted):
-            benchmark_models(sessions, settings, out, Silent())
+            benchmark_models(sessions, settings, Silent())
         assert not out.exists()
         return
-    benchmark_models(sessions, settings, out, Silent())
+    benchmark_models(sessions, settings, Silent())
     result = json.loads(out.read_text())
     assert result["stopped"]
     assert result["settings"]["repeats"] == rounds
@@ -110,7 +112,7 @@ def test_ctrl_c_prints_what_was_measured(monkeypatch, capsys, cut):
     """It comes in the third round; a round is six measurements, and the first one warms up."""
     calls = 0
 
-    class Stopped(transformers.TransformersEngine):
+    class Stopped(TransformersEngine):
         def seconds(self, work):
             nonlocal calls
             calls += 1
@@ -118,7 +120,7 @@ def test_ctrl_c_prints_what_was_measured(monkeypatch, capsys, cut):
                 raise Interrupted("Stopped.")
             return super().seconds(work)
 
-    monkeypatch.setattr(transformers, "TransformersEngine", Stopped)
+    monkeypatch.setitem(BY_NAME, "transformers", Stopped)
     out, err = run(capsys, "benchmark", cut, "--dense", TINY, *SMALL, status=130)
     assert "speed-up" in out
     assert "Stopped after 1 round." in err
@@ -130,7 +132,7 @@ def test_models_of_two_precisions_are_refused(cut, tmp_path):
     load_model(locate(str(cut)), dtype="float32").save_pretrained(tmp_path / "wide")
     sessions = [open_model(TINY), open_model(tmp_path / "wide")]
     with pytest.raises(EvaluationError, match="bfloat16 and float32"):
-        benchmark_models(sessions, BenchmarkSettings(), None, Silent())
+        benchmark_models(sessions, BenchmarkSettings(), Silent())
 
 
 def test_without_a_dense_model_nothing_is_compared(capsys, cut):
@@ -142,8 +144,8 @@ def test_without_a_dense_model_nothing_is_compared(capsys, cut):
 @pytest.fixture
 def in_memory(tiny):
     sessions = [Session.of(tiny, name="dense"), Session.of(cut_model(tiny, (4, 5, 6)), name="cut")]
-    settings = BenchmarkSettings(prompt_tokens=16, context_tokens=4, new_tokens=2, repeats=2)
-    return sessions, benchmark_models(sessions, settings, None, Silent())
+    settings = BenchmarkSettings(dense=TINY, prompt_tokens=16, context_tokens=4, new_tokens=2, repeats=2)
+    return sessions, benchmark_models(sessions, settings, Silent())
 
 
 def test_models_in_memory(in_memory, tiny):
@@ -168,12 +170,17 @@ def test_json_has_the_keys_of_results_that_exist(in_memory):
         assert keys(found[part][-1]) == keys(written[part][-1])
 
 
-def test_it_shows_itself(in_memory):
-    text, page = repr(in_memory[1]), in_memory[1]._repr_html_()
+def test_it_shows_itself(in_memory, capsys):
+    """In Python, in a notebook and on the command line alike."""
+    result = in_memory[1]
+    text, page = repr(result), result._repr_html_()
+    print_tables(result.tables())
+    printed = " ".join(capsys.readouterr().out.split())
     assert text.splitlines()[1].split() == ["dense", "cut"]
-    for label in ("transformers, float32 on", "prompt, tokens/s", "generation, speed-up"):
+    for label in ("transformers, float32 on", "prompt, tokens/s", "speed-up", "expected", "cut: 1.33x fewer blocks"):
         assert label in text
         assert label in page
+        assert label in printed
 
 
 def test_every_engine_that_settings_name_is_there():

@@ -14,10 +14,9 @@ from gguf_files import write_gguf
 from places import TINY
 from streamliner.benchmark.choose_engine import load_engines
 from streamliner.benchmark.engines.transformers import TransformersEngine
-from streamliner.benchmark.workload import Workload, complete_workload
+from streamliner.benchmark.workload import ON_CPU, Workload, complete_workload
 from streamliner.cut.memory import cut_model
 from streamliner.errors import EvaluationError, TextError
-from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_model
 from streamliner.model.session import Session, open_model
 from streamliner.model.source import locate
@@ -27,15 +26,19 @@ from streamliner.settings import BenchmarkSettings, ModelSettings
 SMALL = ["--prompt-tokens", "64", "--context-tokens", "8", "--new-tokens", "4", "--repeats", "3"]
 
 
+def loaded(model):
+    """A model in the engine of transformers."""
+    return TransformersEngine(Session.of(model), "cpu", ON_CPU, 1.0, Silent())
+
+
 def test_defaults_are_slebs_on_a_gpu():
     usual = BenchmarkSettings()
-    assert complete_workload(usual, "cuda:0") == Workload(2048, 64, 64, 128)
-    assert complete_workload(BenchmarkSettings(new_tokens=5), "cpu").new_tokens == 5
-    assert complete_workload(usual, "cpu").max_positions == 257
+    assert complete_workload(usual, "cuda:0", 4096) == Workload(2048, 64, 64, 128)
+    assert complete_workload(BenchmarkSettings(new_tokens=5), "cpu", 4096).new_tokens == 5
+    assert complete_workload(usual, "cpu", 4096).max_positions == 257
     assert complete_workload(usual, "cuda:0", 2047).prompt_tokens == 2047
-    assert (
-        complete_workload(BenchmarkSettings(prompt_tokens=3000), "cuda:0", 2047).prompt_tokens == 3000
-    )  # refused later
+    asked = BenchmarkSettings(prompt_tokens=3000)
+    assert complete_workload(asked, "cuda:0", 2047).prompt_tokens == 3000  # refused later
 
 
 def test_the_default_prompt_fits_a_short_model(tmp_path):
@@ -51,14 +54,14 @@ def test_the_default_prompt_fits_a_short_model(tmp_path):
 
 def test_cache_bytes_by_hand():
     """6 blocks x keys and values x 2 heads x 8 wide x 4 bytes."""
-    engine = TransformersEngine(Blocks(make_model("llama")))
+    engine = loaded(make_model("llama"))
     assert engine.memory_use([list(range(2, 10))]).cache_bytes_per_token == 6 * 2 * 2 * 8 * 4
 
 
 def test_a_sliding_window_bounds_the_cache():
     """Of 6 layers, one keeps all of 16 tokens and grows, 5 keep 7, as transformers does with a window of 8."""
     model = make_model("gemma3", layer_types=["sliding_attention"] * 5 + ["full_attention"])
-    memory = TransformersEngine(Blocks(model)).memory_use([list(range(2, 18))])
+    memory = loaded(model).memory_use([list(range(2, 18))])
     of_a_token = 2 * 2 * 8 * 4  # keys and values of 2 heads, 8 wide, 4 bytes
     assert memory.cache_bytes_per_token == (16 + 5 * 7) * of_a_token / 16
     assert memory.cache_bytes_per_further_token == of_a_token
@@ -68,7 +71,7 @@ def test_generation_is_greedy_generation():
     model = make_model("llama")
     ids = torch.arange(2, 10)[None]
     expected = model.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    assert TransformersEngine(Blocks(model)).generate(ids.tolist(), 6).item() == expected[0, -1].item()
+    assert loaded(model).generate(ids.tolist(), 6).item() == expected[0, -1].item()
 
 
 @pytest.fixture(scope="module")

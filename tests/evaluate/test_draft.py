@@ -11,20 +11,25 @@ import torch
 from command import run
 from places import TINY
 from streamliner.cut.memory import cut_model
-from streamliner.evaluate.draft import acceptance, tokens_per_verification, write_texts
-from streamliner.evaluate.prompts import PROMPT_TOKENS, spread_prompts
-from streamliner.model.blocks import Blocks
+from streamliner.evaluate.draft import measure_draft, tokens_per_verification, write_texts
+from streamliner.evaluate.samples import PROMPT_TOKENS, spread_prompts
+from streamliner.model.session import Session
 from streamliner.runs.reporter import Silent
 from streamliner.text.windows import text_windows
 
 
+def measured(parent, draft, prompts, new_tokens):
+    """A model measured as a draft, and what its parent wrote."""
+    sessions = [Session.of(parent, name="parent"), Session.of(draft, name="draft")]
+    texts = write_texts(sessions[0], prompts, new_tokens, Silent())
+    return measure_draft(*sessions, texts, "a text", new_tokens, Silent()), texts
+
+
 def test_a_model_is_its_own_perfect_draft(tiny, calibration):
-    blocks = Blocks(tiny)
-    for sampled in (False, True):
-        texts = write_texts(blocks, calibration.windows[:2, :16], 12, sampled=sampled)
-        found = acceptance(blocks, blocks, texts, 12, sampled=sampled)
-        assert found.rate == pytest.approx(1, abs=1e-5)
-        assert found.tokens_per_verification[4] == pytest.approx(5, abs=1e-4)
+    draft, _ = measured(tiny, tiny, calibration.windows[:2, :16], 12)
+    for found in (draft.greedy, draft.sampled):
+        assert found.acceptance_rate == pytest.approx(1, abs=1e-5)
+        assert found.tokens_per_verification["4"] == pytest.approx(5, abs=1e-4)
         assert found.positions == 24
 
 
@@ -32,10 +37,9 @@ def test_a_padded_vocabulary_is_the_same_vocabulary(tiny, calibration):
     """Models of a family pad one vocabulary to different widths; tokens beyond the other's are no proposals."""
     padded = copy.deepcopy(tiny)
     padded.resize_token_embeddings(tiny.config.vocab_size + 64, mean_resizing=False)
-    texts = write_texts(Blocks(tiny), calibration.windows[:2, :16], 8, sampled=True)
-    found = acceptance(Blocks(tiny), Blocks(padded), texts, 8, sampled=True)
-    assert found.rate == pytest.approx(1, abs=1e-5)
-    assert found.standard_error == pytest.approx(0, abs=1e-5)
+    draft, _ = measured(tiny, padded, calibration.windows[:2, :16], 8)
+    assert draft.sampled.acceptance_rate == pytest.approx(1, abs=1e-5)
+    assert draft.sampled.standard_error == pytest.approx(0, abs=1e-5)
 
 
 def test_prompts_lie_evenly_over_the_text(tokenizer, text):
@@ -53,8 +57,9 @@ def test_a_parent_writes_freely(tiny, calibration):
         plain = torch.cat([plain, tiny(plain).logits[:, -1:].argmax(-1)], 1)
     own = tiny.generation_config
     own.eos_token_id, own.repetition_penalty, own.temperature = plain[0, 18].item(), 5.0, 0.1
-    assert torch.equal(write_texts(Blocks(tiny), prompt, 12, sampled=False), plain)
-    sampled = write_texts(Blocks(tiny), prompt.repeat(2, 1), 12, sampled=True)
+    texts = write_texts(Session.of(tiny), prompt.repeat(2, 1), 12, Silent())
+    assert torch.equal(texts["greedy"], plain.repeat(2, 1))
+    sampled = texts["sampled"]
     assert sampled.shape == (2, 28)
     assert not torch.equal(sampled[0], sampled[1])  # another seed for each
     assert tiny.generation_config is own
@@ -64,21 +69,20 @@ def test_acceptance_equals_a_plain_count(tiny, calibration):
     """Greedy: both models are run on each beginning of the parent's text, one at a time."""
     smaller = cut_model(tiny, (4,))
     prompt = calibration.windows[:1, :32]
-    texts = write_texts(Blocks(tiny), prompt, 40, sampled=False)
-    found = acceptance(Blocks(tiny), Blocks(smaller), texts, 40, sampled=False)
+    found = measured(tiny, smaller, prompt, 40)[0].greedy
     plain = tiny.generate(prompt, max_new_tokens=40, min_new_tokens=40, do_sample=False)
-    kept = torch.tensor(
+    accepted = torch.tensor(
         [[smaller(plain[:, :end]).logits[0, -1].argmax().item() == plain[0, end].item() for end in range(32, 72)]]
     ).double()
-    assert found.rate == pytest.approx(kept.mean().item())
-    row, places = kept[0].tolist(), range(40 - 8 + 1)
+    assert found.acceptance_rate == pytest.approx(accepted.mean().item())
+    row, places = accepted[0].tolist(), range(40 - 8 + 1)
     in_a_row = [next((n for n in range(4) if not row[place + n]), 4) for place in places]
-    assert found.tokens_per_verification[4] == pytest.approx(1 + sum(in_a_row) / len(places))
-    assert 0 < found.rate < 1
+    assert found.tokens_per_verification["4"] == pytest.approx(1 + sum(in_a_row) / len(places))
+    assert 0 < found.acceptance_rate < 1
 
 
 def test_tokens_per_verification_by_hand():
-    """Kept or not: 1 1 0. Two proposed: from the first place both are kept (3 tokens), from the second one (2)."""
+    """Accepted or not: 1 1 0. Two proposed: from the first place both are (3 tokens), from the second one (2)."""
     assert tokens_per_verification(torch.tensor([[1.0, 1.0, 0.0]]), 2, 2) == 2.5
     table = torch.rand(3, 12).double()
     found = [tokens_per_verification(table, proposed, 8) for proposed in (1, 2, 4, 8)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from html import escape
 
 import pytest
 
 from places import ROOT
+from streamliner.cli.console import print_tables
 from streamliner.cut.memory import cut_model
 from streamliner.model.session import Session
 from streamliner.runs.reporter import Silent
@@ -24,6 +26,7 @@ def result(tiny, tokenizer, text, tasks):
         Session.of(cut_model(tiny, (4, 5)), name="models/<cut>"),
     ]
     settings = EvaluateSettings(
+        dense=tiny,
         perplexity=str(text),
         sequence_length=64,
         num_samples=2,
@@ -34,7 +37,7 @@ def result(tiny, tokenizer, text, tasks):
         draft_tokens=16,
         samples=1,
     )
-    return evaluate_models(sessions, settings, None, Silent(), parent=sessions[0])
+    return evaluate_models(sessions, settings, Silent(), parent=sessions[0])
 
 
 def shape(value):
@@ -58,12 +61,22 @@ def test_json_has_the_keys_of_results_that_exist(result):
     assert shape(found) == shape(expected)
 
 
-def test_it_shows_itself(result):
+def test_it_shows_itself(result, capsys):
+    """In Python, in a notebook and on the command line alike."""
     text, page = repr(result), result._repr_html_()
+    print_tables(result.tables())
+    printed = " ".join(capsys.readouterr().out.split())
     assert text.splitlines()[0].split() == ["dense", "<cut>"]
-    for label in ("perplexity, text.txt", "loss above dense", "topics acc", "topics stability", "kept as a draft"):
+    labels = ("perplexity, text.txt", "loss increase (nats)", "topics acc", "stability", "accepted", "sample 1")
+    for label in (
+        *labels,
+        "only dense right",
+        "95% interval",
+        "As a draft for dense",
+        "<cut>, compared with the dense",
+    ):
         assert label in text
-        assert label in page
-    assert "&lt;cut&gt;" in page
+        assert escape(label) in page
+        assert label in printed
     assert "<cut>" not in page
-    assert max(map(len, text.splitlines())) < 100
+    assert len({table.text() for table in result.tables()}) == 5

@@ -16,7 +16,7 @@ from streamliner.measure.plain import PlainPath
 from streamliner.measure.prefixes import Prefixes
 from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
-from streamliner.model.fork import fork
+from streamliner.model.fork import Fork
 from streamliner.runs.journal import Journal
 from streamliner.search.registry import make_method
 from streamliner.search.run_method import run_method
@@ -106,24 +106,22 @@ def test_where_it_does_not_match_each_candidate_takes_its_own_forward(model_type
 
 
 def test_a_fork_that_is_wrong_is_noticed(blocks, calibration, monkeypatch):
-    right, said = fork, []
-    monkeypatch.setattr(
-        "streamliner.measure.forked.fork", lambda *args, **kwargs: (right(*args, **kwargs)[0].flip(1), 1)
-    )
+    right, said = Fork.forward, []
+    monkeypatch.setattr(Fork, "forward", lambda fork: right(fork).flip(1))
     found = Probe(blocks, calibration, say=said.append).losses_without_each((), (3, 4))
     assert found == Probe(blocks, calibration, fork=False).losses_without_each((), (3, 4))
     assert "losses differ" in said[0]
 
 
 def test_a_killed_round_continues_at_its_window(blocks, calibration, tmp_path):
-    undisturbed = sleb(Probe(blocks, calibration, memory=Journal(tmp_path / "a", {})), 2)
+    undisturbed = sleb(Probe(blocks, calibration, journal=Journal(tmp_path / "a", {})), 2)
     lines = (tmp_path / "a" / "journal.jsonl").read_text().splitlines(keepends=True)
     assert len(lines) == 1 + 4 + 1 + 2 * 4  # whose run, dense losses, whether forking is right, two rounds
     for kept in range(1, len(lines)):
         folder = tmp_path / f"b{kept}"
         folder.mkdir()
         (folder / "journal.jsonl").write_text("".join(lines[:kept]) + lines[kept][:7])
-        probe = Probe(blocks, calibration, memory=Journal(folder, {}))
+        probe = Probe(blocks, calibration, journal=Journal(folder, {}))
         assert sleb(probe, 2) == undisturbed
         assert (folder / "journal.jsonl").read_text() == "".join(lines)
         check = 1 + 3 if kept <= 5 else 0  # one forked forward and three plain ones
@@ -170,6 +168,6 @@ def test_progress_ends_where_it_was_expected_to(blocks, calibration, fork):
 
 
 def test_losses_are_kept_in_full(blocks, calibration, tmp_path):
-    first = sleb(Probe(blocks, calibration, memory=Journal(tmp_path / "a", {})), 2)
-    again = sleb(Probe(blocks, calibration, memory=Journal(tmp_path / "a", {})), 2)
+    first = sleb(Probe(blocks, calibration, journal=Journal(tmp_path / "a", {})), 2)
+    again = sleb(Probe(blocks, calibration, journal=Journal(tmp_path / "a", {})), 2)
     assert dataclasses.asdict(first) == dataclasses.asdict(again)

@@ -9,7 +9,7 @@ from places import TINY
 from streamliner.errors import ModelError
 from streamliner.measure.probe import Probe
 from streamliner.model.fingerprint import weights_hash
-from streamliner.model.fork import fork
+from streamliner.model.fork import Fork
 from streamliner.model.session import open_model
 from streamliner.search.registry import make_method
 from streamliner.search.run_method import run_method
@@ -72,6 +72,6 @@ def test_a_block_runs_as_before_after_its_weights_were_present(offloaded, calibr
     ids = calibration.windows[:1]
     with torch.inference_mode():
         before = offloaded.forward(ids).logits
-        fork(offloaded, [(), (3,)], ids)
+        Fork(offloaded, [(), (3,)], ids).forward()
         assert torch.equal(offloaded.forward(ids).logits, before)
     assert all(parameter.is_meta for parameter in offloaded.modules.parameters())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from families import make_model
 from streamliner.model.blocks import Blocks
@@ -14,10 +13,9 @@ from streamliner.model.parts import (
     linear_names,
     linears_outside,
     plain_attributes,
-    put_part,
+    shared_parameters,
     weighted_children,
 )
-from streamliner.model.sharing import shared_parameters
 from streamliner.model.size import cache_numbers, count_parameters, weight_bytes
 
 
@@ -36,20 +34,6 @@ def test_parts_of_a_llama_block(block):
 
 def test_conv1d_is_a_linear_map():
     assert len(linear_names(Blocks(make_model("gpt2")).modules[0])) == 4
-
-
-@pytest.mark.parametrize("path", ["mlp", "mlp.gate_proj"])
-def test_a_part_is_replaced_by_its_path(block, path):
-    new = nn.Identity()
-    put_part(block, path, new)
-    assert find_part(block, path) is new
-
-
-def test_a_block_of_a_stack_is_replaced_by_its_path():
-    model, new = make_model("llama"), nn.Identity()
-    put_part(model, "model.layers.3", new)
-    assert model.model.layers[3] is new
-    assert len(model.model.layers) == 6
 
 
 def test_plain_attributes_are_public_and_simple(block):

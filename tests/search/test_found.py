@@ -45,11 +45,13 @@ def test_json_holds_the_plan_that_can_be_read_back(found, tmp_path):
 
 def test_the_table_has_a_row_for_each_number_of_blocks(found):
     assert repr(found).splitlines() == [
-        "sleb on python-docs: 4 windows of 128 tokens, 512 in all (score: calibration loss)",
+        "sleb on python-docs: 4 windows of 128 tokens, 512 in all",
         "removed  blocks (0-based, in order)  perplexity  change  score",
         "0                                    7.389",
         "1        3                           9.025       +22.1%  2.2000",
         "2        3, 1                        12.18       +64.9%  2.5000",
+        "score: calibration loss",
+        "0 forwards, 0 block forwards, 0 tokens, 0.0 s",
     ]
     assert found._repr_html_().count("<tr>") == 4
 
@@ -57,7 +59,7 @@ def test_the_table_has_a_row_for_each_number_of_blocks(found):
 def test_a_point_without_a_loss_has_a_row_too(calibration):
     frontier = Frontier("mine.py:Last", {}, 2.0, (Point((3,), 0.5),))
     found = Found(frontier, Counters(), calibration, MODEL, 12)
-    assert found.table()[-1] == ("1", "3", "", "", "0.5000")
+    assert found.tables()[0].rows[-1] == ["1", "3", "", "", "0.5000"]
 
 
 def test_the_plot_draws_perplexity_by_blocks(found):

@@ -1,12 +1,11 @@
 """Choose an engine by its name and load all models into it."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from streamliner.benchmark.engine import Engine
-from streamliner.benchmark.engines import llama_cpp, transformers, vllm
+from streamliner.benchmark.engines.llama_cpp import LlamaCppEngine
+from streamliner.benchmark.engines.transformers import TransformersEngine
+from streamliner.benchmark.engines.vllm import VllmEngine
 from streamliner.benchmark.workload import Workload, complete_workload
 from streamliner.errors import EvaluationError
 from streamliner.model.session import Session
@@ -14,38 +13,13 @@ from streamliner.runs.reporter import Reporter
 from streamliner.settings import BenchmarkSettings
 from streamliner.text.windows import window_length
 
-
-@dataclass(frozen=True)
-class EngineChoice:
-    """How to use an engine.
-
-    Attributes:
-        find_device: checks that the engine can run these models here, and returns the device that it will use.
-        load: loads one model for a workload; `share` is its part of the parameters of all models.
-        prompt_generates: whether a prompt always generates one token, which needs a position of its own.
-    """
-
-    find_device: Callable[[Sequence[Session]], str]
-    load: Callable[[Session, str, Workload, float, Reporter], Engine]
-    prompt_generates: bool
-
-
-BY_NAME = {
-    "transformers": EngineChoice(transformers.find_device, transformers.load, prompt_generates=False),
-    "vllm": EngineChoice(vllm.find_device, vllm.load, prompt_generates=True),
-    "llama.cpp": EngineChoice(llama_cpp.find_device, llama_cpp.load, prompt_generates=True),
-}
+BY_NAME: dict[str, type[Engine]] = {"transformers": TransformersEngine, "vllm": VllmEngine, "llama.cpp": LlamaCppEngine}
 
 
 def load_engines(
     sessions: Sequence[Session], settings: BenchmarkSettings, reporter: Reporter
 ) -> tuple[list[Engine], Workload]:
     """Complete the workload for the device and the models, then load all models at once.
-
-    Args:
-        sessions: of the models.
-        settings: name of the engine, and what the user set of the workload.
-        reporter: where messages go.
 
     Raises:
         EvaluationError: the engine is not installed, or it cannot run these models.
@@ -60,9 +34,7 @@ def load_engines(
         window_length(session, workload.prompt_tokens + generated, "--prompt-tokens")
         window_length(session, workload.context_tokens + workload.new_tokens, "--context-tokens and --new-tokens")
     parameters = sum(session.parameters for session in sessions)
-    engines = [
-        engine.load(session, device, workload, session.parameters / parameters, reporter) for session in sessions
-    ]
+    engines = [engine(each, device, workload, each.parameters / parameters, reporter) for each in sessions]
     dtypes = {each.dtype for each in engines}
     if len(dtypes) > 1:
         raise EvaluationError(

@@ -1,12 +1,14 @@
 """What a benchmark needs from an engine: a program that runs a model."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
+
+from streamliner.benchmark.workload import Workload
+from streamliner.model.session import Session
+from streamliner.runs.reporter import Reporter
 
 TokenIds = Sequence[Sequence[int]]
 """Token ids of one or more texts of the same length."""
@@ -16,11 +18,8 @@ TokenIds = Sequence[Sequence[int]]
 class MemoryUse:
     """Bytes that a model takes; None for what the engine does not report.
 
-    Attributes:
-        weight_bytes: of the weights.
-        cache_bytes_per_token: of keys and values, divided by the tokens of the prompt.
-        cache_bytes_per_further_token: what one more token adds once all sliding windows are full.
-        peak_bytes: the most while a prompt was processed, weights included.
+    The cache is keys and values, divided by the tokens of the prompt; a further token comes when all sliding windows
+    are full. The peak is that of a prompt, weights included.
     """
 
     weight_bytes: float | None = None
@@ -33,12 +32,30 @@ class Engine(Protocol):
     """A model loaded into a program that runs it, with no cache from one prompt to the next.
 
     Attributes:
+        prompt_generates: whether a prompt always generates one token, which needs a position of its own.
         device: such as "cpu" or "cuda:0".
         dtype: the precision of the computation, as the engine names it.
     """
 
+    prompt_generates: bool
     device: str
     dtype: str
+
+    def __init__(self, session: Session, device: str, workload: Workload, share: float, reporter: Reporter) -> None:
+        """Load a model for a workload; it has this share of the parameters of all models.
+
+        Raises:
+            EvaluationError: the engine cannot load it.
+        """
+
+    @staticmethod
+    def find_device(sessions: Sequence[Session]) -> str:
+        """Return the device that the engine will use.
+
+        Raises:
+            EvaluationError: it cannot run these models here.
+            MissingExtraError: it is not installed.
+        """
 
     def prompt(self, ids: TokenIds) -> object:
         """Process one text up to its first new token."""
@@ -46,7 +63,7 @@ class Engine(Protocol):
     def generate(self, ids: TokenIds, new_tokens: int) -> object:
         """Generate exactly `new_tokens` after each text, greedily."""
 
-    def seconds(self, work: Callable[[], object]) -> float:
+    def seconds(self, work: Callable[[], object], /) -> float:
         """Return how long `work` takes."""
 
     @property

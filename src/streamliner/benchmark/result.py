@@ -1,28 +1,27 @@
 """The result of a benchmark: the speed of each model, and how much faster each is than the dense one."""
 
-from __future__ import annotations
-
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from streamliner.benchmark.engine import MemoryUse
-from streamliner.benchmark.timing import Times, Timings
+from streamliner.benchmark.timing import Times
 from streamliner.benchmark.workload import Workload
-from streamliner.format import html_table, number, short_names, text_table
+from streamliner.format import Table, human_bytes, model_table, number, short_names
 from streamliner.runs.files import BENCHMARK_KINDS, SCHEMA_VERSIONS
+
+MEMORY = {
+    "weight_bytes": "weights",
+    "cache_bytes_per_token": "cache per prompt token",
+    "cache_bytes_per_further_token": "  after full sliding windows",
+    "peak_bytes": "peak memory, prompt",
+}
+"""Fields of `MemoryUse` and what the table calls them."""
 
 
 @dataclass(frozen=True)
 class ModelSpeed:
-    """What was measured of one model.
-
-    Attributes:
-        model: its description: name ("model"), blocks, parameters, and how it was cut.
-        memory: bytes that it takes.
-        prompt: times of processing a prompt.
-        generation: times of generating.
-    """
+    """What was measured of one model; `model` is its description, from `Session.describe`."""
 
     model: dict[str, Any]
     memory: MemoryUse
@@ -36,7 +35,8 @@ class ModelSpeed:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
-        times = {"prompt": self.prompt.to_json(), "generation": self.generation.to_json()}
+        timed: dict[str, Times] = {"prompt": self.prompt, "generation": self.generation}
+        times = {kind: {"seconds": list(each.seconds)} | each.rates for kind, each in timed.items()}
         return self.model | asdict(self.memory) | times
 
 
@@ -48,7 +48,7 @@ class SpeedUp:
         speed_up: dense seconds / cut seconds, the median over rounds.
         lowest, highest: over rounds.
         time_in_blocks: share of the dense model's time that its blocks take; None if not measured.
-        allowed_by_time: the speed-up if only the time of the removed blocks were saved; None if not measured.
+        allowed_by_time: the speed-up to expect if only the time of the removed blocks is saved; None if not measured.
     """
 
     speed_up: float
@@ -60,19 +60,24 @@ class SpeedUp:
 
 @dataclass(frozen=True)
 class SpeedComparison:
-    """A model compared with the dense one.
-
-    Attributes:
-        model: the name of the compared model.
-        blocks_ratio, parameters_ratio: those of the dense model / those of this one.
-        prompt, generation: the speed-ups.
-    """
+    """A model compared with the dense one; the ratios are dense / this one."""
 
     model: str
     blocks_ratio: float
     parameters_ratio: float
     prompt: SpeedUp
     generation: SpeedUp
+
+    def table(self, name: str) -> Table:
+        """The speed-ups, under a short name."""
+        rows = [["", "speed-up", "lowest to highest", "time in blocks", "expected"]]
+        for kind in BENCHMARK_KINDS:
+            each: SpeedUp = getattr(self, kind)
+            in_blocks = "" if each.time_in_blocks is None else f"{each.time_in_blocks:.0%}"
+            expected = "" if each.allowed_by_time is None else f"{each.allowed_by_time:.3f}"
+            rows.append([kind, f"{each.speed_up:.3f}", f"{each.lowest:.3f} to {each.highest:.3f}", in_blocks, expected])
+        fewer = f"{self.blocks_ratio:.2f}x fewer blocks, {self.parameters_ratio:.2f}x fewer parameters"
+        return Table(rows, title=f"{name}: {fewer}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,32 +114,35 @@ class Benchmark:
             "compared": [asdict(comparison) for comparison in self.compared],
         }
 
-    def table(self) -> list[list[str]]:
-        """The main numbers, with a column for each model."""
-        rows = [
-            ["", *short_names([model.name for model in self.models])],
-            ["blocks", *(str(model.model["blocks"]) for model in self.models)],
-        ]
+    def tables(self) -> list[Table]:
+        """All models; then for each but the dense one how much faster it is."""
+        names, work = [model.name for model in self.models], self.workload
+        title = (
+            f"{self.engine}, {self.dtype} on {self.device}; prompt of {work.prompt_tokens} tokens; {work.batch_size} x "
+            f"{work.context_tokens} tokens, {work.new_tokens} generated for each; medians of {work.repeats}, slowest "
+            "and fastest in brackets."
+        )
+        rows = [["blocks", *(str(model.model["blocks"]) for model in self.models)]]
+        rows.append(["parameters", *(f"{model.model['parameters']:,}" for model in self.models)])
         for kind in BENCHMARK_KINDS:
-            times: list[Times] = [getattr(model, kind) for model in self.models]
-            rows.append([f"{kind}, tokens/s", *(number(each.tokens_per_second) for each in times)])
-            if self.compared:
-                speed_ups: list[SpeedUp] = [getattr(each, kind) for each in self.compared]
-                rows.append([f"{kind}, speed-up", "", *(f"{each.speed_up:.3f}" for each in speed_ups)])
-        return rows
+            rows.append([f"{kind}, tokens/s", *(_rates(getattr(model, kind)) for model in self.models)])
+        for field, label in MEMORY.items():
+            used = [getattr(model.memory, field) for model in self.models]
+            if None not in used:
+                rows.append([label, *(human_bytes(round(count)) for count in used)])
+        named = zip(short_names(names)[1:], self.compared, strict=False)
+        return [model_table(names, rows, title), *(compared.table(name) for name, compared in named)]
 
     def __repr__(self) -> str:
-        return f"{self._headline()}\n{text_table(self.table())}"
+        return "\n\n".join(table.text() for table in self.tables())
 
     def _repr_html_(self) -> str:
-        return f"<p>{self._headline()}</p>{html_table(self.table())}"
+        return "".join(table.html() for table in self.tables())
 
-    def _headline(self) -> str:
-        work = self.workload
-        return (
-            f"{self.engine}, {self.dtype} on {self.device}: a prompt of {work.prompt_tokens} tokens; {work.batch_size} "
-            f"x {work.context_tokens} tokens, {work.new_tokens} generated for each; medians of {work.repeats}"
-        )
+
+def _rates(times: Times) -> str:
+    median, slow, fast = map(number, times.rates.values())
+    return f"{median} ({slow} to {fast})"
 
 
 def compare_speed(dense: ModelSpeed, cut: ModelSpeed, first_block: dict[str, Times] | None) -> SpeedComparison:
@@ -157,11 +165,3 @@ def _speed_up(dense: Times, cut: Times, first_block: Times | None, before: int, 
     per_block = (dense.median - first_block.median) / (before - 1)
     saved = per_block * (before - after)
     return SpeedUp(*found, per_block * before / dense.median, dense.median / (dense.median - saved))
-
-
-def model_speeds(described: list[dict[str, Any]], memory: list[MemoryUse], timings: Timings) -> tuple[ModelSpeed, ...]:
-    """Put together what was measured of each model."""
-    return tuple(
-        ModelSpeed(model, used, times["prompt"], times["generation"])
-        for model, used, times in zip(described, memory, timings.models, strict=True)
-    )

@@ -1,9 +1,7 @@
 """The work that a benchmark times: how many tokens, and which."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -34,6 +32,11 @@ class Workload:
         """Positions of the longest text, with one new token after the prompt."""
         return max(self.prompt_tokens + 1, self.context_tokens + self.new_tokens)
 
+    @property
+    def generation_positions(self) -> int:
+        """Positions of all texts that are generated at once."""
+        return self.batch_size * (self.context_tokens + self.new_tokens)
+
 
 ON_GPU = Workload(prompt_tokens=2048, batch_size=64, context_tokens=64, new_tokens=128)
 """SLEB's workload (arXiv 2402.09025, section 4)."""
@@ -41,17 +44,11 @@ ON_CPU = Workload(prompt_tokens=256, batch_size=1, context_tokens=32, new_tokens
 """A smaller one, of seconds rather than minutes."""
 
 
-def complete_workload(settings: BenchmarkSettings, device: str, longest_prompt: int | None = None) -> Workload:
-    """The user's settings, with the defaults of a device where there are none.
-
-    Args:
-        settings: from the user; None stands for the default.
-        device: such as "cpu" or "cuda:0".
-        longest_prompt: what the models can take; the default prompt is not longer.
-    """
+def complete_workload(settings: BenchmarkSettings, device: str, longest_prompt: int) -> Workload:
+    """The user's settings, with the defaults of a device where there are none, the prompt no longer than possible."""
     usual = ON_CPU if device.startswith(("cpu", "mps")) else ON_GPU
-    usual = replace(usual, prompt_tokens=min(usual.prompt_tokens, longest_prompt or usual.prompt_tokens))
-    given = {each.name: getattr(settings, each.name) for each in fields(Workload)}
+    usual = replace(usual, prompt_tokens=min(usual.prompt_tokens, longest_prompt))
+    given = {name: getattr(settings, name) for name in asdict(usual)}
     return replace(usual, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from streamliner.cli.command import MODEL, Given, command
-from streamliner.cli.console import show
+from streamliner.cli.console import print_tables, show
 from streamliner.cli.cut import OUT, print_cut
 from streamliner.cli.heal import print_healed
-from streamliner.cli.search import print_search
 from streamliner.errors import UserError
 from streamliner.flags import flags_of, long_name
 from streamliner.settings import HealSettings, ModelSettings, PruneSettings, SearchSettings
@@ -31,7 +30,7 @@ def prune(given: Given) -> None:
         return
 
     def table() -> None:
-        print_search(pruned.found)
+        print_tables(pruned.found.tables())
         print_cut(pruned.cut)
         if pruned.healed is not None:
             print_healed(pruned.healed)

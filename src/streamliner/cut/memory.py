@@ -15,7 +15,7 @@ from streamliner.cut.names import renamed_tensors
 from streamliner.cut.removal import Removal
 from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
-from streamliner.model.fill import fill_shell, scales_weights_by_block
+from streamliner.model.shell import fill_shell, scales_weights_by_block
 from streamliner.model.stack import check_indices
 
 if TYPE_CHECKING:

@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING, Any
 from streamliner.errors import ModelError, PlanError
 from streamliner.model.fingerprint import checkpoint_hash
 from streamliner.model.session import Session, open_model
-from streamliner.runs.files import MARK
+from streamliner.runs.files import MARK, PLAN_ATTRIBUTE
 from streamliner.search.plan import Plan, read_plan
 from streamliner.settings import ModelSettings
 
 if TYPE_CHECKING:
     from streamliner.settings import ModelLike
-
-PLAN_ATTRIBUTE = "streamliner_plan"
-"""Attribute of a model cut in memory that holds its plan."""
 
 
 def plan_of(cut: ModelLike) -> Plan:

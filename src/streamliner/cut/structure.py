@@ -19,8 +19,8 @@ from streamliner.cut.folds import FOLDS, Change, Place, block_axis
 from streamliner.cut.removal import Removal
 from streamliner.cut.rules import indices
 from streamliner.errors import UnsupportedModelError
-from streamliner.model.sharing import shared_parameters
-from streamliner.model.shell import Outline, outline, shell_like
+from streamliner.model.parts import shared_parameters
+from streamliner.model.shell import Outline, make_shell, outline
 from streamliner.model.stack import check_indices, find_stack
 
 INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx", "index")
@@ -48,7 +48,7 @@ class Structure:
     @classmethod
     def of(cls, model: nn.Module) -> Structure:
         """The structure of a model in memory, built again from its config."""
-        return cls(shell_like(model, model.config))
+        return cls(make_shell(type(model), model.config))
 
     def __len__(self) -> int:
         return len(self.stack)
@@ -104,7 +104,7 @@ class Structure:
 
     def _build(self, config: Any) -> nn.Module:
         try:
-            return shell_like(self.shell, config)
+            return make_shell(type(self.shell), config)  # type: ignore[no-any-return]
         except Exception as error:  # model classes raise errors of many types
             raise UnsupportedModelError(
                 f"{type(self.shell).__name__} cannot be built from the cut config: {last_line(error)}"

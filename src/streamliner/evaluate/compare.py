@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from streamliner.evaluate.model_evaluation import ModelEvaluation
-from streamliner.evaluate.stability import Answer, check_same, stability
+from streamliner.evaluate.stability import Answer, stability
 from streamliner.measure.loss import Loss
 
 
@@ -54,7 +54,6 @@ class Comparison:
     """A model compared with the dense one.
 
     Attributes:
-        model: the name of the compared model.
         loss_increase: loss minus that of the dense model on each window, by text source.
         tasks: by name; without those whose questions lm-eval does not count as right or wrong.
     """
@@ -70,10 +69,8 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
-        increase = {
-            source: {"mean": loss.mean, "standard_error": loss.standard_error}
-            for source, loss in self.loss_increase.items()
-        }
+        losses = self.loss_increase.items()
+        increase = {source: {"mean": loss.mean, "standard_error": loss.standard_error} for source, loss in losses}
         tasks = {name: asdict(task) for name, task in self.tasks.items()}
         return {"model": self.model, "loss_behind": increase, "tasks": tasks, "mean_stability": self.mean_stability}
 
@@ -81,7 +78,7 @@ class Comparison:
 def compare_models(dense: ModelEvaluation, cut: ModelEvaluation) -> Comparison:
     """Compare two models that were evaluated on the same inputs."""
     pairs = zip(dense.perplexity, cut.perplexity, strict=True)
-    increase = {after.source: _difference(before.loss, after.loss) for before, after in pairs}
+    increase = {after.text["source"]: _difference(before.loss, after.loss) for before, after in pairs}
     tasks = {
         name: _compare_answers(dense.tasks[name].answers, result.answers)
         for name, result in cut.tasks.items()
@@ -96,13 +93,12 @@ def _difference(dense: Loss, cut: Loss) -> Loss:
 
 
 def _compare_answers(dense: Sequence[Answer], cut: Sequence[Answer]) -> TaskComparison:
-    table = flips(dense, cut)
-    return TaskComparison(table, accuracy_difference(table), stability(dense, cut))
+    agreement, table = stability(dense, cut), flips(dense, cut)
+    return TaskComparison(table, accuracy_difference(table), agreement)
 
 
 def flips(dense: Sequence[Answer], cut: Sequence[Answer]) -> Flips:
     """Count the questions by who was right."""
-    check_same(dense, cut)
     pairs = [(a.correct, b.correct) for a, b in zip(dense, cut, strict=True)]
     return Flips(*(pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))))
 

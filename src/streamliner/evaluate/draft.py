@@ -44,14 +44,7 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class Draft:
-    """A model measured as a draft.
-
-    Attributes:
-        model: name of the draft.
-        source: of the text that the prompts are from.
-        parent: name of the model that it drafts for.
-        greedy, sampled: on text that the parent wrote in this way.
-    """
+    """A model measured as a draft for another, on text that this parent wrote from prompts of a source."""
 
     model: str
     source: str
@@ -86,11 +79,7 @@ def measure_draft(
     Greedy: accepted if it is the parent's token. Sampled at temperature 1: accepted with probability
     `sum over tokens of min(p, q)`, p of the parent and q of the draft (arXiv 2211.17192, section 3.2). Both models see
     the parent's text, as they do when proposals are accepted.
-
-    Args:
-        parent, draft: with the same tokenizer.
-        texts: from `write_texts`, with `new_tokens` as given to it.
-        source: of the prompts.
+    `texts` are from `write_texts`, with the same `new_tokens`.
     """
     blocks, found = (parent.load(reporter), draft.load(reporter)), {}
     for kind in TEXT_KINDS:

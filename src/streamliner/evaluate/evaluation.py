@@ -10,8 +10,16 @@ from streamliner.evaluate.model_evaluation import ModelEvaluation
 from streamliner.evaluate.samples import Sample
 from streamliner.evaluate.tasks import Task
 from streamliner.format import Table, model_table, number, share_with_error, short_names, with_error
+from streamliner.measure.loss import Loss
 from streamliner.runs.files import SCHEMA_VERSIONS
 from streamliner.settings import EvaluateSettings
+
+RECORDED = (
+    *("perplexity", "window", "stride", "max_windows", "tasks", "tasks_path", "limit", "num_fewshot", "batch_size"),
+    *("cache", "draft_prompts", "draft_tokens", "samples"),
+)
+RENAMED = {"perplexity": "texts", "window": "sequence_length", "max_windows": "num_samples", "tasks": "task_names"}
+"""Settings in a result file, and what those are called here that have other names in schema version 3."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,7 +66,7 @@ class Evaluation:
             tables.append(_draft_table(self.drafts))
         for place, sample in enumerate(self.samples, 1):
             texts = zip(short, sample.continuations, strict=True)
-            tables.append(Table([(f"sample {place}", sample.prompt), *texts]))
+            tables.append(Table([("", f"sample {place}"), ("prompt", sample.prompt), *texts]))
         return tables
 
     def __repr__(self) -> str:
@@ -68,24 +76,23 @@ class Evaluation:
         return "".join(table.html() for table in self.tables())
 
     def _text_rows(self) -> Iterable[list[str]]:
-        names = short_names([text.source for text in self.models[0].perplexity])
-        for place, name in enumerate(names):
+        for place, name in enumerate(short_names([text.text["source"] for text in self.models[0].perplexity])):
             texts = [model.perplexity[place] for model in self.models]
             yield [f"perplexity, {name}", *(number(text.loss.perplexity) for text in texts)]
-            yield ["  loss", *(with_error(text.loss.mean, text.loss.standard_error) for text in texts)]
+            yield ["  loss", *(_with_error(text.loss) for text in texts)]
             if self.compared:
-                increases = (each.loss_increase[texts[0].source] for each in self.compared)
-                yield [
-                    "  loss increase (nats)",
-                    "",
-                    *(with_error(each.mean, each.standard_error) for each in increases),
-                ]
+                increases = [each.loss_increase[texts[0].text["source"]] for each in self.compared]
+                yield ["  loss increase (nats)", "", *map(_with_error, increases)]
 
     def _task_rows(self) -> Iterable[list[str]]:
         for task in self.tasks:
             for metric in self.models[0].tasks[task.name].metrics:
                 values = [model.tasks[task.name].metrics.get(metric) for model in self.models]
                 yield [f"{task.name} {metric}", *("" if value is None else number(value) for value in values)]
+
+
+def _with_error(loss: Loss) -> str:
+    return with_error(loss.mean, loss.standard_error)
 
 
 def _comparison_tables(name: str, compared: Comparison) -> list[Table]:
@@ -115,23 +122,5 @@ def _draft_table(drafts: Sequence[Draft]) -> Table:
 
 
 def recorded_settings(settings: EvaluateSettings) -> dict[str, Any]:
-    """What a result says about its settings, under the names that schema version 3 has for them."""
-    recorded = {
-        "perplexity": list(settings.texts),
-        "window": settings.sequence_length,
-        "stride": settings.stride,
-        "max_windows": settings.num_samples,
-        "tasks": list(settings.task_names),
-    }
-    for name in (
-        "tasks_path",
-        "limit",
-        "num_fewshot",
-        "batch_size",
-        "cache",
-        "draft_prompts",
-        "draft_tokens",
-        "samples",
-    ):
-        recorded[name] = getattr(settings, name)
-    return recorded
+    """What a result says about its settings, under the names that its schema has."""
+    return {key: getattr(settings, RENAMED.get(key, key)) for key in RECORDED}

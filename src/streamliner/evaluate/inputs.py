@@ -27,13 +27,12 @@ class EvaluationInputs:
 
     Attributes:
         tokenizer: that of the first model.
-        texts: for perplexity.
-        tasks: of lm-eval.
         harness: runs the tasks; None if there are none.
         prompt_source: the text that the prompts are from.
         sample_prompts, draft_prompts: token ids, (prompts, tokens).
     """
 
+    settings: EvaluateSettings
     tokenizer: PreTrainedTokenizerBase
     texts: tuple[TextWindows, ...]
     tasks: tuple[Task, ...]
@@ -52,13 +51,7 @@ class EvaluationInputs:
 def read_inputs(
     sessions: Sequence[Session], settings: EvaluateSettings, parent: Session | None, reporter: Reporter
 ) -> EvaluationInputs:
-    """Read texts, tasks and prompts.
-
-    Args:
-        sessions: of the models to evaluate.
-        settings: what to evaluate on.
-        parent: the model that the others are measured as drafts for, or None.
-        reporter: where messages go.
+    """Read texts, tasks and prompts; `parent` is the model that the others are measured as drafts for.
 
     Raises:
         EvaluationError: there is nothing to evaluate on, or a model cannot be evaluated on it.
@@ -71,8 +64,12 @@ def read_inputs(
             "There is nothing to evaluate on.", "Add --perplexity wikitext2:test, or --tasks arc_easy."
         )
     everyone = [*sessions, *([parent] if parent else [])]
-    if reads_text:
-        _check_decoders(everyone)
+    for session in everyone if reads_text else ():
+        if has_encoder(session.shell):  # which would read the text that is to be predicted
+            raise EvaluationError(
+                f"{session.source.name} has an encoder, so perplexity, samples and drafts are not defined for it.",
+                "Evaluate it with --tasks.",
+            )
     harness = Harness(settings.tasks_path) if settings.task_names else None
     tasks = harness.find(settings.task_names, settings.limit, settings.num_fewshot) if harness else []
     tokenizer = settings.tokenizer or sessions[0].tokenizer()
@@ -80,11 +77,9 @@ def read_inputs(
     for session in everyone if parent else ():
         window_length(session, PROMPT_TOKENS + settings.draft_tokens, "--draft-tokens: a text of")
     source = next(iter(settings.texts), "python-docs:test")
-    prompts = [
-        spread_prompts(source, tokenizer, count, reporter)
-        for count in (settings.samples, settings.draft_prompts if parent else 0)
-    ]
-    inputs = EvaluationInputs(tokenizer, texts, tuple(tasks), harness, source, *prompts)
+    counts = (settings.samples, settings.draft_prompts if parent else 0)
+    prompts = (spread_prompts(source, tokenizer, count, reporter) for count in counts)
+    inputs = EvaluationInputs(settings, tokenizer, texts, tuple(tasks), harness, source, *prompts)
     for session in everyone[1:] if reads_text else ():
         if inputs.tokenizer_of(session).get_vocab() != tokenizer.get_vocab():  # token ids mean something else to it
             raise EvaluationError(
@@ -103,19 +98,9 @@ def _read_texts(
         for source in dict.fromkeys(settings.texts)
     )
     for of in (text.provenance for text in texts):
+        bos = "a BOS and " if of["bos"] else ""
         reporter.say(
-            f"{of['source']}: {of['text_tokens']:,} tokens, {of['windows']} windows of {'a BOS and ' if of['bos'] else ''}"
-            f"{of['window'] - of['bos']} tokens, one every {of['stride']}; {of['predictions']:,} predictions, "
-            f"{of['left_out']:,} tokens left out."
+            f"{of['source']}: {of['text_tokens']:,} tokens, {of['windows']} windows of {bos}{of['window'] - of['bos']} "
+            f"tokens, one every {of['stride']}; {of['predictions']:,} predictions, {of['left_out']:,} tokens left out."
         )
     return texts
-
-
-def _check_decoders(sessions: Sequence[Session]) -> None:
-    """Raise EvaluationError for a model with an encoder, which would read the text that it is to predict."""
-    for session in sessions:
-        if has_encoder(session.shell):
-            raise EvaluationError(
-                f"{session.source.name} has an encoder, so perplexity, samples and drafts are not defined for it.",
-                "Evaluate it with --tasks.",
-            )

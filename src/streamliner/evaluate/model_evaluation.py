@@ -14,19 +14,16 @@ from streamliner.model.fingerprint import config_hash, tokenizer_hash, weights_h
 from streamliner.model.session import Session
 from streamliner.runs.cache import CacheEntry
 from streamliner.runs.reporter import Reporter
-from streamliner.settings import EvaluateSettings
 
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """What was measured of one model.
+    """What was measured of one model: a perplexity for each text, and tasks by name.
 
     Attributes:
-        model: its description: name ("model"), blocks, parameters, and how it was cut.
+        model: its description, from `Session.describe`.
         weights: SHA-256 of the weights.
         dtype: the precision of the computation.
-        perplexity: of each text.
-        tasks: by name.
     """
 
     model: dict[str, Any]
@@ -51,14 +48,10 @@ class ModelEvaluation:
 
 
 def evaluate_model(
-    session: Session,
-    description: dict[str, Any],
-    inputs: EvaluationInputs,
-    settings: EvaluateSettings,
-    reporter: Reporter,
+    session: Session, description: dict[str, Any], inputs: EvaluationInputs, reporter: Reporter
 ) -> ModelEvaluation:
     """Measure perplexities and tasks of one model; each result is stored in the cache at once."""
-    blocks, name = session.load(reporter), session.source.name
+    settings, blocks, name = inputs.settings, session.load(reporter), session.source.name
     weights, dtype = weights_hash(blocks.model), str(blocks.dtype).removeprefix("torch.")
     key: list[Any] = [weights, dtype, config_hash(blocks.model.config)]
     texts, tasks = [], {}

@@ -21,11 +21,6 @@ class Perplexity:
     loss: Loss
     text: dict[str, Any]
 
-    @property
-    def source(self) -> str:
-        """The source of the text."""
-        return str(self.text["source"])
-
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
         loss = {"loss": self.loss.mean, "standard_error": self.loss.standard_error}

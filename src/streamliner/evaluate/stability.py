@@ -36,7 +36,8 @@ def stability(dense: Sequence[Answer], cut: Sequence[Answer]) -> float:
     Raises:
         ValueError: the questions differ, or there are none.
     """
-    check_same(dense, cut)
+    if not dense or [a.item for a in dense] != [b.item for b in cut]:
+        raise ValueError("The two models did not answer the same questions.")
     weights = question_weights(dense)
     kept = (weight for weight, a, b in zip(weights, dense, cut, strict=True) if a.correct == b.correct)
     return math.fsum(kept) / math.fsum(weights)
@@ -52,41 +53,22 @@ def question_weights(dense: Sequence[Answer]) -> list[float]:
     return [math.exp(spread - most) for spread in spreads]
 
 
-def check_same(dense: Sequence[Answer], cut: Sequence[Answer]) -> None:
-    """Raise ValueError unless both models answered the same questions, in the same order."""
-    if not dense or [a.item for a in dense] != [b.item for b in cut]:
-        raise ValueError("The two models did not answer the same questions.")
-
-
 def answers(samples: Sequence[dict[str, Any]], count_tokens: Callable[[str, str], int]) -> list[Answer]:
     """Read lm-eval's logged samples of one task; empty if any of them is neither right nor wrong.
 
-    Args:
-        samples: as lm-eval logged them.
-        count_tokens: (context, continuation) -> number of tokens of the continuation.
+    `count_tokens` is (context, continuation) -> number of tokens of the continuation.
     """
     if any(sample.get("acc") not in (0, 1) for sample in samples):
         return []
-    return [
-        Answer(str(sample["doc_id"]), _scores(sample, count_tokens), bool(sample["acc"]))
-        for sample in sorted(samples, key=lambda sample: sample["doc_id"])
-    ]
+    in_order = sorted(samples, key=lambda sample: sample["doc_id"])
+    return [Answer(str(each["doc_id"]), _scores(each, count_tokens), bool(each["acc"])) for each in in_order]
 
 
 def _scores(sample: dict[str, Any], count_tokens: Callable[[str, str], int]) -> tuple[float, ...]:
-    requests = [(each["arg_0"], each["arg_1"]) for each in _arguments(sample)]
     responses = sample["filtered_resps"]
     if len(responses) < 2 or any(isinstance(response, str) for response in responses):  # generated text
         return ()
     if "acc_mutual_info" in sample:  # the options' likelihoods are followed by those without the question
         responses = responses[: len(responses) // 2]
-    found = [float(response[0]) for response in responses]
-    tokens = [max(1, count_tokens(*request)) for request in requests[: len(found)]]
-    return tuple(-likelihood / count for likelihood, count in zip(found, tokens, strict=True))
-
-
-def _arguments(sample: dict[str, Any]) -> list[dict[str, Any]]:
-    arguments = sample["arguments"]
-    if isinstance(arguments, dict):
-        return [arguments[key] for key in sorted(arguments, key=lambda key: int(key.rpartition("_")[2]))]
-    return [{"arg_0": context, "arg_1": continuation} for context, continuation in arguments]
+    options = zip(responses, sample["arguments"], strict=False)
+    return tuple(-float(response[0]) / max(1, count_tokens(*request)) for response, request in options)

@@ -98,12 +98,7 @@ class Harness:
         return tasks
 
     def run(
-        self,
-        task: Task,
-        model: Any,
-        tokenizer: Any,
-        batch_size: int,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        self, task: Task, model: Any, tokenizer: Any, batch_size: int, on_progress: Callable[[int, int], None]
     ) -> TaskResult:
         """Let the model answer; `on_progress` is called with the numbers of lm-eval's requests done and of all."""
         import lm_eval

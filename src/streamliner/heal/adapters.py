@@ -24,8 +24,7 @@ def check_peft() -> None:
 class Adapters:
     """Trainable adapters in float32, with scale 2, on all linear maps of some blocks. At the start they add zero.
 
-    Attributes:
-        weights: of the linear maps, which `merge` changes.
+    `weights` are those of the linear maps, which `merge` changes.
 
     Raises:
         MissingExtraError: `peft` is not installed.

@@ -14,7 +14,7 @@ from torch import Tensor
 from streamliner.cut.memory import cut_model
 from streamliner.cut.parent import plan_of
 from streamliner.cut.safetensors_file import read_checkpoint
-from streamliner.errors import HealingError, ModelError, OutputError, RemovalError
+from streamliner.errors import HealingError, ModelError, OutputError
 from streamliner.model.stack import check_indices, find_stack, has_encoder
 from streamliner.runs.files import MARK
 from streamliner.search.plan import Plan
@@ -26,13 +26,7 @@ ANOTHER_MODEL = "Give the model that it was cut from as the dense one."
 
 
 def read_cut(folder: str | Path) -> tuple[Path, Plan]:
-    """The folder of a cut checkpoint, and its plan.
-
-    Raises:
-        ModelError: there is no checkpoint.
-        PlanError: it does not say what was removed.
-        HealingError: it is healed already.
-    """
+    """The folder of a cut checkpoint that is not healed, and its plan."""
     path = Path(folder).expanduser()
     if not path.is_dir() or not (path / "config.json").is_file():
         raise ModelError(f"There is no cut checkpoint {folder}.", "Make one with streamliner cut or prune.")
@@ -77,17 +71,9 @@ def check_same_type(model_type: str, cut_folder: Path) -> None:
 
 
 def check_pair(cut: PreTrainedModel, dense: PreTrainedModel, removed: Iterable[int]) -> tuple[int, ...]:
-    """Check that `cut` is `dense` without the blocks `removed`; returns them in order.
-
-    Raises:
-        RemovalError: no block was removed, or there are no such blocks.
-        HealingError: the models are in different precisions.
-        ModelError: `cut` is not the dense model without them.
-    """
+    """Raise UserError unless `cut` is `dense` without the blocks `removed`; returns these in order."""
     num_blocks = len(find_stack(dense))
     removed = check_indices(removed, num_blocks)
-    if not removed:
-        raise RemovalError("No block was removed, so there is nothing to heal.")
     found, wanted = len(find_stack(cut)), num_blocks - len(removed)
     if type(cut) is not type(dense) or found != wanted:
         raise ModelError(

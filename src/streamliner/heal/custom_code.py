@@ -87,17 +87,13 @@ class HealedModel({model}):
 def write_code(
     model: nn.Module, config: dict[str, Any], graft: Graft, numbers: Mapping[int, int]
 ) -> tuple[str, dict[str, Any]]:
-    """The code of a healed model and its config.
+    """Content of FILE, and the config with `model_type`, `architectures`, `auto_map` and the networks of `graft`.
 
     Args:
         model: the cut model; the code extends its class.
         config: the cut checkpoint's config.json.
         graft: with the networks that need code.
         numbers: the index in the cut model of each block that stays.
-
-    Returns:
-        Content of FILE; and the config with `model_type`, `architectures`, `auto_map`, and the networks in
-        `streamliner`.
 
     Raises:
         HealingError: the model's class is not one of transformers.

@@ -11,10 +11,8 @@ from streamliner.errors import RemovalError
 class Gap:
     """The blocks `[start, stop)` of the dense model that become `len(places)` blocks of a network.
 
-    The network is trained to map the residual stream at depth `start` to that at depth `stop`.
-
-    Attributes:
-        places: the blocks whose places the network takes, ascending; all others in the gap are removed.
+    The network is trained to map the residual stream at depth `start` to that at depth `stop`. It takes `places`,
+    ascending; all other blocks of the gap are removed.
     """
 
     start: int
@@ -35,30 +33,20 @@ def find_gaps(removed: tuple[int, ...], num_blocks: int, depth: int = 1) -> tupl
     Raises:
         RemovalError: between two runs there are fewer than `depth` kept blocks.
     """
-    if depth < 1:
-        raise RemovalError(f"A network has at least one block, not {depth}.")
+    starts = [block for block in removed if block - 1 not in removed]
+    stops = [block + 1 for block in removed if block + 1 not in removed]
     gaps: list[Gap] = []
-    block = 0
-    while block < num_blocks:
-        if block not in removed:
-            block += 1
-            continue
-        stop = block
-        while stop in removed:
-            stop += 1
-        kept_before = range(gaps[-1].stop if gaps else 0, block)
-        if len(kept_before) >= depth:
-            gap = Gap(block - depth, stop, tuple(kept_before[-depth:]))
-        elif block == 0 and all(b < num_blocks and b not in removed for b in range(stop, stop + depth)):
-            gap = Gap(0, stop + depth, tuple(range(stop, stop + depth)))
+    for start, stop in zip(starts, stops, strict=True):
+        before, after = range(gaps[-1].stop if gaps else 0, start), range(stop, stop + depth)
+        if len(before) >= depth:
+            gaps.append(Gap(start - depth, stop, tuple(before[-depth:])))
+        elif start == 0 and after.stop <= num_blocks and not set(after) & set(removed):
+            gaps.append(Gap(0, after.stop, tuple(after)))
         else:
+            shallower = "Use --network-depth 1, or a plan with more kept blocks between runs."
             raise RemovalError(
-                f"Only {len(kept_before)} kept blocks lie between block {block} and the run of removed blocks before "
-                f"it: too few for a network of {depth}.",
-                "Use --network-depth 1, or a plan with more kept blocks between runs."
-                if depth > 1
-                else "Heal with --network none --lora 16 --loss kd.",
+                f"Only {len(before)} kept blocks lie between block {start} and the run of removed blocks before it: "
+                f"too few for a network of {depth}.",
+                shallower if depth > 1 else "Heal with --network none --lora 16 --loss kd.",
             )
-        gaps.append(gap)
-        block = gap.stop
     return tuple(gaps)

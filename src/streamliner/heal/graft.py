@@ -7,7 +7,7 @@ run. So memory does not grow with the data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from streamliner.heal.gaps import Gap, find_gaps
 from streamliner.heal.networks.make import make_networks
 from streamliner.model.blocks import BlockForward, Blocks
 from streamliner.model.handoff import Call, stream_out
-from streamliner.model.sharing import shared_parameters
+from streamliner.model.parts import shared_parameters
 from streamliner.settings import HealSettings
 
 
@@ -55,35 +55,24 @@ class Graft:
         with self.blocks.substituted(forwards):
             yield
 
+    @contextmanager
+    def next_to_dense(self) -> Iterator[dict[int, Tensor]]:
+        """While open, the networks run on the dense model's stream; yields their outputs, by their gap's `stop`."""
+        outputs: dict[int, Tensor] = {}
+        places = [(index, gap) for gap in self.gaps for index in (gap.start, *gap.places)]
+        with self.blocks.substituted({index: self._next_to_block(index, gap, outputs) for index, gap in places}):
+            yield outputs
+
     def healed_streams(self, input_ids: Tensor, depths: set[int]) -> dict[int, Tensor]:
         """The healed model's residual streams at `depths` of the dense model, with gradients."""
         with self.in_place():
-            return self.blocks.streams(input_ids, depths)
+            return self.blocks.streams(input_ids, depths) if depths else {}
 
     @torch.no_grad()
     def dense_streams(self, input_ids: Tensor, depths: set[int]) -> dict[int, Tensor]:
         """The dense model's residual streams at `depths`. Blocks after the last of them do not run."""
-        with self._without_adapters():
-            return self.blocks.streams(input_ids, depths)
-
-    def dense_and_networks(self, input_ids: Tensor, depth: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """Run the dense model to `depth`, and each network next to it on the dense stream where its gap starts.
-
-        Args:
-            input_ids: (windows, tokens).
-            depth: at least the last gap's `stop`; blocks after it do not run.
-
-        Returns:
-            For each gap the network's output, with gradients, and the dense stream at the gap's `stop`, without; and
-            the dense stream at `depth`. All are (windows, tokens, hidden).
-        """
-        outputs: dict[int, Tensor] = {}
-        forwards = {
-            index: self._block_with_network(index, gap, outputs) for gap in self.gaps for index in (gap.start, *gap.places)
-        }
-        with self.blocks.substituted(forwards):
-            targets = self.dense_streams(input_ids, {gap.stop for gap in self.gaps} | {depth})
-        return [(outputs[gap.stop], targets[gap.stop]) for gap in self.gaps], targets[depth]
+        with self.adapters.off() if self.adapters else nullcontext():
+            return self.blocks.streams(input_ids, depths) if depths else {}
 
     def _network_forward(self, place: int) -> BlockForward:
         def forward(call: Call) -> Any:
@@ -92,8 +81,8 @@ class Graft:
 
         return forward
 
-    def _block_with_network(self, index: int, gap: Gap, outputs: dict[int, Tensor]) -> BlockForward:
-        """Run block `index`, and the network of `gap` as far as it is in this place; `outputs` is by `gap.stop`."""
+    def _next_to_block(self, index: int, gap: Gap, outputs: dict[int, Tensor]) -> BlockForward:
+        """Run block `index`, and next to it the part of the gap's network in this place."""
         original = self.blocks.modules[index].forward
 
         def forward(call: Call) -> Any:
@@ -106,9 +95,6 @@ class Graft:
 
         return forward
 
-    def _without_adapters(self) -> AbstractContextManager[None]:
-        return self.adapters.off() if self.adapters else nullcontext()
-
 
 def make_graft(blocks: Blocks, removed: tuple[int, ...], settings: HealSettings) -> Graft:
     """Lightweight networks for the runs of removed blocks of a dense model, which is frozen; adapters come later.
@@ -119,24 +105,18 @@ def make_graft(blocks: Blocks, removed: tuple[int, ...], settings: HealSettings)
     """
     graft = Graft(blocks, (), {}, removed)
     if settings.network != "none":
-        _check_takes_networks(blocks)
+        if blocks.hands_on_state or blocks.unread or not blocks.plain_stream:
+            raise HealingError(
+                f"In {type(blocks.model).__name__} more than one residual stream passes between blocks, or text does "
+                "not run through all of them: a network cannot take the place of a block.",
+                "Heal it with --network none --lora 16 --loss kd.",
+            )
         graft.gaps = find_gaps(removed, len(blocks), settings.network_depth)
         _check_not_shared(blocks, [place for gap in graft.gaps for place in gap.places], removed)
-        graft.networks = make_networks(
-            blocks, graft.gaps, settings.network, init=settings.init, residual=settings.residual, seed=settings.seed
-        )
+        graft.networks = make_networks(blocks, graft.gaps, settings)
     if settings.lora:
         _check_not_shared(blocks, graft.kept_blocks, removed)
     return graft
-
-
-def _check_takes_networks(blocks: Blocks) -> None:
-    if blocks.hands_on_state or blocks.unread or not blocks.plain_stream:
-        raise HealingError(
-            f"In {type(blocks.model).__name__} more than one residual stream passes between blocks, or text does not "
-            "run through all of them: a network cannot take the place of a block.",
-            "Heal it with --network none --lora 16 --loss kd.",
-        )
 
 
 def _check_not_shared(blocks: Blocks, changed: list[int], removed: tuple[int, ...]) -> None:

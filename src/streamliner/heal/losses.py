@@ -13,7 +13,7 @@ where T are the k likeliest tokens of the dense model, and P and Q what p and q 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,7 @@ def stream_loss(kind: str, output: Tensor, target: Tensor, first: int) -> Tensor
     `normalized-mse` divides it at each position by the target's mean square there, so that the few tokens with
     enormous activations count as much as any other.
 
-    Args:
-        kind: "mse" or "normalized-mse".
-        output: with gradients.
-        target: without.
-        first: the first position that counts: 1 to leave out a BOS, whose activations can be thousands of times larger.
+    `first` is the first position that counts: 1 to leave out a BOS, whose activations can be thousands of times larger.
     """
     output, target = output[:, first:].float(), target[:, first:].float().to(output.device)
     squares = (output - target).square().flatten(2).mean(2)
@@ -54,14 +50,11 @@ def stream_loss(kind: str, output: Tensor, target: Tensor, first: int) -> Tensor
 
 
 def next_token_loss(log_q: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss `lm` and its gradient with respect to the logits.
+    """The sum of the loss `lm` over rows, and its gradient with respect to the logits, (rows, vocabulary).
 
     Args:
         log_q: log-probabilities, (rows, vocabulary); overwritten.
         targets: next tokens, (rows, 1).
-
-    Returns:
-        The sum over rows, and (rows, vocabulary).
     """
     value = -log_q.gather(-1, targets).sum()
     gradient = log_q.exp_()
@@ -69,14 +62,11 @@ def next_token_loss(log_q: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distillation_loss(log_q: Tensor, log_p: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor]:
-    """The loss `kd` and its gradient with respect to the logits of q.
+    """The sum of the loss `kd` over rows, and its gradient with respect to the logits of q, (rows, vocabulary).
 
     Args:
         log_q, log_p: log-probabilities of the healed and the dense model, (rows, vocabulary).
         top_k: compare only the `top_k` likeliest tokens of the dense model, and the sum of all others.
-
-    Returns:
-        The sum over rows, and (rows, vocabulary).
     """
     if top_k is None:
         return divergence(log_p, log_q).sum(), log_q.exp().sub_(log_p.exp())
@@ -114,43 +104,31 @@ class HeadLosses:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum with gradients to `stream`, and each loss without.
 
-        Args:
-            stream: of the healed model at depth N, (windows, tokens, hidden).
-            dense_stream: of the dense model there; needed for `kd`.
-            input_ids: (windows, tokens).
+        Streams are those of the healed and, for `kd`, the dense model at depth N, (windows, tokens, hidden).
         """
-        assert (dense_stream is not None) == ("kd" in self.weights)
         parts: dict[str, Tensor] = {}
         total: Tensor = _Piecewise.apply(stream, self, dense_stream, input_ids, parts)  # type: ignore[no-untyped-call]
         return total, parts
-
-    def pieces(self, windows: int, predictions: int) -> Sequence[Tensor]:
-        """Positions 0 to `predictions` - 1, in pieces whose logits fit LOGIT_BYTES."""
-        at_once = max(1, LOGIT_BYTES // (4 * self.vocab_size * windows))
-        return torch.split(torch.arange(predictions), at_once)
 
     def of_piece(
         self, logits: Tensor, dense_logits: Tensor | None, targets: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Sums of the losses over the positions of a piece, and the gradient of their weighted sum by the logits.
 
-        Args:
-            logits, dense_logits: (windows, positions, vocabulary).
-            targets: next tokens, (windows, positions).
+        Logits are (windows, positions, vocabulary), `targets` the next tokens, (windows, positions).
         """
         log_q = functional.log_softmax(logits.detach().flatten(0, 1), -1, dtype=torch.float32)
         values: dict[str, Tensor] = {}
-        gradient: Tensor | None = None
+        gradients: list[Tensor] = []
         if dense_logits is not None:
             log_p = functional.log_softmax(dense_logits.flatten(0, 1), -1, dtype=torch.float32)
-            values["kd"], gradient = distillation_loss(log_q, log_p, self.top_k)
-            gradient = gradient.mul_(self.weights["kd"])
+            values["kd"], by_kd = distillation_loss(log_q, log_p, self.top_k)
+            gradients.append(by_kd.mul_(self.weights["kd"]))
         if "lm" in self.weights:
             values["lm"], by_lm = next_token_loss(log_q, targets.to(log_q.device).reshape(-1, 1))
             weight = self.weights["lm"]
-            gradient = by_lm.mul_(weight) if gradient is None else gradient.add_(by_lm, alpha=weight)
-        assert gradient is not None
-        return values, gradient.view_as(logits)
+            gradients = [gradients[0].add_(by_lm, alpha=weight) if gradients else by_lm.mul_(weight)]
+        return values, gradients[0].view_as(logits)
 
 
 class _Piecewise(torch.autograd.Function):
@@ -169,33 +147,29 @@ class _Piecewise(torch.autograd.Function):
         parts: dict[str, Tensor],
     ) -> Tensor:
         """Return the weighted sum, and put each loss into `parts`."""
-        windows, tokens = input_ids.shape
-        count = windows * (tokens - 1)
+        windows, predictions = input_ids.shape[0], input_ids.shape[1] - 1
         needed = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(stream, dtype=torch.float32) if needed else None
+        gradient = torch.zeros_like(stream, dtype=torch.float32)
+        scale = HALF_SCALE if stream.dtype == torch.float16 else 1.0
         sums = {name: torch.zeros((), device=stream.device) for name in losses.weights}
-        for positions in losses.pieces(windows, tokens - 1):
-            piece = stream.detach()
+        at_once = max(1, LOGIT_BYTES // (4 * losses.vocab_size * windows))
+        for positions in torch.split(torch.arange(predictions), at_once):
+            piece = stream.detach().requires_grad_(needed)
             with torch.set_grad_enabled(needed):
-                logits = losses.head(piece.requires_grad_(needed), positions)
+                logits = losses.head(piece, positions)
             dense_logits = None if dense_stream is None else losses.head(dense_stream, positions)
             values, by_logits = losses.of_piece(logits, dense_logits, input_ids[:, positions + 1])
             for name, value in values.items():
                 sums[name] += value
-            if gradient is not None:
-                gradient += _through_head(logits, piece, by_logits)
+            if needed:
+                scaled = by_logits.mul_(scale).to(logits.dtype)
+                gradient += torch.autograd.grad(logits, piece, scaled)[0].float() / scale
+        count = windows * predictions
         parts |= {name: value / count for name, value in sums.items()}
-        ctx.gradient, ctx.dtype = None if gradient is None else gradient / count, stream.dtype
+        ctx.gradient, ctx.dtype = gradient / count, stream.dtype
         return torch.stack([losses.weights[name] * value for name, value in parts.items()]).sum()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
         """Scale the gradient that `forward` found."""
         return ((upstream * ctx.gradient).to(ctx.dtype), None, None, None, None)
-
-
-def _through_head(logits: Tensor, stream: Tensor, by_logits: Tensor) -> Tensor:
-    """The gradient with respect to the stream, in float32, given that with respect to the logits."""
-    scale = HALF_SCALE if stream.dtype == torch.float16 else 1.0
-    scaled = by_logits.mul_(scale).to(logits.dtype)
-    return torch.autograd.grad(logits, stream, scaled)[0].float() / scale

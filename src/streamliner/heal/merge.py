@@ -31,7 +31,7 @@ def merge(graft: Graft, precision: torch.dtype, sample: Tensor) -> int:
         sample: token ids, (1, tokens), on which networks and blocks are compared.
 
     Returns:
-        How many parameters of stock blocks have no effect, because they are those of an attention that is zero.
+        How many parameters of stock blocks have no effect: those of an attention that is zero.
 
     Raises:
         VerificationError: the model computes something else afterwards.

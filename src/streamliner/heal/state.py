@@ -55,16 +55,21 @@ def open_run(folder: Path, identity: dict[str, Any], settings: dict[str, Any], *
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / RUN).exists():
         try:
-            check_same_run(folder, json.loads((folder / RUN).read_text(encoding="utf-8")).get("identity"), identity)
-        except (json.JSONDecodeError, OutputError) as error:
-            if not overwrite and isinstance(error, OutputError):
-                raise
+            check_same_run(folder, _recorded_identity(folder), identity)
+        except OutputError:
             if not overwrite:
-                raise OutputError(f"{folder / RUN} cannot be read.", "Add --overwrite to start it again.") from error
+                raise
             for name in (RUN, STATE, BEST, HISTORY):
                 (folder / name).unlink(missing_ok=True)
     value = {"schema_version": SCHEMA_VERSIONS["healing"], "identity": identity, "settings": settings}
     write_json(folder / RUN, value | environment())
+
+
+def _recorded_identity(folder: Path) -> Any:
+    try:
+        return json.loads((folder / RUN).read_text(encoding="utf-8")).get("identity", {})
+    except json.JSONDecodeError:
+        return {}  # whatever it is, it is another run
 
 
 def steps_done(folder: Path) -> int | None:

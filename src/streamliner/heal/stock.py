@@ -27,12 +27,7 @@ def as_stock_block(network: FeedForward, blocks: Blocks, place: int, sample: Ten
     In a pre-norm architecture a block is `h = x + attention(norm(x))`, then `h + mlp(norm'(h))`. With the output
     projection of its attention zero and a SwiGLU as its mlp, it is the network. Anything else, such as another
     activation or norms after the parts, shows in the comparison.
-
-    Args:
-        network: any network without attention.
-        blocks: of the dense model.
-        place: the block whose place the network takes.
-        sample: token ids, (1, tokens); the block is compared as the model calls it on these.
+    The block is compared as the model calls it at `place` on `sample`, token ids of shape (1, tokens).
     """
     if not isinstance(network, SwiGLU) or not network.residual:
         return None

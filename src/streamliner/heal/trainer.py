@@ -65,15 +65,9 @@ class Trainer:
     On a CPU a run that was killed ends with the same bits as one that was not.
 
     Args:
-        objective: with the model in place.
         text: at its beginning.
-        settings: optimiser, schedule, batches.
         steps: optimiser steps in all.
         accelerator: from `make_accelerator`.
-        folder: of the run.
-
-    Raises:
-        HealingError: the batch cannot be divided among processes.
     """
 
     def __init__(

@@ -24,12 +24,7 @@ from streamliner.runs.reporter import Reporter
 def try_out(graft: Graft, cut_folder: Path, folder: Path, sample: Tensor, reporter: Reporter) -> None:
     """Write a checkpoint with random networks, if it needs custom code; reload and compare it, as at the end.
 
-    Args:
-        graft: before training; it does not change.
-        cut_folder: the cut checkpoint.
-        folder: the trial is written into it and removed.
-        sample: token ids, (1, tokens).
-        reporter: shows a message.
+    The graft, before training, does not change; the trial is written into `folder` and removed.
 
     Raises:
         HealingError: the architecture does not work with such networks.

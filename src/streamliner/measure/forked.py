@@ -17,7 +17,7 @@ from streamliner.measure.loss import head_losses, positions_that_fit
 from streamliner.measure.plain import PlainPath
 from streamliner.measure.prefixes import Prefixes
 from streamliner.model.blocks import Blocks
-from streamliner.model.fork import Removed, fork, workspace
+from streamliner.model.fork import Fork, Removed, workspace
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Allowed relative difference between a forked loss and a plain one: they sum over a batch in different orders."""
@@ -55,7 +55,7 @@ class ForkedPath:
         windows = self._windows[list(numbers)]
         losses: list[list[float]] = []
         for group in self._groups(windows, removals):
-            rows, passes = fork(
+            fork = Fork(
                 self._blocks,
                 group,
                 windows,
@@ -63,12 +63,12 @@ class ForkedPath:
                 empty=self._empty,
                 start=self._prefixes.find(numbers, group),
                 keep=self._prefixes.keeper(numbers, group),
-                **self._blocks.one_position,
             )
+            rows = fork.forward()
             by_window = [self._head_losses(rows[i], window) for i, window in enumerate(windows)]
             losses += [list(each) for each in zip(*by_window, strict=True)]
             self._counters.forwards += 1
-            self._counters.block_forwards += passes
+            self._counters.block_forwards += fork.row_passes
         return losses
 
     def why_wrong(self, removals: Sequence[Removed]) -> str:
@@ -96,7 +96,7 @@ class ForkedPath:
     @cached_property
     def rows_at_once(self) -> int:
         """Rows that a block may run on in one call."""
-        one_row = workspace(self._blocks, self._windows[:1], **self._blocks.one_position)
+        one_row = workspace(self._blocks, self._windows[:1])
         return max(1, self._budget // 2 // one_row)
 
     def _groups(self, windows: Tensor, removals: Sequence[Removed]) -> list[Sequence[Removed]]:

@@ -26,7 +26,7 @@ class PlainPath:
         self._blocks = blocks
         self._counters = counters
         # Where only the stream is wanted, the head need not run on every position.
-        self._hardly_any_logits = blocks.one_position
+        self._hardly_any_logits = blocks.keep_positions([0])
 
     def losses(self, windows: Tensor, removed: Removed) -> list[float]:
         """Loss of each window, (windows, tokens), without the blocks `removed`."""
@@ -41,7 +41,7 @@ class PlainPath:
         kept = [block for block in range(len(self._blocks)) if block not in removed]
         self._counters.forwards += 1
         self._counters.block_forwards += len(kept) * len(windows)
-        self._counters.bytes_read += sum(map(self._blocks.offloaded_bytes, kept))
+        self._counters.bytes_read += sum(self._blocks.offloaded_bytes[block] for block in kept)
         return logits
 
     def streams(self, windows: Tensor) -> list[Tensor]:

@@ -43,7 +43,7 @@ class Prefixes:
         return None if deepest is None else (deepest.depth, deepest.stream)
 
     def keeper(self, windows: Sequence[int], removals: Sequence[Removed]) -> Callable[[int, Tensor], None]:
-        """For `fork`: a function that keeps the stream at the depth where `removals` first differ."""
+        """For `Fork`: a function that keeps the stream at the depth where `removals` first differ."""
 
         def keep(depth: int, stream: Tensor) -> None:
             removed = _below(depth, removals[0])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -18,24 +17,12 @@ from streamliner.measure.similarity import Similarity, SimilaritySum
 from streamliner.model.blocks import Blocks
 from streamliner.model.fork import Removed
 from streamliner.model.stack import check_indices
+from streamliner.runs.journal import Journal
 from streamliner.runs.ranks import Ranks
 from streamliner.text.windows import CalibrationSet
 
 MEMORY_BUDGET = 2_000_000_000
 """Default of the bytes that streams, a block at work and logits may take next to the model."""
-
-
-class LossMemory(Protocol):
-    """Where measured losses are kept between runs (`runs.journal.Journal`)."""
-
-    losses: dict[Removed, dict[int, float]]
-    fork: tuple[str, int] | None
-
-    def remember(self, windows: Sequence[int], losses: Mapping[Removed, Sequence[float]]) -> None:
-        """Keep losses of some removals on some windows."""
-
-    def remember_fork(self, why_not: str, windows_at_once: int) -> None:
-        """Keep why the forked path is wrong for the model, "" if it is right, with this many windows per forward."""
 
 
 class Probe:
@@ -45,7 +32,7 @@ class Probe:
         blocks: of the model.
         calibration: the windows.
         batch_size: windows in one forward of the plain path.
-        memory: where losses are kept between runs.
+        journal: where losses are kept between runs.
         on_progress: called with (losses done, losses expected) as they are measured.
         refusal: why the architecture does not let a set of blocks be removed, "" where it does (`Structure.refusal`).
         fork: measure all removals that are asked for together in one forward per window; False for a forward each.
@@ -67,7 +54,7 @@ class Probe:
         calibration: CalibrationSet,
         *,
         batch_size: int = 1,
-        memory: LossMemory | None = None,
+        journal: Journal | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         refusal: Callable[[Removed], str] = lambda removed: "",
         fork: bool = True,
@@ -82,18 +69,18 @@ class Probe:
         self._blocks = blocks
         self._windows = calibration.windows
         self._batch_size = batch_size
-        self._memory = memory
+        self._journal = journal
         self._refusal = refusal
         self._ranks = ranks or Ranks()
         self._say = say
         self._plain = PlainPath(blocks, self.counters)
         self._forked = ForkedPath(blocks, self._windows, self._plain, self.counters, memory_budget)
         self.windows_at_once = self._forked.windows_at_once
-        self._losses = {key: dict(losses) for key, losses in memory.losses.items()} if memory else {}
+        self._losses = {key: dict(losses) for key, losses in journal.losses.items()} if journal else {}
         self._similarity: Similarity | None = None
         self._fork_is_right: bool | None = None if fork else False  # None: not tested yet
-        if fork and memory and memory.fork and memory.fork[1] == self.windows_at_once:
-            self._fork_is_right = not memory.fork[0]
+        if fork and journal and journal.fork and journal.fork[1] == self.windows_at_once:
+            self._fork_is_right = not journal.fork[0]
 
     def refusal(self, removed: Iterable[int]) -> str:
         """Why these blocks cannot be removed together, "" if they can. A method must not remove them otherwise."""
@@ -167,8 +154,8 @@ class Probe:
         for some, group, losses in self._measured(keys, mine):
             rows, columns = [keys.index(key) for key in some], [windows.index(number) for number in group]
             found[torch.tensor(rows)[:, None], columns] = torch.tensor(losses, dtype=torch.float64)
-            if self._memory:
-                self._memory.remember(group, dict(zip(some, losses, strict=True)))
+            if self._journal:
+                self._journal.remember(group, dict(zip(some, losses, strict=True)))
             count = len(some) * len(group)
             self.counters.window_losses += count
             self.counters.tokens += count * self._windows.shape[1]
@@ -202,8 +189,8 @@ class Probe:
                     "Batched evaluation does not match this model, "
                     f"so each candidate takes its own forward, which is slower ({why})."
                 )
-            if self._memory:
-                self._memory.remember_fork(why, self.windows_at_once)
+            if self._journal:
+                self._journal.remember_fork(why, self.windows_at_once)
         return self._fork_is_right
 
     def _batches(self) -> list[list[int]]:

@@ -1,16 +1,16 @@
 """A model's stack at work: bypass blocks, resume at a depth, watch the residual stream.
 
-This relies on three facts of an architecture: the list of block modules, that a block maps the residual stream to the
-residual stream, and how a block passes it on. Embeddings, masks, rotary tables, the final norm and the head stay in the
-model's own `forward`. The facts are found by structure and checked on a forward of four tokens, so a model that works
-otherwise is refused.
+Three facts of an architecture are enough: the list of block modules, that a block maps the residual stream to the
+residual stream, and how it passes it on. They are found by structure and checked on a forward of four tokens; a model
+that works otherwise is refused. All else, from embeddings and masks to the head, stays in the model's own `forward`.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,45 +18,53 @@ from torch import Tensor, nn
 
 from streamliner.errors import StreamlinerError, UnsupportedModelError
 from streamliner.model.devices import offloaded_bytes, present
-from streamliner.model.handoff import Call, stream_out
+from streamliner.model.handoff import Call, find_handoffs, stream_out, trace
 from streamliner.model.stack import check_indices, find_stack, text_inputs
-from streamliner.model.trace import check_plain, find_handoffs, trace
 
 BlockForward = Callable[[Call], Any]
 """Takes what a block is called with, and returns what the block returns."""
 
 
 class Blocks:
-    """The stack of a model.
+    """The stack of a model, a `PreTrainedModel`.
 
     Attributes:
-        model: the `PreTrainedModel` around the stack.
         path: where the stack is, such as "model.layers".
         modules: the block modules in order.
         config: the config object that describes the stack: the model's, or the text config nested in it.
         handoffs: for each block how it passes the stream on.
+        hands_on_state: whether state goes from block to block besides the stream.
         unread: blocks that do not run on text alone (those that read an image, in Mllama).
+        forkable: whether blocks exchange only the stream, so that rows of a batch may skip blocks.
+        plain_stream: whether the stream is (windows, tokens, hidden), not several streams in one tensor.
         stream_bytes: bytes of the stream for one token.
         stream_device: where the last block returns the stream.
+        offloaded_bytes: for each block, bytes of weights that are loaded for each call and dropped after it.
+        offloaded: whether there are such weights (hooks of accelerate load them).
         bytes_read: bytes of offloaded weights that `present` loaded so far.
-        plain_stream: whether the stream is (windows, tokens, hidden), not several streams in one tensor.
         takes_positions: whether the model's forward can compute the logits of some positions only.
+        cache_name: name of the cache among the arguments of the model's forward and in its output.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.stack = find_stack(model)
         self.path, self.modules, self.config = self.stack.path, self.stack.modules, self.stack.config
-        self.takes_positions = "logits_to_keep" in inspect.signature(model.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
+        self.takes_positions = "logits_to_keep" in parameters
+        # Releases of transformers before 5.24 have only the longer name.
+        self.cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self.offloaded_bytes = [offloaded_bytes(module) for module in self.modules]
+        self.offloaded = any(self.offloaded_bytes)
         self.bytes_read = 0
         runs = trace(self.modules, self._run_on_four_tokens)
-        check_plain(runs, self.stack, type(model).__name__)
-        self.handoffs = find_handoffs(runs, len(self))
-        ran = {run.index for run in runs}
-        self.unread = tuple(index for index in range(len(self)) if index not in ran)
-        last = runs[-1].stream
-        self.plain_stream = last.ndim == 3
-        self.stream_bytes, self.stream_device = last.nbytes // (last.shape[0] * last.shape[1]), last.device
+        self.handoffs = find_handoffs(runs, self.stack, type(model).__name__)
+        self.hands_on_state = any(handoff.has_state for handoff in self.handoffs)
+        self.unread = sorted(set(range(len(self))) - {run.index for run in runs})
+        self.forkable = not self.unread and not self.hands_on_state
+        stream = stream_out(runs[-1].output)
+        self.plain_stream, self.stream_device = stream.ndim == 3, stream.device
+        self.stream_bytes = stream.nbytes // (stream.shape[0] * stream.shape[1])
 
     def _run_on_four_tokens(self) -> None:
         try:
@@ -82,43 +90,28 @@ class Blocks:
         plain = (p.dtype for p in self.modules.parameters() if p.is_floating_point() and p.element_size() > 1)
         return next(plain, self.model.dtype)  # type: ignore[arg-type, return-value]
 
-    @property
-    def cache_name(self) -> str:
-        """Name of the cache among the arguments of the model's forward and in its output."""
-        # Releases of transformers before 5.24 have only the longer name.
-        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
-
-    @property
-    def one_position(self) -> dict[str, Any]:
-        """Arguments of `forward` for the logits of one position only, where only the stream or the cache is wanted."""
-        return self.keep_positions([0])
-
     def keep_positions(self, positions: Sequence[int] | Tensor) -> dict[str, Any]:
-        """Arguments of `forward` for the logits of these positions only; none if the model computes all."""
+        """Arguments of `forward` for the logits of these positions only; none if the model computes all.
+
+        Where only the stream or the cache is wanted, one position is enough.
+        """
         # A tensor: with a slice torch would copy the head's weights in bfloat16.
         return {"logits_to_keep": torch.as_tensor(positions)} if self.takes_positions else {}
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
-        """The model's own forward without a cache.
-
-        Args:
-            input_ids: (windows, tokens).
-            inputs: further arguments of the model's forward.
-        """
+        """The model's own forward of `input_ids`, (windows, tokens), without a cache; `inputs` go to it too."""
         return self.model(**text_inputs(self.model, input_ids.to(self.device)), use_cache=False, **inputs)
 
-    @contextmanager
-    def bypass(self, removed: Iterable[int]) -> Iterator[None]:
+    def bypass(self, removed: Iterable[int]) -> AbstractContextManager[None]:
         """While open, the blocks in `removed` return their input. This *defines* removal."""
-        with self.substituted({index: self.pass_on(index) for index in check_indices(removed, len(self))}):
-            yield
+        return self.substituted({index: self.pass_on(index) for index in check_indices(removed, len(self))})
 
     def resume(self, depth: int, state: Tensor, input_ids: Tensor, **inputs: Any) -> Any:
         """The model's own forward from `depth` on: blocks below are skipped, the residual stream there is `state`.
 
         Args:
             depth: 1 to N; at N only the final norm and the head remain.
-            state: residual stream at `depth`, (windows, tokens, hidden...).
+            state: (windows, tokens, hidden...).
             input_ids: the tokens that `state` was computed from, for masks and positions.
             inputs: further arguments of the model's forward.
         """
@@ -130,15 +123,9 @@ class Blocks:
             return self.forward(input_ids, **inputs)
 
     def logits(self, stream: Tensor, input_ids: Tensor, positions: Tensor) -> Tensor:
-        """The model's own final norm and head on some positions.
+        """The model's own final norm and head at some positions, (windows, positions, vocabulary).
 
-        Args:
-            stream: at depth N, (windows, tokens, hidden...).
-            input_ids: the tokens that it was computed from.
-            positions: indices of tokens.
-
-        Returns:
-            (windows, positions, vocabulary).
+        `stream` is at depth N, (windows, tokens, hidden...), and was computed from `input_ids`.
         """
         logits: Tensor = self.resume(len(self), stream, input_ids, **self.keep_positions(positions)).logits
         return logits if self.takes_positions else logits[:, positions]
@@ -148,45 +135,41 @@ class Blocks:
 
         Blocks after the last depth do not run, and the head computes as little as possible.
         """
-        wanted = set(depths)
-        last = max(wanted)
         found: dict[int, Tensor] = {}
-        original = self.modules[last - 1].forward
+        originals = {depth: self.modules[depth - 1].forward for depth in depths}
+        last = max(originals)
 
-        def final(call: Call) -> Any:
-            found[last] = stream_out(call.run(original))
+        def run(depth: int, call: Call) -> Any:
+            output = call.run(originals[depth])
+            found[depth] = stream_out(output)
             # The rest of the model continues with one window: its logits are not used.
-            one = found[last][:1] if self.plain_stream else found[last]
-            return self.hand_on(last - 1, one, call)
+            one = found[depth][:1] if self.plain_stream else found[depth]
+            return output if depth < last else self.hand_on(depth - 1, one, call)
 
-        def note(depth: int, stream: Tensor) -> None:
-            if depth in wanted and depth < last:
-                found[depth] = stream
-
-        forwards = {index: self.pass_on(index) for index in range(last, len(self))}
-        with self.substituted(forwards | {last - 1: final}), self.watch(note):
-            self.forward(input_ids, **self.one_position)
+        forwards = {depth - 1: partial(run, depth) for depth in originals}
+        with self.substituted(forwards | {index: self.pass_on(index) for index in range(last, len(self))}):
+            self.forward(input_ids, **self.keep_positions([0]))
         return found
 
     @contextmanager
     def watch(self, on_stream: Callable[[int, Tensor], None]) -> Iterator[None]:
         """While open, every forward calls `on_stream(depth, stream)` for depth 0 to N, in order."""
 
-        def before(depth: int) -> Callable[..., None]:
-            return lambda module, args, kwargs: on_stream(depth, Call(args, kwargs).stream)
+        def before(depth: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+            on_stream(depth, Call(args, kwargs).stream)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            on_stream(len(self), stream_out(output))
 
         with ExitStack() as hooks:
-            for depth, module in enumerate(self.modules):
-                hooks.callback(module.register_forward_pre_hook(before(depth), with_kwargs=True).remove)
-            after = self.modules[-1].register_forward_hook(
-                lambda module, args, output: on_stream(len(self), stream_out(output))
-            )
-            hooks.callback(after.remove)
+            for depth, block in enumerate(self.modules):
+                hooks.callback(block.register_forward_pre_hook(partial(before, depth), with_kwargs=True).remove)
+            hooks.callback(self.modules[-1].register_forward_hook(after).remove)
             yield
 
-    def called_with(self, index: int, input_ids: Tensor) -> Call:
+    def called_with(self, index: int, input_ids: Tensor, **inputs: Any) -> Call:
         """What the model calls a block with in a forward of `input_ids`, (windows, tokens)."""
-        return trace([self.modules[index]], lambda: self.forward(input_ids))[0].call
+        return trace([self.modules[index]], lambda: self.forward(input_ids, **inputs))[0].call
 
     @contextmanager
     def substituted(self, forwards: Mapping[int, BlockForward]) -> Iterator[None]:
@@ -195,7 +178,7 @@ class Blocks:
         # accelerate; it is put back.
         before = {index: vars(self.modules[index]).get("forward") for index in forwards}
         for index, forward in forwards.items():
-            self.modules[index].forward = _taking_arguments(forward)
+            self.modules[index].forward = partial(_with_arguments, forward)
         try:
             yield
         finally:
@@ -213,32 +196,13 @@ class Blocks:
         """What block `index` returns if `stream` is its output. State besides the stream passes unchanged."""
         return self.handoffs[index].bypassed(stream, call)
 
-    @property
-    def hands_on_state(self) -> bool:
-        """Whether state goes from block to block besides the stream; a network in a block's place would not have it."""
-        return any(handoff.has_state for handoff in self.handoffs)
-
-    @property
-    def forkable(self) -> bool:
-        """Whether blocks exchange only the stream, so that rows of a batch may skip blocks."""
-        return not self.unread and not self.hands_on_state
-
-    @property
-    def offloaded(self) -> bool:
-        """Whether weights of blocks are loaded for each call and dropped after it (hooks of accelerate)."""
-        return any(map(self.offloaded_bytes, range(len(self))))
-
-    def offloaded_bytes(self, index: int) -> int:
-        """Bytes of a block's weights that are loaded for each call."""
-        return offloaded_bytes(self.modules[index])
-
     @contextmanager
     def present(self, index: int) -> Iterator[None]:
         """While open, a block's weights are where it runs: offloaded ones are loaded once for all its calls."""
-        self.bytes_read += self.offloaded_bytes(index)
+        self.bytes_read += self.offloaded_bytes[index]
         with present(self.modules[index]):
             yield
 
 
-def _taking_arguments(forward: BlockForward) -> Callable[..., Any]:
-    return lambda *args, **kwargs: forward(Call(args, kwargs))
+def _with_arguments(forward: BlockForward, *args: Any, **kwargs: Any) -> Any:
+    return forward(Call(args, kwargs))

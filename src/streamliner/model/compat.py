@@ -12,45 +12,36 @@ from unittest.mock import patch
 
 from torch import Tensor, nn
 
-# torch 2.13: "Extending torch" in torch's own documentation imports it from there; no public module exports it.
+# torch 2.13: no public module exports them; "Extending torch" in its own documentation imports the first from there.
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_leaves as tree_leaves
 
 
 def offload_hook(module: nn.Module) -> Any:
-    """The hook of accelerate that loads a module's weights for each call, or None.
-
-    accelerate 1.15 keeps it as `_hf_hook`; `add_hook_to_module` and `remove_hook_from_module` have no public getter.
-    """
+    """The hook of accelerate that loads a module's weights for each call, or None."""
+    # accelerate 1.15: `add_hook_to_module` and `remove_hook_from_module` have no public getter.
     hook = getattr(module, "_hf_hook", None)
     return hook if getattr(hook, "offload", False) else None
 
 
 def from_config(model_class: Any, config: Any) -> Any:
-    """A model of `model_class` with random weights.
-
-    transformers 5.24 has `from_config` on auto classes only, and these choose the class themselves; calling the class
-    would ignore the config's dtype. The config is changed: pass a copy.
-    """
+    """A model of `model_class` with random weights. It changes `config`: pass a copy."""
+    # transformers 5.24: only auto classes have `from_config`. Calling the class would ignore the config's dtype.
     return model_class._from_config(config)
 
 
 def copy_attention_kernel(source: Any, target: Any) -> None:
-    """Give the config `target` the attention kernel (eager, sdpa, ...) of the config `source`.
-
-    transformers 5.24 can set the kernel of a model, but not read it, without `_attn_implementation`.
-    """
+    """Give the config `target` the attention kernel (eager, sdpa, ...) of the config `source`."""
+    # transformers 5.24 can set the kernel of a model in public, but not read it.
     target._attn_implementation = source._attn_implementation
 
 
 def tensors_as_on_disk(dense: nn.Module, model: nn.Module) -> dict[str, Tensor]:
     """The tensors of `model` under the names that a checkpoint of its type has, which may differ from those in memory.
 
-    Args:
-        dense: the model that `from_pretrained` read; it remembers how it renamed and merged tensors.
-        model: of the same class, built in memory.
-
-    transformers 5.24 does this only inside `save_pretrained`, which also writes files.
+    `dense`, of the same class, was read by `from_pretrained` and remembers how that renamed and merged tensors.
     """
+    # transformers 5.24 does this only inside `save_pretrained`, which also writes files.
     from transformers.core_model_loading import revert_weight_conversion
 
     model._weight_conversions = getattr(dense, "_weight_conversions", None)  # type: ignore[assignment]
@@ -58,30 +49,24 @@ def tensors_as_on_disk(dense: nn.Module, model: nn.Module) -> dict[str, Tensor]:
 
 
 def reset_accelerator() -> None:
-    """Forget the settings of an earlier `Accelerator` of this process, such as another precision.
-
-    accelerate 1.15 keeps them in a singleton with no public reset; `Accelerator.free_memory` leaves them as they are.
-    """
+    """Forget the settings of an earlier `Accelerator` of this process, such as another precision."""
+    # accelerate 1.15 keeps them in a singleton with no public reset; `Accelerator.free_memory` leaves them as they are.
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
 
 
 def continuation_tokens(lm: Any, context: str, continuation: str) -> list[int]:
-    """Token ids of `continuation` after `context`, as the model `lm` of lm-eval scores them.
-
-    lm-eval 0.4.13 splits the pair in `_encode_pair`; its logged samples have texts only.
-    """
+    """Token ids of `continuation` after `context`, as the model `lm` of lm-eval scores them."""
+    # lm-eval 0.4.13: the samples that it logs have texts only.
     return list(lm._encode_pair(context, continuation)[1])
 
 
 @contextmanager
 def lm_eval_progress(bar: Callable[..., Any]) -> Iterator[None]:
-    """While open, lm-eval calls `bar` in place of `tqdm`, and does not ask git for a commit.
-
-    lm-eval 0.4.13 has no argument for either; git complains on stderr where there is no repository. If a later release
-    renames these modules, its own bars appear again; no result depends on them.
-    """
+    """While open, lm-eval calls `bar` in place of `tqdm`, and does not ask git for a commit."""
+    # lm-eval 0.4.13 has no argument for either; git complains on stderr where there is no repository. If a later
+    # release renames these modules, its own bars appear again; no result depends on them.
     with ExitStack() as stack:
         for module in ("models.huggingface", "api.model", "api.task"):
             stack.enter_context(patch(f"lm_eval.{module}.tqdm", bar, create=True))

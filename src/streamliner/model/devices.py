@@ -1,4 +1,4 @@
-"""Devices: where the parts of a model are, weights that are loaded when needed, and the precision that is fast here."""
+"""Devices: where the parts of a model are, weights that are loaded when needed, the precision that is fast here."""
 
 from __future__ import annotations
 
@@ -44,29 +44,19 @@ def release_cached_memory() -> None:
 
 def offload_map(shell: nn.Module, stack_path: str, offload: str, device: str | None) -> dict[str, str]:
     """A `device_map` that keeps blocks on `offload`, "disk" or "cpu", and the rest of the model on `device`."""
-    main = str(device or best_device())
-    places: dict[str, str] = {}
-
-    def place(path: str, module: nn.Module) -> None:
-        if path == stack_path:
-            places.update({f"{path}.{name}": offload for name, _ in module.named_children()})
-        elif path and not stack_path.startswith(f"{path}."):
-            places[path] = main
-        else:
-            prefix = f"{path}." if path else ""
-            for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-                places[f"{prefix}{name}"] = main
-            for name, child in module.named_children():
-                place(f"{prefix}{name}", child)
-
-    place("", shell)
+    main, parts = str(device or best_device()), stack_path.split(".")
+    places = {f"{stack_path}.{name}": offload for name, _ in shell.get_submodule(stack_path).named_children()}
+    for depth in range(len(parts)):  # what is next to the stack, and next to each module around it
+        around, prefix = shell.get_submodule(".".join(parts[:depth])), "".join(f"{part}." for part in parts[:depth])
+        tensors = (*around.named_parameters(recurse=False), *around.named_buffers(recurse=False))
+        names = [prefix + name for name, _ in (*tensors, *around.named_children())]
+        places |= {name: main for name in names if not f"{stack_path}.".startswith(f"{name}.")}
     return places
 
 
 def offloaded_bytes(block: nn.Module) -> int:
     """Bytes of a block's weights that are loaded for each call."""
-    parameters = (p for module, _ in _offloaded_parts(block) for p in module.parameters(recurse=False))
-    return sum(parameter.nbytes for parameter in parameters)
+    return sum(p.nbytes for module, _ in _offloaded_parts(block) for p in module.parameters(recurse=False))
 
 
 @contextmanager
@@ -100,24 +90,17 @@ def loaded_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Te
     return values
 
 
-MUCH_FASTER = 1.5
-"""Ratio of times from which another precision is worth a message."""
-
-
 def faster_precision(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, float] | None:
-    """The precision, float32 or bfloat16, in which this device multiplies matrices much faster than in `dtype`.
+    """The precision, float32 or bfloat16, in which this device multiplies matrices much faster, and how many times.
 
-    Measured on matrices of a few megabytes in less than a second.
-
-    Returns:
-        The precision and how many times faster it is, or None.
+    Measured on matrices of a few megabytes in less than a second. None if it is not worth a message.
     """
     other = torch.float32 if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     try:
         ratio = product_seconds(dtype, device) / product_seconds(other, device)
     except RuntimeError:  # the device does not have one of them
         return None
-    return (other, ratio) if ratio >= MUCH_FASTER else None
+    return (other, ratio) if ratio >= 1.5 else None
 
 
 def product_seconds(dtype: torch.dtype, device: torch.device) -> float:

@@ -13,9 +13,6 @@ from streamliner.model.devices import loaded_tensor
 from streamliner.model.source import ModelSource, checkpoint_folder
 from streamliner.runs.cache import json_hash
 
-NOT_IDENTITY = ("_name_or_path", "transformers_version")
-"""Keys of a config that do not change what a model computes."""
-
 
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 of names, shapes, types and all bytes of the saved tensors; about a second per GB."""
@@ -30,11 +27,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def checkpoint_hash(source: ModelSource) -> str | None:
-    """SHA-256 over the weight files; about a second per GB. None for a model in memory.
-
-    Raises:
-        ModelError: a hub model cannot be downloaded.
-    """
+    """SHA-256 over the weight files, of a hub model downloaded; about a second per GB. None for a model in memory."""
     if source.kind == "memory":
         return None
     digest = hashlib.sha256()
@@ -46,10 +39,11 @@ def checkpoint_hash(source: ModelSource) -> str | None:
 
 
 def config_hash(config: Any) -> str:
-    """Hash of a config or generation config without the model's name; "" for None."""
+    """Hash of a config or generation config without the model's name and the release; "" for None."""
     if config is None:
         return ""
-    return json_hash({key: value for key, value in config.to_dict().items() if key not in NOT_IDENTITY})
+    names = ("_name_or_path", "transformers_version")
+    return json_hash({key: value for key, value in config.to_dict().items() if key not in names})
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
@@ -58,13 +52,3 @@ def tokenizer_hash(tokenizer: Any) -> str:
     vocabulary = backend.to_str() if backend is not None else tokenizer.get_vocab()
     settings = {key: value for key, value in tokenizer.init_kwargs.items() if key != "name_or_path"}
     return json_hash([vocabulary, settings])
-
-
-def model_identity(name: str, config: Any) -> dict[str, Any]:
-    """Type and shape of a model without its weights: a plan is for all models of one identity, also fine-tuned ones."""
-    return {
-        "name": name,
-        "model_type": config.model_type,
-        "hidden_size": getattr(config, "hidden_size", None),
-        "vocab_size": config.vocab_size,
-    }

@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamliner.model.blocks import Blocks
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fill_cache(blocks: Blocks, ids: Tensor) -> Any:
     """Run one forward over prompts, (texts, tokens), and return its cache; None if the model returns none."""
-    output = blocks.model(input_ids=ids.to(blocks.device), use_cache=True, **blocks.one_position)
+    output = blocks.model(input_ids=ids.to(blocks.device), use_cache=True, **blocks.keep_positions([0]))
     return getattr(output, blocks.cache_name, None)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def greedy(blocks: Blocks, ids: Tensor, new_tokens: int) -> Tensor:
     """Generate token by token with a cache, with nothing around the model's forward.
 
@@ -35,26 +35,18 @@ def greedy(blocks: Blocks, ids: Tensor, new_tokens: int) -> Tensor:
     return last
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def write(blocks: Blocks, prompt: Tensor, new_tokens: int, *, sampled: bool = False) -> Tensor:
     """Continue a prompt, (tokens,), by exactly `new_tokens` tokens, also past an end-of-text token.
 
-    The checkpoint's generation config, with its penalties and limits, is not used.
-
-    Args:
-        blocks: of the model.
-        prompt: token ids.
-        new_tokens: how many to add.
-        sampled: at temperature 1; otherwise greedy.
-
-    Returns:
-        Prompt and new tokens, (tokens + new_tokens,), on the CPU.
+    Greedy, or `sampled` at temperature 1; the checkpoint's generation config, with its penalties and limits, is not
+    used. Returns prompt and new tokens, (tokens + new_tokens,), on the CPU.
     """
     with _neutral_generation_config(blocks.model):
         return _generate(blocks, prompt, max_new_tokens=new_tokens, do_sample=sampled)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def continue_greedily(blocks: Blocks, prompt: Tensor, new_tokens: int) -> Tensor:
     """Continue a prompt, (tokens,), with the checkpoint's generation config but greedily.
 
@@ -83,49 +75,28 @@ def _neutral_generation_config(model: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def can_generate(model: nn.Module) -> bool:
-    """Whether the model has a `generate`."""
-    return hasattr(model, "generate")
-
-
-PADDING_NAMES = ("pad_token_id", "eos_token_id")
-
-
 def padding_token(config: Any) -> int:
     """A token to pad with; `config` is the whole model's."""
     text = config.get_text_config(decoder=True)
-    return next((i for i in (getattr(text, name, None) for name in PADDING_NAMES) if isinstance(i, int)), 0)
+    tokens = (getattr(text, name, None) for name in ("pad_token_id", "eos_token_id"))
+    return next((token for token in tokens if isinstance(token, int)), 0)
 
 
 def greedy_scores(
     model: Any, ids: Tensor, mask: Tensor, new_tokens: int, *, use_cache: bool, pad: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """Generate greedily, with or without a cache.
+    """Generate `new_tokens` tokens greedily; without a cache each step runs on the whole text.
 
     Args:
         model: with a `generate`.
-        ids: prompts, (texts, tokens), padded on the left.
+        ids: prompts, (texts, tokens), padded on the left with `pad`.
         mask: 1 for tokens of a prompt, 0 for padding, (texts, tokens).
-        new_tokens: how many to generate; an end-of-text token is not allowed before.
-        use_cache: keep keys and values; otherwise each step runs on the whole text.
-        pad: the padding token.
 
     Returns:
         New tokens, (texts, new_tokens), and for each step the scores, (texts, vocabulary).
     """
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        use_cache=use_cache,
-        do_sample=False,
-        num_beams=1,
-        min_new_tokens=new_tokens,
-        max_new_tokens=new_tokens,
-        pad_token_id=pad,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
+    settings = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    settings |= {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "pad_token_id": pad}
+    settings |= {"use_cache": use_cache, "return_dict_in_generate": True, "output_scores": True}
+    output = model.generate(input_ids=ids, attention_mask=mask, **settings)
     return output.sequences[:, -new_tokens:], list(output.scores)

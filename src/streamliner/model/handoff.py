@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from streamliner.errors import UnsupportedModelError
+from streamliner.model.stack import Stack
 
 ArgumentKey = int | str
 """Position or name of an argument."""
+RESCALED = "Set rescale_every to 0 in its config.json: the model is the same but for rounding, and has plain blocks."
 
 
 @dataclass(frozen=True)
@@ -41,16 +47,12 @@ class Call:
 
     def float(self) -> Call:
         """The same call with floating-point tensors in float32, also those in tuples."""
-        return Call(tuple(map(_float, self.args)), {name: _float(value) for name, value in self.kwargs.items()})
+        return Call(_float(self.args), {name: _float(value) for name, value in self.kwargs.items()})
 
     def find(self, item: Any) -> ArgumentKey | None:
         """The argument besides the stream that is this very tensor, if there is one."""
-        if not isinstance(item, Tensor):
-            return None
-        for position, value in enumerate(self.args[1:], 1):
-            if value is item:
-                return position
-        return next((name for name, value in self.kwargs.items() if value is item), None)
+        arguments: list[tuple[ArgumentKey, Any]] = [*enumerate(self.args[1:], 1), *self.kwargs.items()]
+        return next((key for key, value in arguments if value is item and isinstance(item, Tensor)), None)
 
     def get(self, key: ArgumentKey | None) -> Any:
         """The argument at `key`, None for no key."""
@@ -75,15 +77,12 @@ def stream_out(output: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Handoff:
-    """How a block returns the residual stream, and where the next block takes what comes with it.
+    """How a block returns the residual stream, and where the next block takes what comes with it."""
 
-    Attributes:
-        make: makes what the block returns from a list of the stream and further items: `tuple`, `list`, or `_make` of
-            a named tuple. None if the block returns the bare stream.
-        arrives_at: for each further item, the argument in which the next block takes it; None if it takes it nowhere.
-    """
-
+    # Makes what the block returns from a list of the stream and further items: `tuple`, `list`, or `_make` of a named
+    # tuple. None if the block returns the bare stream.
     make: Callable[[list[Any]], Any] | None = None
+    # For each further item, the argument in which the next block takes it; None if it takes it nowhere.
     arrives_at: tuple[ArgumentKey | None, ...] = ()
 
     @classmethod
@@ -108,6 +107,51 @@ class Handoff:
         """What the block returns if `stream` is its output and the state that it was called with is unchanged."""
         return stream if self.make is None else self.make([stream, *map(call.get, self.arrives_at)])
 
-    def stateless(self, stream: Tensor) -> Any:
-        """What the block returns if `stream` is its output and there is no state."""
-        return stream if self.make is None else self.make([stream, *(None for _ in self.arrives_at)])
+
+@dataclass(frozen=True)
+class BlockRun:
+    """One run of a block: what it was called with and what it returned."""
+
+    index: int
+    call: Call
+    output: Any
+
+
+def trace(modules: Iterable[nn.Module], forward: Callable[[], object]) -> list[BlockRun]:
+    """The runs of blocks during `forward()`, in order. Nothing is recorded for gradients."""
+    runs: list[BlockRun] = []
+
+    def record(index: int, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        runs.append(BlockRun(index, Call(args, kwargs), output))
+
+    with ExitStack() as hooks:
+        for index, block in enumerate(modules):
+            hooks.callback(block.register_forward_hook(partial(record, index), with_kwargs=True).remove)
+        with torch.no_grad():  # not inference mode: what a model caches here may later be trained through
+            forward()
+    return runs
+
+
+def find_handoffs(runs: list[BlockRun], stack: Stack, model_name: str) -> list[Handoff]:
+    """How each block passes the stream on; those that did not run return the bare stream.
+
+    An UnsupportedModelError if a block ran twice, or not in order, or not on what the block before it returned.
+    """
+    order = [run.index for run in runs]
+    if order != sorted(set(order)) or not order:
+        raise UnsupportedModelError(f"{model_name} does not run the blocks of {stack.path} once each, in order.")
+    handoffs = [Handoff()] * len(stack)
+    for run, following in pairwise(runs):
+        handoffs[run.index] = Handoff.of(run.output, following.call)
+        returned, taken = stream_out(run.output), following.call.stream
+        if returned.shape != taken.shape or not torch.equal(returned.to(taken.device), taken):
+            raise UnsupportedModelError(
+                f"In {model_name} the input of block {run.index + 1} is not the output of block {run.index}: "
+                f"{stack.path} is not a plain stack.",
+                RESCALED if getattr(stack.config, "rescale_every", 0) else "",
+            )
+    # No block follows the last one that would show where its items arrive: as those of the one before it.
+    last, before = Handoff.of(runs[-1].output, None), handoffs[max(0, order[-1] - 1)]
+    same = last.further_items == before.further_items
+    handoffs[order[-1]] = replace(last, arrives_at=before.arrives_at) if same else last
+    return handoffs

@@ -14,7 +14,7 @@ import torch
 
 from streamliner.errors import ModelError, UnsupportedModelError, first_line
 from streamliner.model.devices import best_device
-from streamliner.model.source import ModelSource, check_gguf, check_safetensors, explained, locate
+from streamliner.model.source import ModelSource, check_safetensors, explained, locate
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -34,8 +34,7 @@ def load_config(model: str | Path | ModelSource) -> PretrainedConfig:
     """The config of a model; of a GGUF file the one that transformers derives from its metadata (about 15 seconds)."""
     from transformers import AutoConfig
 
-    source = _source_of(model)
-    check_gguf(source)
+    source = locate(model)
     config = explained(source, lambda: AutoConfig.from_pretrained(**source.load_arguments()))
     config.name_or_path = source.name
     return config
@@ -44,31 +43,26 @@ def load_config(model: str | Path | ModelSource) -> PretrainedConfig:
 def auto_class(config: PretrainedConfig) -> Any:
     """The auto class of transformers that loads this model whole, images included; for some models their own class.
 
-    Raises:
-        UnsupportedModelError: the model does not write text.
+    An UnsupportedModelError if the model does not write text.
     """
     import transformers
 
     kind, architectures = type(config), config.architectures or ()
     tables = {getattr(transformers, name): getattr(transformers, table) for name, table in AUTO_CLASSES.items()}
     remote = [cls for cls in tables if cls.__name__ in (getattr(config, "auto_map", None) or {})]
-    mapped = [cls for cls, table in tables.items() if kind in table]
-    named = [cls for cls in mapped if _class_names(tables[cls][kind]) & set(architectures)]
-    if not (remote or mapped):
-        # The text part of some models has a class, but no entry in the tables.
-        own = [getattr(transformers, name, None) for name in architectures]
-        mapped = [cls for cls in own if cls is not None and cls.can_generate()]
-    if not (remote or mapped):
+    mapped = {cls: table[kind] for cls, table in tables.items() if kind in table}
+    several = {cls: classes if isinstance(classes, tuple) else (classes,) for cls, classes in mapped.items()}
+    named = [cls for cls, classes in several.items() if any(each.__name__ in architectures for each in classes)]
+    # The text part of some models has a class, but no entry in the tables.
+    own = (getattr(transformers, name, None) for name in architectures)
+    found = remote or named or [*mapped] or [cls for cls in own if cls is not None and cls.can_generate()]
+    if not found:
         *first, last = AUTO_CLASSES
         raise UnsupportedModelError(
             f"{config.model_type} is not a text decoder that transformers knows.",
             f"streamliner cuts what {', '.join(first)} or {last} loads.",
         )
-    return (remote or named or mapped)[0]
-
-
-def _class_names(classes: Any) -> set[str]:
-    return {cls.__name__ for cls in (classes if isinstance(classes, tuple) else (classes,))}
+    return found[0]
 
 
 def load_tokenizer(model: str | Path | ModelSource) -> PreTrainedTokenizerBase:
@@ -82,8 +76,7 @@ def load_tokenizer(model: str | Path | ModelSource) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    source = _source_of(model)
-    check_gguf(source)
+    source = locate(model)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source.load_arguments())
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -112,13 +105,13 @@ def load_model(
     Raises:
         ModelError: it cannot be read, or weights are missing.
     """
-    source = _source_of(model)
+    source = locate(model)
     spread = device_map or ("auto" if device == "auto" else None)
     cls, arguments = _how_to_load(source, dtype)
     if spread:
         arguments |= {"device_map": spread, "offload_folder": folder_for_converted_weights()}
-    loaded, info = explained(source, lambda: cls.from_pretrained(**arguments))
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    loaded, info = explained(source, lambda: cls.from_pretrained(**arguments, output_loading_info=True))
+    missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
     if missing:
         raise ModelError(
             f"{len(missing)} tensors that the config of {source.name} asks for are missing, first {missing[0]}.",
@@ -133,21 +126,12 @@ def _how_to_load(source: ModelSource, dtype: str) -> tuple[Any, dict[str, Any]]:
     """The auto class, and the arguments of its `from_pretrained`."""
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    check_gguf(source)
-    arguments = source.load_arguments() | {"output_loading_info": True}
+    arguments = source.load_arguments() | {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if source.kind == "gguf":
-        precision = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-        return AutoModelForCausalLM, arguments | {
-            "dtype": precision,
-            "quantization_config": GgufConfig(dequantize=True),
-        }
+        dense = {"dtype": torch.float32} if dtype == "auto" else {}
+        return AutoModelForCausalLM, arguments | dense | {"quantization_config": GgufConfig(dequantize=True)}
     check_safetensors(source)
-    precision = dtype if dtype == "auto" else getattr(torch, dtype)
-    return auto_class(load_config(source)), arguments | {"dtype": precision, "use_safetensors": True}
-
-
-def _source_of(model: str | Path | ModelSource) -> ModelSource:
-    return model if isinstance(model, ModelSource) else locate(model)
+    return auto_class(load_config(source)), arguments | {"use_safetensors": True}
 
 
 def folder_for_converted_weights() -> str:

@@ -1,4 +1,4 @@
-"""The parts of a block: its linear maps, gated parts and norms, and how to replace one of them."""
+"""The parts of a block: its linear maps, gated parts, norms, and the parameters that it shares."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from torch import Tensor, nn
 GATED = ("gate_proj", "up_proj", "down_proj")
 """Linear maps of a gated feed-forward part, as in SwiGLU: down(act(gate(x)) * up(x))."""
 
-
-def linear_names(module: nn.Module) -> list[str]:
-    """Paths of the linear maps in a module; GPT-2's `Conv1D` is one too."""
-    from transformers.pytorch_utils import Conv1D
-
-    return [name for name, part in module.named_modules() if isinstance(part, (nn.Linear, Conv1D))]
+Place = tuple[int, str]
+"""Index of a block, and a parameter's name within it."""
 
 
 def find_part(module: nn.Module, path: str) -> nn.Module:
@@ -23,22 +19,11 @@ def find_part(module: nn.Module, path: str) -> nn.Module:
     return module.get_submodule(path)
 
 
-def put_part(module: nn.Module, path: str, part: nn.Module) -> None:
-    """Replace the module at `path` inside `module` by `part`."""
-    parent, _, name = path.rpartition(".")
-    module.get_submodule(parent).register_module(name, part)
+def linear_names(module: nn.Module) -> list[str]:
+    """Paths of the linear maps in a module; GPT-2's `Conv1D` is one too."""
+    from transformers.pytorch_utils import Conv1D
 
-
-def plain_attributes(module: nn.Module) -> dict[str, bool | int | float | str]:
-    """Public attributes of a module that are numbers or strings, such as the `attention_type` of Gemma's blocks.
-
-    A model's forward may ask a block for these, so what takes a block's place needs them too.
-    """
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if not name.startswith("_") and isinstance(value, (bool, int, float, str))
-    }
+    return [name for name, part in module.named_modules() if isinstance(part, (nn.Linear, Conv1D))]
 
 
 def gated_parts(block: nn.Module) -> list[str]:
@@ -48,13 +33,29 @@ def gated_parts(block: nn.Module) -> list[str]:
 
 def linears_outside(block: nn.Module, paths: Iterable[str]) -> list[nn.Linear]:
     """The linear maps of a block that are in none of the parts at `paths`."""
-    inside = {id(part) for path in paths for part in block.get_submodule(path).modules()}
+    inside = {id(part) for path in paths for part in find_part(block, path).modules()}
     return [part for part in block.modules() if isinstance(part, nn.Linear) and id(part) not in inside]
 
 
 def weighted_children(block: nn.Module, shape: Sequence[int]) -> list[str]:
     """Names of a block's direct children whose `weight` has this shape: with the stream's width, its norms."""
-    weights = {name: getattr(child, "weight", None) for name, child in block.named_children()}
-    return [
-        name for name, weight in weights.items() if isinstance(weight, Tensor) and weight.shape == torch.Size(shape)
-    ]
+    weights = ((name, getattr(child, "weight", None)) for name, child in block.named_children())
+    return [name for name, weight in weights if isinstance(weight, Tensor) and weight.shape == torch.Size(shape)]
+
+
+def plain_attributes(module: nn.Module) -> dict[str, bool | int | float | str]:
+    """Public attributes of a module that are numbers or strings, such as the `attention_type` of Gemma's blocks.
+
+    A model's forward may ask a block for these, so what takes a block's place needs them too.
+    """
+    attributes = vars(module).items()
+    return {name: v for name, v in attributes if isinstance(v, (bool, int, float, str)) and not name.startswith("_")}
+
+
+def shared_parameters(blocks: Iterable[nn.Module]) -> list[list[Place]]:
+    """The places of each parameter that is in more than one place."""
+    places: dict[int, list[Place]] = {}
+    for index, block in enumerate(blocks):
+        for name, parameter in block.named_parameters(remove_duplicate=False):
+            places.setdefault(id(parameter), []).append((index, name))
+    return [each for each in places.values() if len(each) > 1]

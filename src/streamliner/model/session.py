@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,12 @@ import torch
 from streamliner.errors import EvaluationError, ModelError, UserError, first_line
 from streamliner.model.blocks import Blocks
 from streamliner.model.devices import best_device, faster_precision, is_spread, offload_map, release_cached_memory
-from streamliner.model.fingerprint import model_identity
-from streamliner.model.load import load_config, load_model, load_tokenizer
-from streamliner.model.shell import build_shell, shell_like
+from streamliner.model.load import auto_class, load_config, load_model, load_tokenizer
+from streamliner.model.shell import make_shell
 from streamliner.model.size import count_parameters, weight_bytes
 from streamliner.model.source import ModelSource, explained, locate, weight_file_bytes
 from streamliner.model.stack import Stack, find_stack
-from streamliner.runs.files import MARK
+from streamliner.runs.files import MARK, PLAN_ATTRIBUTE
 from streamliner.runs.ranks import Ranks, find_ranks
 from streamliner.runs.reporter import Reporter, Silent
 from streamliner.settings import ModelSettings
@@ -34,38 +33,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Session:
-    """A model in use. `open_model` makes one.
-
-    Attributes:
-        source: where the model is.
-        config: of the whole model.
-        settings: how it is loaded.
-        ranks: the processes that share the work.
-        blocks: of the loaded model, None before `load`.
-        model: the user's own model, if it is one in memory. It is not moved, changed or released.
-        given_tokenizer: the user's own tokenizer, None for the one next to the weights.
-    """
+    """A model in use. `open_model` makes one."""
 
     source: ModelSource
-    config: PretrainedConfig
+    config: PretrainedConfig  # of the whole model
     settings: ModelSettings = field(default_factory=ModelSettings)
     ranks: Ranks = field(default_factory=Ranks)
-    blocks: Blocks | None = None
-    model: PreTrainedModel | None = None
-    given_tokenizer: PreTrainedTokenizerBase | None = None
+    blocks: Blocks | None = None  # of the loaded model
+    model: PreTrainedModel | None = None  # the user's own, if it is one in memory: not moved, changed or released
+    given_tokenizer: PreTrainedTokenizerBase | None = None  # the user's own; None for the one next to the weights
 
     @classmethod
     def of(cls, model: PreTrainedModel, *, name: str = "", tokenizer: PreTrainedTokenizerBase | None = None) -> Session:
-        """The session of a model in memory.
-
-        Args:
-            model: in evaluation mode.
-            name: for messages and records; by default the name or path that it was loaded from.
-            tokenizer: needed for everything that reads text.
-
-        Raises:
-            ModelError: it is not a `PreTrainedModel`, or in training mode.
-        """
+        """The session of a model in memory; its `name` is by default the name or path that it was loaded from."""
         from transformers import PreTrainedModel
 
         if not isinstance(model, PreTrainedModel):
@@ -77,29 +57,21 @@ class Session:
         if model.training:
             raise ModelError(f"{name} is in training mode, in which dropout changes its outputs.", "Call model.eval().")
         device = "auto" if is_spread(model) else str(model.device)
-        return cls(
-            ModelSource(name, "memory"),
-            model.config,
-            ModelSettings(device=device),
-            find_ranks(device),
-            model=model,
-            given_tokenizer=tokenizer,
-        )
+        source, settings = ModelSource(name, "memory"), ModelSettings(device=device)
+        return cls(source, model.config, settings, find_ranks(device), model=model, given_tokenizer=tokenizer)
 
     @cached_property
     def shell(self) -> PreTrainedModel:
         """The model without its weights; quantised weights count as the dense ones that they stand for."""
-        model = self.model
-        if model is not None:
-            dense = copy.deepcopy(self.config)
-            vars(dense).pop("quantization_config", None)
-            return explained(self.source, lambda: shell_like(model, dense))
-        kept = {key: value for key, value in self.config.to_dict().items() if key != "quantization_config"}
-        return build_shell(self.source, type(self.config).from_dict(kept))
+        config = copy.deepcopy(self.config)
+        vars(config).pop("quantization_config", None)
+        cls = auto_class(config) if self.model is None else type(self.model)
+        options = {"trust_remote_code": self.source.trust_remote_code} if hasattr(cls, "from_config") else {}
+        return explained(self.source, lambda: make_shell(cls, config, **options))  # type: ignore[no-any-return]
 
     @cached_property
     def stack(self) -> Stack:
-        """Where the model keeps its blocks."""
+        """Where the model keeps its blocks; found in the shell."""
         return find_stack(self.shell)
 
     @property
@@ -109,8 +81,9 @@ class Session:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a plan must agree with."""
-        return model_identity(self.source.name, self.stack.config)
+        """The model without its weights: a plan is for all models of one type and shape, also fine-tuned ones."""
+        keys = ("model_type", "hidden_size", "vocab_size")
+        return {"name": self.source.name} | {key: getattr(self.stack.config, key, None) for key in keys}
 
     @property
     def parameters(self) -> int:
@@ -123,24 +96,20 @@ class Session:
         `method` is that of the plan, followed by ", healed" if the model was healed. For a model that streamliner did
         not cut, `method` and `parent` are "" and `removed` is empty.
         """
-        mark = Path(self.source.path) / MARK
+        mark, held = Path(self.source.path) / MARK, getattr(self.model, PLAN_ATTRIBUTE, None)
         cut = self.source.kind == "folder" and mark.is_file()
-        plan = json.loads(mark.read_text(encoding="utf-8")) if cut else {}
+        plan = held.to_json() if held else json.loads(mark.read_text(encoding="utf-8")) if cut else {}
         return {
             "model": self.source.name,
             "blocks": self.num_blocks,
             "parameters": self.parameters,
             "method": plan.get("method", "") + (", healed" if "healing" in plan else ""),
-            "removed": plan.get("removed", []),
+            "removed": list(plan.get("removed", [])),
             "parent": plan.get("model", {}).get("name", ""),
         }
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The user's tokenizer if there is one, otherwise the one next to the weights.
-
-        Raises:
-            ModelError: it cannot be loaded, or the model is in memory and came without one.
-        """
+        """The user's own, otherwise the one next to the weights; a ModelError if there is none."""
         if self.given_tokenizer is not None:
             return self.given_tokenizer
         if self.model is not None:
@@ -155,23 +124,22 @@ class Session:
 
     def load(self, reporter: Reporter | None = None) -> Blocks:
         """The blocks of the model, which is loaded by the first call."""
-        if self.blocks is None:
-            self.blocks = Blocks(self.model) if self.model is not None else self._load(reporter or Silent())
-        return self.blocks
-
-    def _load(self, reporter: Reporter) -> Blocks:
+        if self.blocks is None and self.model is not None:
+            self.blocks = Blocks(self.model)
+        if self.blocks is not None:
+            return self.blocks
+        reporter, settings = reporter or Silent(), self.settings
         reporter.say(f"Loading {self.source.name} ...")
-        device = self.settings.device
-        if self.ranks.size > 1 and device is None:
-            device = str(self.ranks.device)
-        placed = self.device_map(self.shell) if self.settings.offload else None
-        blocks = Blocks(load_model(self.source, dtype=self.settings.dtype, device=device, device_map=placed))
-        reporter.say(f"{len(blocks)} blocks in {blocks.path}, {blocks.dtype} on {blocks.device}.")
-        faster = faster_precision(blocks.dtype, blocks.device)
+        device = settings.device or (str(self.ranks.device) if self.ranks.size > 1 else None)
+        placed = self.device_map(self.shell) if settings.offload else None
+        self.blocks = Blocks(load_model(self.source, dtype=settings.dtype, device=device, device_map=placed))
+        dtype, device_used = self.blocks.dtype, self.blocks.device
+        reporter.say(f"{len(self.blocks)} blocks in {self.blocks.path}, {dtype} on {device_used}.")
+        faster = faster_precision(dtype, device_used)
         if faster:
             name = str(faster[0]).removeprefix("torch.")
             reporter.say(f"Tip: matrix products are {faster[1]:.1f}x faster here in {name}: --dtype {name}.")
-        return blocks
+        return self.blocks
 
     def release(self) -> None:
         """Free the memory of the loaded model, unless it is the user's own."""
@@ -186,15 +154,14 @@ def open_model(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Session:
-    """Find a model and read its config, but no weights.
+    """Find a model and read its config, but no weights. A session is returned as it is.
 
     Args:
-        model: a hub id, a folder, a GGUF file, a model in memory, or a session, which is returned.
-        settings: how to load it; has no meaning for a model in memory.
+        settings: how to load it; they have no meaning for a model in memory.
         tokenizer: used in place of the one next to the weights.
 
     Raises:
-        ModelError: there is no such model, or the settings contradict each other.
+        ModelError: there is no such model, or it is in training mode, or the settings contradict each other.
     """
     if isinstance(model, Session):
         return model
@@ -217,15 +184,9 @@ def _check_placement(settings: ModelSettings, source: ModelSource, ranks: Ranks)
         other = "--offload" if settings.offload else "several processes"
         raise ModelError(f"--device auto spreads one model over all GPUs and cannot be combined with {other}.")
     if settings.offload and source.kind == "gguf":
-        raise ModelError(
-            f"--offload keeps weights in safetensors files, and {source.name} is a GGUF file.",
-            "Use a folder of safetensors files.",
-        )
+        raise ModelError(f"--offload needs safetensors files: {source.name} is a GGUF file.", "Leave out --offload.")
     if settings.offload == "cpu" and torch.device(settings.device or best_device()).type == "cpu":
-        raise ModelError(
-            "--offload cpu keeps weights in the CPU's memory for a GPU, and the model runs on the CPU.",
-            "Use --offload disk.",
-        )
+        raise ModelError("--offload cpu keeps weights for a GPU: the model runs on the CPU.", "Use --offload disk.")
 
 
 def checkpoint_bytes(session: Session) -> int | None:
@@ -244,38 +205,29 @@ def open_models(
     tokenizer: PreTrainedTokenizerBase | None,
     settings: ModelSettings | None,
 ) -> list[Session]:
-    """Open the models to compare, each once, the dense one first.
+    """Open the models to compare, each once, the dense one first if there is one.
 
-    Args:
-        models: names of models or models in memory; a mapping names them in results.
-        dense: the model that the others are compared with, if there is one.
-        tokenizer: of models in memory.
-        settings: how to load models that are named.
-
-    Raises:
-        EvaluationError: there is a dense model, and no other.
-        ModelError: as `open_model`.
+    A mapping names models in results; `tokenizer` is of models in memory, `settings` are for the others. An
+    EvaluationError if there is only the dense model.
     """
-    if isinstance(models, Mapping):
-        named = list(models.items())
-    else:
-        several = list(models) if isinstance(models, Sequence) and not isinstance(models, str) else [models]
-        named = [("", model) for model in several]
-    if dense is not None:
-        named.insert(0, ("", dense))
-    sessions: list[Session] = []
-    seen: list[object] = []
-    for name, model in named:
-        key = str(model).rstrip("/") if isinstance(model, (str, Path)) else id(model)
-        if key in seen:
-            continue
-        seen.append(key)
-        if isinstance(model, (str, Path)):
-            sessions.append(open_model(key if isinstance(key, str) and key else model, settings))
-        else:
-            sessions.append(Session.of(model, name=name, tokenizer=tokenizer))
+    if isinstance(models, str) or not isinstance(models, (Mapping, Sequence)):
+        models = [models]
+    named = list(models.items()) if isinstance(models, Mapping) else [("", model) for model in models]
+    opened: dict[str | int, Session] = {}
+    for name, model in named if dense is None else [("", dense), *named]:
+        if not isinstance(model, (str, Path)):
+            opened.setdefault(id(model), Session.of(model, name=name, tokenizer=tokenizer))
+        elif (path := str(model).rstrip("/") or "/") not in opened:
+            opened[path] = open_model(path, settings)
+    sessions = list(opened.values())
     if dense is not None and len(sessions) == 1:
-        raise EvaluationError(
-            f"There is nothing to compare with the dense model {sessions[0].source.name}.", "Name a cut model."
-        )
+        name = sessions[0].source.name
+        raise EvaluationError(f"There is nothing to compare with the dense model {name}.", "Name a cut model.")
+    taken = {session.source.name for session in sessions if session.model is None}
+    for session in sessions:
+        if session.model is not None:  # results know models by name, and a cut model has its parent's
+            name = session.source.name
+            names = (name, *(f"{name} ({number})" for number in range(2, len(sessions) + 1)))
+            session.source = replace(session.source, name=next(each for each in names if each not in taken))
+            taken.add(session.source.name)
     return sessions

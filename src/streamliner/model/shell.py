@@ -1,53 +1,34 @@
-"""Shells: a model's structure without its weights, and what two shells can be compared by."""
+"""Shells: a model's structure without its weights; comparing two of them, and filling one with weights."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from streamliner.errors import UnsupportedModelError
 from streamliner.model.compat import from_config
-from streamliner.model.load import auto_class
-from streamliner.model.source import ModelSource, explained
 from streamliner.model.stack import Stack
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
 
+def make_shell(model_class: Any, config: Any, **options: Any) -> Any:
+    """The shell of a model for `config`: parameters on the meta device, real buffers.
 
-def build_shell(source: ModelSource, config: PretrainedConfig) -> PreTrainedModel:
-    """The shell of the model that an auto class of transformers would load."""
-    cls = auto_class(config)
-    build = getattr(cls, "from_config", None)
-    if build is None:
-        return explained(source, lambda: make_shell(functools.partial(from_config, cls), config))  # type: ignore[no-any-return]
-    trusted = functools.partial(build, trust_remote_code=source.trust_remote_code)
-    return explained(source, lambda: make_shell(trusted, config))  # type: ignore[no-any-return]
-
-
-def shell_like(model: nn.Module, config: Any) -> nn.Module:
-    """The shell of a model of the same class as `model` for `config`."""
-    return make_shell(functools.partial(from_config, type(model)), config)
-
-
-def make_shell(build: Callable[[Any], nn.Module], config: Any) -> nn.Module:
-    """`build(config)` with parameters on the meta device and real buffers."""
+    `model_class` may be an auto class of transformers; `options` are of its `from_config`.
+    """
+    build = getattr(model_class, "from_config", None) or partial(from_config, model_class)
     with init_empty_weights(include_buffers=False), _LargeOnMeta():
-        shell = build(copy.deepcopy(config))
-    shell.tie_weights()  # type: ignore[operator]
+        shell = build(copy.deepcopy(config), **options)
+    shell.tie_weights()
     return shell
-
-
-LARGE = 1 << 22
-"""Elements of a tensor that no class would keep as a buffer."""
 
 
 class _LargeOnMeta(TorchFunctionMode):
@@ -60,22 +41,17 @@ class _LargeOnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
             made = func(*args, **kwargs | {"device": "meta"})
-            if made.numel() > LARGE:
+            if made.numel() > 1 << 22:
                 return made
         return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What defines a model apart from its weights.
+    """What defines a model apart from its weights."""
 
-    Attributes:
-        blocks: for each block its classes, plain attributes, shapes and fixed buffers by path within it.
-        outside: shapes of the tensors outside the stack by name.
-    """
-
-    blocks: tuple[dict[str, Any], ...]
-    outside: dict[str, tuple[int, ...]]
+    blocks: tuple[dict[str, Any], ...]  # of each: classes, plain attributes, shapes, fixed buffers by path within it
+    outside: dict[str, tuple[int, ...]]  # shapes of the tensors outside the stack by name
 
 
 def outline(shell: nn.Module, stack: Stack) -> Outline:
@@ -103,5 +79,33 @@ def _block_outline(block: nn.Module) -> dict[str, Any]:
     return result
 
 
-def _content_hash(buffer: torch.Tensor) -> str:
+def _content_hash(buffer: Tensor) -> str:
     return hashlib.sha256(buffer.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def fill_shell(shell: nn.Module, tensors: Mapping[str, Tensor], dense: nn.Module, stack_path: str) -> nn.Module:
+    """Give the shell of a cut model its weights; return it frozen, in evaluation mode.
+
+    It shares `tensors`, which are by their names in it, and its buffers outside the stack with `dense`. An
+    UnsupportedModelError if a tensor is missing, or has no place in the shell.
+    """
+    unexpected = shell.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
+    shell.tie_weights()  # type: ignore[operator]
+    wrong = unexpected + [name for name, parameter in shell.named_parameters() if parameter.is_meta]
+    if wrong:
+        raise UnsupportedModelError(f"The cut {type(dense).__name__} has other tensors than expected: {wrong[0]}.")
+    device, buffers = next(iter(tensors.values())).device, dict(dense.named_buffers())
+    for name, buffer in shell.named_buffers():
+        # Outside the stack take the dense model's, which may depend on its dtype.
+        other = buffer if name.startswith(f"{stack_path}.") else buffers.get(name, buffer)
+        buffer.data = buffer.data.to(device) if other is buffer or other.shape != buffer.shape else other.data
+    if getattr(dense, "generation_config", None) is not None:
+        shell.generation_config = copy.deepcopy(dense.generation_config)
+    shell.requires_grad_(False)
+    return shell.eval()
+
+
+def scales_weights_by_block(model: nn.Module) -> bool:
+    """Whether a forward divided the weights by numbers that depend on the block's index (RWKV's `rescale_every`)."""
+    rescaled = any(getattr(module, "layers_are_rescaled", False) for module in model.modules())
+    return rescaled and getattr(model.config, "rescale_every", 0) > 0  # the flag is set even where nothing was scaled

@@ -18,22 +18,17 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def cache_bytes(cache: Any, tokens: int) -> tuple[float, float] | None:
-    """Bytes of keys and values in a cache of `tokens` tokens, over all texts in it.
+    """Bytes of keys and values per token in a cache of `tokens` tokens, over all texts in it.
 
     Returns:
         Bytes per token, and bytes that one further token takes once sliding windows are full. None if the model keeps
         no keys and values.
     """
-    layers = getattr(cache, "layers", None)
-    if not layers:
-        return None
-    kept, growing = 0, 0.0
-    for layer in layers:
-        for tensor in (getattr(layer, name, None) for name in ("keys", "values")):
-            if isinstance(tensor, Tensor) and tensor.ndim > 2:
-                kept += tensor.nbytes
-                growing += 0 if layer.is_sliding else tensor.nbytes / tensor.shape[-2]
-    return kept / tokens, growing
+    layers = getattr(cache, "layers", None) or []
+    pairs = [(layer, getattr(layer, name, None)) for layer in layers for name in ("keys", "values")]
+    kept = [(layer, tensor) for layer, tensor in pairs if isinstance(tensor, Tensor) and tensor.ndim > 2]
+    growing = sum(tensor.nbytes / tensor.shape[-2] for layer, tensor in kept if not layer.is_sliding)
+    return (sum(tensor.nbytes for _, tensor in kept) / tokens, growing) if layers else None
 
 
 def cache_numbers(config: Any) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,20 +22,14 @@ KIND_LISTS = ("layer_types", "layers_block_type", "attention_layers", "attn_laye
 
 @dataclass(frozen=True)
 class Stack:
-    """Where a model keeps its blocks.
+    """Where a model keeps its blocks."""
 
-    Attributes:
-        path: such as "model.layers".
-        modules: the blocks in order.
-        config: the config that describes them: that of the nearest `PreTrainedModel` around them, so the text config
-            of a model with several parts.
-        count_name: the config's own name for the number of blocks if it is not in COUNTS or DECODER_COUNTS, else "".
-    """
-
-    path: str
+    path: str  # such as "model.layers"
     modules: nn.ModuleList
+    # That describes the blocks: of the nearest `PreTrainedModel` around them, so the text config of a model of several
+    # parts.
     config: Any
-    count_name: str = ""
+    count_name: str = ""  # the config's name for the number of blocks, unless it is in COUNTS or DECODER_COUNTS
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -48,11 +43,8 @@ class Stack:
 def find_stack(model: nn.Module) -> Stack:
     """The decoder's blocks: the module list as long as the config says, the largest if there are several.
 
-    If the config has no known name for the number of blocks, the one number in it that equals the length of a module
-    list is used.
-
-    Raises:
-        UnsupportedModelError: there is no such list.
+    A config without a known name for the number of blocks must have one number that equals a list's length. An
+    UnsupportedModelError if there is no such list.
     """
     stacks, found, wanted = [], set(), set()
     for path, module in _module_lists(model):
@@ -63,15 +55,13 @@ def find_stack(model: nn.Module) -> Stack:
         others = [key for key, value in vars(config).items() if type(value) is int and value == len(module) > 1]
         found.add(len(module))
         wanted.update(counts)
-        if len(module) in counts:
-            stacks.append(Stack(path, module, config))
-        elif not counts and len(others) == 1:
-            stacks.append(Stack(path, module, config, others[0]))
+        if len(module) in counts or (not counts and len(others) == 1):
+            stacks.append(Stack(path, module, config, "" if counts else others[0]))
     if not stacks:
-        raise UnsupportedModelError(
-            f"No stack of blocks was found in {type(model).__name__}: its config counts {sorted(wanted) or 'no'} "
-            f"blocks, and its module lists have lengths {sorted(found)}."
+        lengths = (
+            f"its config counts {sorted(wanted) or 'no'} blocks, and its module lists have lengths {sorted(found)}"
         )
+        raise UnsupportedModelError(f"No stack of blocks was found in {type(model).__name__}: {lengths}.")
     return _largest(stacks, type(model).__name__)
 
 
@@ -85,19 +75,14 @@ def _module_lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
 
 
 def _largest(stacks: list[Stack], model_name: str) -> Stack:
-    """The stack with most parameters.
-
-    Raises:
-        UnsupportedModelError: other large lists have the same parent, so a block is spread over several lists.
-    """
+    """The stack with most parameters; other large lists with the same parent show that blocks are spread over them."""
     sizes = [sum(p.numel() for p in stack.modules.parameters()) for stack in stacks]
     large = [stack.path for stack, size in zip(stacks, sizes, strict=True) if size > max(sizes) / 4]
     parents = [path.rpartition(".")[0] for path in large]
-    parallel = [path for path, parent in zip(large, parents, strict=True) if parents.count(parent) > 1]
+    parallel = ", ".join(path for path in large if parents.count(path.rpartition(".")[0]) > 1)
     if parallel:
         raise UnsupportedModelError(
-            f"{model_name} keeps the parts of its blocks in parallel lists ({', '.join(parallel)}), "
-            "not in one list of blocks."
+            f"{model_name} keeps the parts of its blocks in parallel lists ({parallel}), not in one list of blocks."
         )
     return stacks[sizes.index(max(sizes))]
 
@@ -108,12 +93,12 @@ def _counts(config: Any, names: tuple[str, ...]) -> set[int]:
 
 
 def _nearest_config(model: nn.Module, path: str) -> Any:
-    parts = path.split(".")
-    for length in range(len(parts), 0, -1):
-        module = model.get_submodule(".".join(parts[:length]))
+    while path:
+        module = model.get_submodule(path)
         if hasattr(module, "get_input_embeddings") and hasattr(module, "config"):
             # T5's stacks have configs of their own that no checkpoint keeps.
             return module.config if config_path(model.config, module.config) is not None else model.config
+        path = path.rpartition(".")[0]
     return model.config
 
 
@@ -135,19 +120,18 @@ def block_kinds(stack: Stack) -> list[str]:
     named = next((kinds for kinds in lists if isinstance(kinds, list) and len(kinds) == len(stack)), None)
     parts = [{name: type(child).__name__ for name, child in block.named_children()} for block in stack.modules]
     common = {name for name in parts[0] if all(part.get(name) == parts[0][name] for part in parts)}
-    kinds = []
-    for index, module in enumerate(stack.modules):
-        differing = [
-            cls for name, cls in parts[index].items() if name not in common and not cls.endswith(("Identity", "Norm"))
-        ]
-        kinds.append(", ".join(dict.fromkeys([named[index] if named else type(module).__name__, *differing])))
-    return kinds
+    names = named or [type(module).__name__ for module in stack.modules]
+    differing = [
+        [cls for name, cls in part.items() if name not in common and not cls.endswith(("Identity", "Norm"))]
+        for part in parts
+    ]
+    return [", ".join(dict.fromkeys([name, *classes])) for name, classes in zip(names, differing, strict=True)]
 
 
 def has_encoder(model: nn.Module) -> bool:
     """Whether the model has an encoder whose output the decoder reads (T5, Whisper)."""
-    whole = getattr(model.config, "is_encoder_decoder", False)
-    return bool(whole) and "decoder_input_ids" in inspect.signature(model.forward).parameters
+    both = getattr(model.config, "is_encoder_decoder", False)
+    return bool(both) and "decoder_input_ids" in inspect.signature(model.forward).parameters
 
 
 def text_inputs(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
@@ -163,18 +147,12 @@ def text_inputs(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
 
 
 def check_indices(removed: Iterable[int], num_blocks: int) -> tuple[int, ...]:
-    """`removed`, sorted.
-
-    Raises:
-        RemovalError: a block does not exist or is named twice, or no block would stay.
-    """
+    """`removed`, sorted. A RemovalError if a block does not exist or is named twice, or if none would stay."""
     indices = tuple(sorted(removed))
     wrong = [index for index in indices if not 0 <= index < num_blocks]
     if wrong:
-        raise RemovalError(
-            f"There is no block {wrong[0]}: the model has {num_blocks} blocks.", f"Blocks are 0 to {num_blocks - 1}."
-        )
-    twice = sorted({index for index in indices if indices.count(index) > 1})
+        raise RemovalError(f"There is no block {wrong[0]}: the model's blocks are 0 to {num_blocks - 1}.")
+    twice = [index for index, other in pairwise(indices) if index == other]
     if twice:
         raise RemovalError(f"Block {twice[0]} is named twice.")
     if len(indices) == num_blocks:

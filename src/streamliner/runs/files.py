@@ -31,6 +31,9 @@ BENCHMARK_KINDS = ("prompt", "generation")
 MARK = "streamliner.json"
 """The plan, in every checkpoint folder that streamliner wrote. No other folder is ever replaced."""
 
+PLAN_ATTRIBUTE = "streamliner_plan"
+"""Attribute of a model cut in memory that holds its plan."""
+
 REPORT_MARKS = {
     ".html": "<title>streamliner report</title>",
     ".htm": "<title>streamliner report</title>",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from streamliner.errors import MissingExtraError
-from streamliner.format import exp, html_table, perplexity_of, text_table
+from streamliner.format import Table, exp, perplexity_of
 from streamliner.measure.counters import Counters
 from streamliner.search.frontier import Frontier
 from streamliner.search.plan import Plan
@@ -15,8 +14,6 @@ from streamliner.text.windows import CalibrationSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-HEADING = ("removed", "blocks (0-based, in order)", "perplexity", "change", "score")
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,21 +40,53 @@ class Found:
         Raises:
             PlanError: the search has no point with `count` blocks removed.
         """
-        return self.frontier.plan(self.model, self.num_blocks, self.calibration.provenance, count)
+        point = self.frontier.points[-1] if count is None else self.frontier.at(count)
+        return Plan(
+            removed=tuple(sorted(point.removed)),
+            num_blocks=self.num_blocks,
+            model=self.model,
+            method=self.frontier.method,
+            settings=self.frontier.settings,
+            order=point.removed,
+            score=point.score,
+            dense_loss=self.frontier.dense_loss,
+            loss=point.loss,
+            calibration=self.calibration.provenance,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The plan, the frontier and the cost as a JSON value."""
         return {"plan": self.plan().to_json(), "frontier": asdict(self.frontier), "cost": asdict(self.counters)}
 
-    def table(self) -> list[tuple[str, ...]]:
-        """The cells of a table: a heading, the dense model, and each point of the frontier."""
+    def tables(self) -> list[Table]:
+        """The frontier with the dense model, and below it what the search cost."""
         dense = self.frontier.dense_loss
-        rows: list[tuple[str, ...]] = [HEADING, ("0", "", perplexity_of(dense), "", "")]
+        rows = [["removed", "blocks (0-based, in order)", "perplexity", "change", "score"]]
+        rows.append(["0", "", perplexity_of(dense), "", ""])
         for point in self.frontier.points:
             blocks = ", ".join(map(str, point.removed))
             change = "" if point.loss is None else f"{exp(point.loss - dense) - 1:+.1%}"
-            rows.append((str(len(point.removed)), blocks, perplexity_of(point.loss), change, f"{point.score:.4f}"))
-        return rows
+            rows.append([str(len(point.removed)), blocks, perplexity_of(point.loss), change, f"{point.score:.4f}"])
+        cost = self.counters
+        lines = [
+            f"score: {self.frontier.score}" if self.frontier.score else "",
+            self._saved(),
+            f"{cost.forwards} forwards, {cost.block_forwards} block forwards, {cost.tokens:,} tokens, "
+            f"{cost.seconds:.1f} s",
+        ]
+        return [Table(rows, f"{self.frontier.method} on {self.calibration}", "\n".join(filter(None, lines)))]
+
+    def _saved(self) -> str:
+        """How much of an exact search an adaptive one measured, and its closest decision; "" for others."""
+        steps = [point for point in self.frontier.points if point.window_losses is not None]
+        if not steps:
+            return ""
+        first = len(steps[0].candidates or ())  # all are measured in the first round, and each round has one fewer
+        exact = sum(first - number for number in range(len(steps))) * len(self.calibration.windows)
+        measured = sum(point.window_losses or 0 for point in steps)
+        margins = [point.margin for point in steps if point.margin is not None]
+        closest = f"; smallest margin {min(margins):.4f} nats" if margins else ""
+        return f"adaptive: {measured} of {exact} window losses measured ({measured / exact:.0%}){closest}"
 
     def plot(self, axes: Axes | None = None) -> Axes:
         """Draw the calibration perplexity by number of removed blocks, on `axes` or on new ones.
@@ -81,11 +110,7 @@ class Found:
         return axes
 
     def __repr__(self) -> str:
-        return f"{self._title()}\n{text_table(self.table())}"
+        return "\n\n".join(table.text() for table in self.tables())
 
     def _repr_html_(self) -> str:
-        return f"<p>{escape(self._title())}</p>{html_table(self.table())}"
-
-    def _title(self) -> str:
-        score = f" (score: {self.frontier.score})" if self.frontier.score else ""
-        return f"{self.frontier.method} on {self.calibration}{score}"
+        return "".join(table.html() for table in self.tables())

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamliner.errors import PlanError
-from streamliner.search.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -64,32 +63,4 @@ class Frontier:
         counts = ", ".join(str(len(point.removed)) for point in self.points)
         raise PlanError(
             f"The search has no point with {count} blocks removed.", f"It has points with {counts} blocks removed."
-        )
-
-    def plan(
-        self, model: dict[str, Any], num_blocks: int, calibration: dict[str, Any], count: int | None = None
-    ) -> Plan:
-        """The plan that removes `count` blocks, or as many as the last point.
-
-        Args:
-            model: name and shape of the model (`model_identity`).
-            num_blocks: blocks of the dense model.
-            calibration: provenance of the calibration set.
-            count: number of blocks to remove.
-
-        Raises:
-            PlanError: there is no point with `count` blocks removed.
-        """
-        point = self.points[-1] if count is None else self.at(count)
-        return Plan(
-            removed=tuple(sorted(point.removed)),
-            num_blocks=num_blocks,
-            model=model,
-            method=self.method,
-            settings=self.settings,
-            order=point.removed,
-            score=point.score,
-            dense_loss=self.dense_loss,
-            loss=point.loss,
-            calibration=calibration,
         )

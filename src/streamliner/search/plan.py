@@ -91,7 +91,7 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def check_plan(plan: Plan, model: dict[str, Any], num_blocks: int, hint: str = "") -> None:
-    """Check that `plan` is for a model of this kind and shape (`model_identity`).
+    """Check that `plan` is for a model of this kind and shape (`Session.identity`).
 
     Raises:
         PlanError: it is not; `hint` says what to do about it.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamliner.benchmark.choose_engine import load_engines
-from streamliner.benchmark.result import Benchmark, compare_speed, model_speeds
+from streamliner.benchmark.result import Benchmark, ModelSpeed, compare_speed
 from streamliner.benchmark.timing import time_models
 from streamliner.benchmark.workload import random_texts
 from streamliner.model.session import Session, open_models
@@ -42,49 +42,36 @@ def benchmark(
     """
     check_result_file(settings.output, overwrite=settings.overwrite)
     sessions = open_models(models, settings.dense, None, model_settings)
-    compare = settings.dense is not None
-    return benchmark_models(sessions, settings, settings.output, Terminal(settings.quiet), compare=compare)
+    return benchmark_models(sessions, settings, Terminal(settings.quiet))
 
 
-def benchmark_models(
-    sessions: Sequence[Session],
-    settings: BenchmarkSettings,
-    out: str | Path | None,
-    reporter: Reporter,
-    *,
-    compare: bool = True,
-) -> Benchmark:
-    """Time prompts and generation of all models in turn.
+def benchmark_models(sessions: Sequence[Session], settings: BenchmarkSettings, reporter: Reporter) -> Benchmark:
+    """Time open models; with `settings.dense`, that is the first of them.
 
     Ctrl-C after the first round that counts ends it: the result then has fewer `repeats`, and `stopped` is true.
 
-    Args:
-        sessions: of the models; all must fit in memory at once.
-        settings: the engine and what to time; None stands for the default of the device.
-        out: JSON file to write, or None.
-        reporter: where messages and progress go.
-        compare: whether the first model is the dense one, with which the others are compared.
-
     Raises:
-        UserError: what was asked for is not possible; the message says why.
         Interrupted: by Ctrl-C before anything was measured.
     """
+    compare = settings.dense is not None
     described = [session.describe() for session in sessions]
     engines, workload = load_engines(sessions, settings, reporter)
     texts = random_texts(sessions, workload)
-    timings = time_models(engines, texts, workload, compare=compare, reporter=reporter)
+    timed, first_block = time_models(engines, texts, workload, compare=compare, reporter=reporter)
     memory = [each.memory_use([texts[0][: workload.prompt_tokens]]) for each in engines]
-    models = model_speeds(described, memory, timings)
-    dense, *others = models
+    models = tuple(
+        ModelSpeed(model, used, **times) for model, used, times in zip(described, memory, timed, strict=True)
+    )
+    rounds = len(timed[0]["prompt"].seconds)
     result = Benchmark(
         engine=settings.engine,
-        workload=replace(workload, repeats=timings.rounds),
-        stopped=timings.stopped,
+        workload=replace(workload, repeats=rounds),
+        stopped=rounds < workload.repeats,
         device=engines[0].device,
         dtype=engines[0].dtype,
         models=models,
-        compared=tuple(compare_speed(dense, other, timings.first_block) for other in others if compare),
+        compared=tuple(compare_speed(models[0], other, first_block) for other in models[1:] if compare),
     )
-    if out is not None:
-        write_json(Path(out), result.to_json() | environment())
+    if settings.output is not None:
+        write_json(Path(settings.output), result.to_json() | environment())
     return result

@@ -12,7 +12,6 @@ from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.config import with_legacy_rope
 from streamliner.cut.config_file import write_config
 from streamliner.cut.memory import cut_model
-from streamliner.cut.parent import PLAN_ATTRIBUTE
 from streamliner.cut.structure import Structure
 from streamliner.cut.verification import reference_outputs, sample_tokens, verify_checkpoint
 from streamliner.errors import RemovalError
@@ -21,7 +20,7 @@ from streamliner.model.session import Session, checkpoint_bytes, open_model
 from streamliner.model.size import count_parameters
 from streamliner.model.source import checkpoint_folder, weight_file_bytes
 from streamliner.model.stack import check_indices
-from streamliner.runs.files import MARK, check_output, output_folder, write_json
+from streamliner.runs.files import MARK, PLAN_ATTRIBUTE, check_output, output_folder, write_json
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.terminal import Terminal
 from streamliner.search.plan import Plan, check_plan, read_plan

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamliner.evaluate.compare import compare_models
-from streamliner.evaluate.draft import measure_draft, write_both
+from streamliner.evaluate.draft import measure_draft, write_texts
 from streamliner.evaluate.evaluation import Evaluation, recorded_settings
-from streamliner.evaluate.inputs import EvaluationInputs, read_inputs
+from streamliner.evaluate.inputs import read_inputs
 from streamliner.evaluate.model_evaluation import evaluate_model
 from streamliner.evaluate.samples import Sample, continuations
 from streamliner.model.session import Session, open_model, open_models
@@ -44,69 +44,46 @@ def evaluate(
     check_result_file(settings.output, overwrite=settings.overwrite)
     sessions = open_models(models, settings.dense, settings.tokenizer, model_settings)
     parent = None if settings.as_draft_for is None else open_model(settings.as_draft_for, model_settings)
-    reporter = Terminal(settings.quiet)
-    return evaluate_models(
-        sessions, settings, settings.output, reporter, compare=settings.dense is not None, parent=parent
-    )
+    return evaluate_models(sessions, settings, Terminal(settings.quiet), parent)
 
 
 def evaluate_models(
-    sessions: Sequence[Session],
-    settings: EvaluateSettings,
-    out: str | Path | None,
-    reporter: Reporter,
-    *,
-    compare: bool = True,
-    parent: Session | None = None,
+    sessions: Sequence[Session], settings: EvaluateSettings, reporter: Reporter, parent: Session | None = None
 ) -> Evaluation:
-    """Evaluate models one after another.
+    """Evaluate open models one after another; each one that was loaded from files is released after its turn.
 
-    Every result is stored in the cache at once, so an evaluation that was stopped continues where it was.
-
-    Args:
-        sessions: of the models, the dense one first. Models that were loaded from files are released after their turn.
-        settings: what to evaluate on.
-        out: JSON file to write, or None.
-        reporter: where messages and progress go.
-        compare: whether the first model is the dense one, with which the others are compared.
-        parent: measure the models as drafts for this one, too.
-
-    Raises:
-        UserError: what was asked for is not possible; the message says why.
+    With `settings.dense`, that is the first of them. Every result is cached at once, so an evaluation that was stopped
+    continues. `parent` is the open `settings.as_draft_for`.
     """
     inputs = read_inputs(sessions, settings, parent, reporter)
     descriptions = [session.describe() for session in sessions]
-    parent_texts = write_both(parent, inputs.draft_prompts, settings.draft_tokens, reporter) if parent else {}
+    parent_texts = write_texts(parent, inputs.draft_prompts, settings.draft_tokens, reporter) if parent else {}
     models, drafts, written = [], [], []
     for session, description in zip(sessions, descriptions, strict=True):
         is_parent = parent is not None and _same_model(session, parent)
         if parent is not None and is_parent:
             session.blocks = parent.blocks  # one model, once in memory
-        models.append(evaluate_model(session, description, inputs, settings, reporter))
+        models.append(evaluate_model(session, description, inputs, reporter))
         if parent is not None and (not is_parent or len(sessions) == 1):
-            source, count = inputs.prompt_source, settings.draft_tokens
-            drafts.append(measure_draft(parent, session, parent_texts, source, count, reporter))
+            source, new_tokens = inputs.prompt_source, settings.draft_tokens
+            drafts.append(measure_draft(parent, session, parent_texts, source, new_tokens, reporter))
         if settings.samples:
             reporter.say(f"{session.source.name}: samples ...")
             written.append(continuations(session.load(reporter), inputs.tokenizer, inputs.sample_prompts))
         session.release()
+    prompts = [str(inputs.tokenizer.decode(each, skip_special_tokens=True)) for each in inputs.sample_prompts]
     result = Evaluation(
         settings=recorded_settings(settings),
         tasks=inputs.tasks,
         models=tuple(models),
-        compared=tuple(compare_models(models[0], other) for other in models[1:] if compare),
+        compared=tuple(compare_models(models[0], other) for other in models[1:] if settings.dense is not None),
         drafts=tuple(drafts),
-        samples=_samples(inputs, written),
+        samples=tuple(map(Sample, prompts, zip(*written, strict=True))),
     )
-    if out is not None:
-        write_json(Path(out), result.to_json() | environment())
+    if settings.output is not None:
+        write_json(Path(settings.output), result.to_json() | environment())
     return result
 
 
 def _same_model(one: Session, other: Session) -> bool:
     return one.source == other.source if one.model is None else one.model is other.model
-
-
-def _samples(inputs: EvaluationInputs, written: Sequence[list[str]]) -> tuple[Sample, ...]:
-    prompts = [inputs.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in inputs.sample_prompts]
-    return tuple(Sample(str(prompt), tuple(texts[place] for texts in written)) for place, prompt in enumerate(prompts))

@@ -68,8 +68,6 @@ def heal(cut: PreTrainedModel, settings: HealSettings) -> PreTrainedModel:
         UserError: the request cannot be fulfilled; the message says why.
         VerificationError: the healed model does not compute what was trained.
     """
-    if settings.dense is None:
-        raise HealingError("Healing needs the dense model.", "Pass dense=MODEL, the model that it was cut from.")
     reporter = Terminal(settings.quiet)
     session, removed = _second_model(cut, settings, reporter)
     prepared = prepare_healing(session, settings, reporter)
@@ -154,7 +152,8 @@ def heal_checkpoint(dense: Session, cut: str | Path, settings: HealSettings, out
 
 def _second_model(cut: PreTrainedModel, settings: HealSettings, reporter: Terminal) -> tuple[Session, tuple[int, ...]]:
     """A model that shares the dense model's weights, and the removed blocks; both models are checked."""
-    assert settings.dense is not None
+    if settings.dense is None:
+        raise HealingError("Healing needs the dense model.", "Pass dense=MODEL, the model that it was cut from.")
     given = open_model(settings.dense, tokenizer=settings.tokenizer)
     dense: PreTrainedModel = given.load(reporter).model if given.model is None else given.model
     check_healable(given.source.name, dense, dense.config, one_device=not is_spread(dense))

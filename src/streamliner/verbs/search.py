@@ -66,7 +66,7 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
             blocks,
             calibration,
             batch_size=settings.batch_size,
-            memory=journal,
+            journal=journal,
             on_progress=progress,
             refusal=structure.refusal,
             memory_budget=settings.memory_bytes,

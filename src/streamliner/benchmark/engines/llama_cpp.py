@@ -1,103 +1,73 @@
 """llama.cpp, through xllamacpp: its server in this process, on GGUF files."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from streamliner.benchmark.engine import Engine, MemoryUse, TokenIds, clock_seconds
+from streamliner.benchmark.engine import MemoryUse, TokenIds, clock_seconds
 from streamliner.benchmark.workload import Workload
 from streamliner.errors import EvaluationError, MissingExtraError
 from streamliner.model.session import Session
 from streamliner.runs.reporter import Reporter
 
 
-def find_device(sessions: Sequence[Session]) -> str:
-    """Return "gpu" if llama.cpp was built for one that is there, otherwise "cpu".
-
-    Raises:
-        MissingExtraError: without the `llama-cpp` extra.
-        EvaluationError: a model is not a GGUF file, or a precision or device was asked for.
-    """
-    library = _import_library()
-    for session in sessions:
-        if session.source.kind != "gguf":
-            raise EvaluationError(
-                f"llama.cpp runs GGUF files, and {session.source.name} is not one.",
-                "Convert it with llama.cpp's convert_hf_to_gguf.py, or use --engine vllm or transformers.",
-            )
-        if session.settings.dtype != "auto" or session.settings.device:
-            raise EvaluationError(
-                "llama.cpp takes the precision from the GGUF file, and the devices that it was built for.",
-                "Leave out --dtype and --device.",
-            )
-    kinds = {each["type"].name.rpartition("_")[2] for each in library.get_device_info()}
-    return "cpu" if kinds <= {"CPU", "ACCEL"} else "gpu"
-
-
-def load(session: Session, device: str, workload: Workload, share: float, reporter: Reporter) -> Engine:
-    """Load a model into a server of its own.
-
-    Raises:
-        EvaluationError: llama.cpp cannot load it.
-    """
-    reporter.say(f"Loading {session.source.name} ...")
-    return LlamaCppEngine(_import_library(), Path(session.source.path) / session.source.gguf_file, device, workload)
-
-
-def _import_library() -> Any:
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise MissingExtraError("Running models in llama.cpp", "llama-cpp") from error
-    return xllamacpp
-
-
 class LlamaCppEngine:
-    """A server without its cache of prompts."""
+    """A server of its own for each model, without its cache of prompts."""
 
+    prompt_generates = True
     only_first_block = None
+    seconds = staticmethod(clock_seconds)  # the server returns when it is done
 
-    def __init__(self, library: Any, file: Path, device: str, workload: Workload) -> None:
-        parameters = library.CommonParams()
-        parameters.model.path = str(file)
+    @staticmethod
+    def find_device(sessions: Sequence[Session]) -> str:
+        """Return "gpu" if llama.cpp was built for one that is there, otherwise "cpu"."""
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise MissingExtraError("Running models in llama.cpp", "llama-cpp") from error
+        for session in sessions:
+            if session.source.kind != "gguf":
+                raise EvaluationError(
+                    f"llama.cpp runs GGUF files, and {session.source.name} is not one.",
+                    "Convert it with llama.cpp's convert_hf_to_gguf.py, or use --engine vllm or transformers.",
+                )
+            if session.settings.dtype != "auto" or session.settings.device:
+                raise EvaluationError(
+                    "llama.cpp takes the precision from the GGUF file, and the devices that it was built for.",
+                    "Leave out --dtype and --device.",
+                )
+        kinds = {each["type"].name.rpartition("_")[2] for each in xllamacpp.get_device_info()}
+        return "cpu" if kinds <= {"CPU", "ACCEL"} else "gpu"
+
+    def __init__(self, session: Session, device: str, workload: Workload, share: float, reporter: Reporter) -> None:
+        import xllamacpp
+
+        reporter.say(f"Loading {session.source.name} ...")
+        self._file = Path(session.source.path) / session.source.gguf_file
+        self.device, self.dtype = device, "the types of the files"
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(self._file)
         parameters.verbosity = -1
         # Otherwise it saves each prompt for later ones while we measure, and moves layers to memory that is free.
         parameters.cache_ram_mib, parameters.fit_params = 0, False
         parameters.n_parallel = workload.batch_size
         # One cache for all texts: otherwise each text has only its share of the context.
         parameters.kv_unified = True
-        texts = workload.batch_size * (workload.context_tokens + workload.new_tokens)
-        parameters.n_ctx = max(workload.max_positions, texts) + 8
+        parameters.n_ctx = max(workload.max_positions, workload.generation_positions) + 8
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = torch.get_num_threads()
         try:
-            self._server = library.Server(parameters)
+            self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:
-            raise EvaluationError(f"llama.cpp cannot load {file}: {error}") from error
-        self._file = file
-        self.device = device
-        self.dtype = "the types of the files"
+            raise EvaluationError(f"llama.cpp cannot load {self._file}: {error}") from error
 
     def prompt(self, ids: TokenIds) -> object:
         """Up to one new token: the server returns nothing without one."""
-        return self._complete(ids, 1)
+        return self.generate(ids, 1)
 
     def generate(self, ids: TokenIds, new_tokens: int) -> list[str]:
         """Return the generated texts."""
-        return [choice["text"] for choice in self._complete(ids, new_tokens)["choices"]]
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        """On the clock: the server returns when it is done."""
-        return clock_seconds(work)
-
-    def memory_use(self, ids: TokenIds) -> MemoryUse:
-        """The size of the file; llama.cpp does not report the rest."""
-        return MemoryUse(weight_bytes=self._file.stat().st_size)
-
-    def _complete(self, ids: TokenIds, new_tokens: int) -> dict[str, Any]:
         prompts = [list(text) for text in ids]
         request = {
             "prompt": prompts[0] if len(prompts) == 1 else prompts,
@@ -109,4 +79,8 @@ class LlamaCppEngine:
         answer: dict[str, Any] = self._server.handle_completions(request)
         if "choices" not in answer:
             raise EvaluationError(f"llama.cpp did not answer: {answer.get('message') or answer}")
-        return answer
+        return [choice["text"] for choice in answer["choices"]]
+
+    def memory_use(self, ids: TokenIds) -> MemoryUse:
+        """The size of the file; llama.cpp does not report the rest."""
+        return MemoryUse(weight_bytes=self._file.stat().st_size)

@@ -1,12 +1,9 @@
 """vLLM, in this process, where it is installed."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from streamliner.benchmark.engine import Engine, MemoryUse, TokenIds, clock_seconds
+from streamliner.benchmark.engine import MemoryUse, TokenIds, clock_seconds
 from streamliner.benchmark.workload import Workload
 from streamliner.errors import EvaluationError
 from streamliner.model.session import Session
@@ -20,77 +17,64 @@ CPU_CACHE_BYTES = 1 << 28
 """Least cache of a model on a CPU; by default vLLM would take nearly all memory for the first model."""
 
 
-def find_device(sessions: Sequence[Session]) -> str:
-    """Return the device that vLLM was built for.
-
-    Raises:
-        EvaluationError: vLLM is not installed, or cannot run a model.
-    """
-    for session in sessions:
-        if session.source.kind == "gguf":
-            raise EvaluationError(
-                f"vLLM runs folders and hub ids here, and {session.source.name} is a GGUF file.",
-                "Use --engine llama.cpp.",
-            )
-        if session.source.kind == "memory":
-            raise EvaluationError(
-                f"vLLM loads models itself, and {session.source.name} is a model in memory.",
-                "Save it with save_pretrained, and give the folder.",
-            )
-        if session.settings.device:
-            raise EvaluationError("vLLM chooses the device itself.", "Leave out --device.")
-    # Before the import. In this process, so that no other one is left when a benchmark ends.
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    try:
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        raise EvaluationError(
-            f"vLLM cannot be imported: {error}",
-            "Install it with streamliner, best in a separate environment: pip install vllm",
-        ) from error
-    return str(current_platform.device_type)
-
-
-def load(session: Session, device: str, workload: Workload, share: float, reporter: Reporter) -> Engine:
-    """Load a model; it gets `share` of the memory.
-
-    Raises:
-        EvaluationError: vLLM cannot run it.
-    """
-    import vllm
-
-    reporter.say(f"Loading {session.source.name} ...")
-    try:
-        return VllmEngine(vllm, session, device, workload, GPU_SHARE * share)
-    except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise EvaluationError(f"vLLM cannot run {session.source.name}: {str(error)[:500]}") from error
-
-
 class VllmEngine:
-    """vLLM without its cache of prompts; on a CPU without compilation, which would take longer than a benchmark."""
+    """vLLM without its cache of prompts; on a CPU without compilation, which would take longer than a benchmark.
 
+    A model gets its `share` of the GPU's memory.
+    """
+
+    prompt_generates = True
     only_first_block = None
+    seconds = staticmethod(clock_seconds)  # vLLM returns when it is done
 
-    def __init__(self, library: Any, session: Session, device: str, workload: Workload, gpu_share: float) -> None:
-        self._library = library
-        on_gpu = device != "cpu"
-        memory = (
-            {"gpu_memory_utilization": gpu_share}
-            if on_gpu
-            else {"kv_cache_memory_bytes": _cache_size(session, workload)}
-        )
-        self._model = library.LLM(
-            model=session.source.path or session.source.name,
-            revision=session.source.revision,
-            trust_remote_code=session.source.trust_remote_code,
-            dtype=session.settings.dtype,
-            max_model_len=workload.max_positions,
-            max_num_seqs=workload.batch_size,
-            enable_prefix_caching=False,
-            enforce_eager=not on_gpu,
-            **memory,
-        )
+    @staticmethod
+    def find_device(sessions: Sequence[Session]) -> str:
+        """Return the device that vLLM was built for."""
+        for session in sessions:
+            if session.source.kind == "gguf":
+                raise EvaluationError(
+                    f"vLLM runs folders and hub ids here, and {session.source.name} is a GGUF file.",
+                    "Use --engine llama.cpp.",
+                )
+            if session.source.kind == "memory":
+                raise EvaluationError(
+                    f"vLLM loads models itself, and {session.source.name} is a model in memory.",
+                    "Save it with save_pretrained, and give the folder.",
+                )
+            if session.settings.device:
+                raise EvaluationError("vLLM chooses the device itself.", "Leave out --device.")
+        # Before the import. In this process, so that no other one is left when a benchmark ends.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        try:
+            from vllm.platforms import current_platform
+        except ImportError as error:
+            raise EvaluationError(
+                f"vLLM cannot be imported: {error}",
+                "Install it with streamliner, best in a separate environment: pip install vllm",
+            ) from error
+        return str(current_platform.device_type)
+
+    def __init__(self, session: Session, device: str, workload: Workload, share: float, reporter: Reporter) -> None:
+        import vllm
+
+        source, on_gpu = session.source, device != "cpu"
+        reporter.say(f"Loading {source.name} ...")
+        memory: dict[str, float] = {"gpu_memory_utilization": GPU_SHARE * share}
+        try:
+            self._model = vllm.LLM(
+                model=source.path or source.name,
+                revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
+                dtype=session.settings.dtype,
+                max_model_len=workload.max_positions,
+                max_num_seqs=workload.batch_size,
+                enable_prefix_caching=False,
+                enforce_eager=not on_gpu,
+                **(memory if on_gpu else {"kv_cache_memory_bytes": _cache_size(session, workload)}),
+            )
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            raise EvaluationError(f"vLLM cannot run {source.name}: {str(error)[:500]}") from error
         self.device = device
         self.dtype = str(self._model.llm_engine.model_config.dtype).removeprefix("torch.")
 
@@ -100,15 +84,13 @@ class VllmEngine:
 
     def generate(self, ids: TokenIds, new_tokens: int) -> list[list[int]]:
         """Return the generated token ids."""
-        sampling = self._library.SamplingParams(
+        import vllm
+
+        sampling = vllm.SamplingParams(
             temperature=0, max_tokens=new_tokens, min_tokens=new_tokens, ignore_eos=True, detokenize=False
         )
         prompts = [{"prompt_token_ids": list(text)} for text in ids]
         return [list(each.outputs[0].token_ids) for each in self._model.generate(prompts, sampling, use_tqdm=False)]
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        """On the clock: vLLM returns when it is done."""
-        return clock_seconds(work)
 
     def memory_use(self, ids: TokenIds) -> MemoryUse:
         """Nothing: vLLM reserves memory in advance."""
@@ -117,5 +99,5 @@ class VllmEngine:
 
 def _cache_size(session: Session, workload: Workload) -> int:
     """Bytes for keys and values in 4-byte numbers, twice what the texts need, as vLLM assigns them in pages."""
-    tokens = max(workload.prompt_tokens, workload.batch_size * (workload.context_tokens + workload.new_tokens))
+    tokens = max(workload.prompt_tokens, workload.generation_positions)
     return max(CPU_CACHE_BYTES, 2 * tokens * session.num_blocks * cache_numbers(session.stack.config) * 4)

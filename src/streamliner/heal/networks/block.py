@@ -21,15 +21,19 @@ def make_block(blocks: Blocks, gap: Gap, number: int, init: str, generator: torc
     Raises:
         HealingError: the blocks that `init` names have other shapes.
     """
-    place = gap.places[number]
+    place, inside = gap.places[number], range(gap.start, gap.stop)
     network = copy.deepcopy(blocks.modules[place])
-    if init == "random":
-        _draw_weights(network, getattr(blocks.config, "initializer_range", None) or RANDOM_SCALE, generator)
+    if init == "random":  # norms and biases stay as they are
+        scale = getattr(blocks.config, "initializer_range", None) or RANDOM_SCALE
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                noise = torch.randn(parameter.shape, generator=generator) * scale
+                parameter.data = noise.to(parameter)
         return network
-    states = [blocks.modules[index].state_dict() for index in _sources(gap, number, init)]
+    sources = {"first": inside[number : number + 1], "last": [inside[number - len(gap.places)]], "mean": inside}[init]
+    states = [blocks.modules[index].state_dict() for index in sources]
     for name, own in network.state_dict().items():
-        shapes = {state[name].shape if name in state else None for state in states}
-        if shapes != {own.shape}:
+        if {state[name].shape if name in state else None for state in states} != {own.shape}:
             raise HealingError(
                 f"Block {place} cannot start as the {init} of blocks {gap.start} to {gap.stop - 1}: "
                 f"the shapes of their {name} differ.",
@@ -38,21 +42,3 @@ def make_block(blocks: Blocks, gap: Gap, number: int, init: str, generator: torc
         if own.is_floating_point():
             own.copy_(torch.stack([state[name].float() for state in states]).mean(0))
     return network
-
-
-def _sources(gap: Gap, number: int, init: str) -> list[int]:
-    """The blocks whose mean the new weights are."""
-    inside = list(range(gap.start, gap.stop))
-    if init == "first":
-        return [inside[number]]
-    if init == "last":
-        return [inside[number - len(gap.places)]]
-    return inside
-
-
-def _draw_weights(network: nn.Module, scale: float, generator: torch.Generator) -> None:
-    """Random matrices; norms and biases stay as they are."""
-    for parameter in network.parameters():
-        if parameter.ndim > 1:
-            noise = torch.randn(parameter.shape, generator=generator) * scale
-            parameter.data = noise.to(parameter)

@@ -12,10 +12,10 @@ class FeedForward(nn.Module):
 
     With `residual` it computes `x + f(norm(x))` and starts as a bypass, because f starts as zero. Without, it computes
     `f(x)`, as in the code of LLM-Streamline's authors (arXiv 2403.19135).
-
-    A subclass is f: its linear maps, of which `down_proj` is the last one, and `inner`.
+    A subclass is f: `inner`, and its linear maps, of which `down_proj` is the last one.
     """
 
+    like_mlp = False  # whether it is usually as wide as the model's own MLP, instead of 4 x the residual stream
     down_proj: nn.Linear
 
     def __init__(self, hidden_size: int, intermediate_size: int, residual: bool, eps: float) -> None:
@@ -23,11 +23,6 @@ class FeedForward(nn.Module):
         self.hidden_size, self.intermediate_size = hidden_size, intermediate_size
         self.residual, self.eps = residual, eps
         self.norm = nn.RMSNorm(hidden_size, eps=eps) if residual else nn.Identity()
-
-    @staticmethod
-    def usual_size(hidden_size: int, mlp_size: int | None) -> int:
-        """The intermediate size, given the widths of the residual stream and of the model's own MLP, if known."""
-        raise NotImplementedError
 
     def inner(self, x: Tensor) -> Tensor:
         """The function f, (batch, tokens, hidden) -> (batch, tokens, hidden)."""

@@ -16,11 +16,6 @@ class FFN(FeedForward):
         self.up_proj = nn.Linear(hidden_size, intermediate_size)
         self.down_proj = nn.Linear(intermediate_size, hidden_size)
 
-    @staticmethod
-    def usual_size(hidden_size: int, mlp_size: int | None) -> int:
-        """Four times as wide as the residual stream."""
-        return 4 * hidden_size
-
     def inner(self, x: Tensor) -> Tensor:
         """(batch, tokens, hidden) -> (batch, tokens, hidden)."""
         return self.down_proj(torch.relu(self.up_proj(x)))  # type: ignore[no-any-return]

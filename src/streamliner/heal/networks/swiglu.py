@@ -11,16 +11,13 @@ from streamliner.heal.networks.feed_forward import FeedForward
 class SwiGLU(FeedForward):
     """`down(silu(gate(x)) * up(x))`, without biases."""
 
+    like_mlp = True
+
     def __init__(self, hidden_size: int, intermediate_size: int, residual: bool, eps: float) -> None:
         super().__init__(hidden_size, intermediate_size, residual, eps)
         self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
-
-    @staticmethod
-    def usual_size(hidden_size: int, mlp_size: int | None) -> int:
-        """As wide as the model's own MLP."""
-        return mlp_size or 4 * hidden_size
 
     def inner(self, x: Tensor) -> Tensor:
         """(batch, tokens, hidden) -> (batch, tokens, hidden)."""
