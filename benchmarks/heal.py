@@ -4,7 +4,7 @@
         --recipes nothing block-mse block-lm swiglu ffn lora --tokens 200000
 
 Each recipe trains on the same windows in the same order, with one learning rate, and is then measured on the same
-windows of a text that nobody saw. "Closed" is the share of the gap in loss (log-perplexity) between the cut and the
+windows of a held-out text. "Closed" is the share of the gap in loss (log-perplexity) between the cut and the
 dense model; the standard errors are over windows, the second of the difference to the dense model on the same windows.
 A table to read, then JSON.
 """
@@ -22,15 +22,15 @@ import torch
 
 from streamliner.heal.accelerator import make_accelerator
 from streamliner.heal.graft import make_graft
-from streamliner.heal.objective import make_objective
-from streamliner.heal.schedule import count_steps
-from streamliner.heal.trainer import Trainer
+from streamliner.heal.healing import count_steps
+from streamliner.heal.objective import Objective
+from streamliner.heal.trainer import Prepared, Trainer
 from streamliner.measure.loss import Loss, next_token_losses
 from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_model, load_tokenizer, silenced_transformers
 from streamliner.model.source import locate
 from streamliner.runs.folder import environment
-from streamliner.runs.terminal import Terminal
+from streamliner.runs.reporter import Reporter
 from streamliner.settings import HealSettings
 from streamliner.text.stream import TrainingText
 from streamliner.text.windows import bos_tokens, calibration_set
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--dtype", default="bfloat16")
     arguments = parser.parse_args()
-    reporter = Terminal(quiet=False)
+    reporter = Reporter(quiet=False)
     removed = tuple(int(part) for part in arguments.removed.split(","))
     source = locate(arguments.model)
     with silenced_transformers():
@@ -98,7 +98,7 @@ def main() -> None:
         with silenced_transformers():
             blocks = Blocks(load_model(source, dtype=arguments.dtype))
         graft = make_graft(blocks, removed, settings)
-        objective = make_objective(graft, settings, bos=bool(bos_tokens(tokenizer)))
+        objective = Objective(graft, settings, bos=bool(bos_tokens(tokenizer)))
         text = TrainingText(
             settings.texts, tokenizer, sequence_length=arguments.sequence_length, validation_windows=16, seed=0
         )
@@ -106,7 +106,7 @@ def main() -> None:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder, reporter.progress(name) as progress:
             accelerator = make_accelerator(settings, blocks.dtype, blocks.device, Path(folder))
-            trainer = Trainer(objective, text, settings, steps, accelerator, Path(folder))
+            trainer = Trainer(objective, Prepared(settings, text, steps), accelerator, Path(folder))
             trained = trainer.run(lambda row, progress=progress: progress(row["step"], row["steps"]))
         seconds = time.perf_counter() - start
         with graft.in_place(), torch.autocast("cpu", torch.bfloat16, enabled=arguments.dtype == "bfloat16"):

@@ -2,8 +2,8 @@
 
     python benchmarks/heal_memory.py [MODEL] [--tokens 50000 500000] [--network block] [--loss mse]
 
-Each number of tokens is a process of its own, whose peak resident memory the system tells. Beside it is what it would
-take to keep the hidden states of these tokens at two depths, as the authors' script does. A table to read, then JSON.
+Each number of tokens is a process of its own, whose peak resident memory the system reports. Next to it is the memory
+for the hidden states of these tokens at two depths, which the authors' script keeps. Prints a table, then JSON.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
         run("cut", arguments.model, "--blocks", arguments.blocks, "-o", cut, "--no-verify")
         for tokens in arguments.tokens:
             out = Path(folder) / str(tokens)
-            settings = ["--tokens", tokens, "--batch-size", 8, "--micro-batch", 4, "--validations", 2]
+            settings = ["--tokens", tokens, "--global-batch-size", 8, "--micro-batch", 4, "--validations", 2]
             settings += ["--sequence-length", arguments.sequence_length, "--data", arguments.data]
             settings += ["--network", arguments.network, "--loss", arguments.loss, "--dtype", "float32"]
             peak = run("heal", cut, "--dense", arguments.model, "-o", out, *settings)

@@ -24,7 +24,7 @@ from streamliner.model.load import load_model
 from streamliner.model.source import locate
 from streamliner.search.run_method import run_method
 from streamliner.search.registry import make_method
-from streamliner.text.windows import CalibrationSet
+from streamliner.text.calibration import CalibrationSet
 
 
 def child(asked: argparse.Namespace) -> None:

@@ -73,7 +73,7 @@ def child(asked: argparse.Namespace) -> None:
     from streamliner.search.registry import make_method
     from streamliner.search.run_method import run_method
     from streamliner.settings import ModelSettings
-    from streamliner.text.windows import CalibrationSet
+    from streamliner.text.calibration import CalibrationSet
 
     blocks = open_model(asked.child, ModelSettings(device="cpu", offload="disk")).load()
     windows = torch.randint(1024, (asked.windows, asked.tokens), generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import json
 
-from streamliner.cli.console import Terminal
+from streamliner.runs.reporter import Reporter
 from streamliner.measure.loss import Loss
 from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--evaluation-windows", type=int, nargs=2, default=(64, 512), metavar=("COUNT", "TOKENS"))
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
-    reporter = Terminal(quiet=False)
+    reporter = Reporter(quiet=False)
 
     with silenced_transformers():
         source = locate(arguments.model)

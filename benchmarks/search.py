@@ -30,7 +30,8 @@ from streamliner.model.load import load_model, load_tokenizer
 from streamliner.model.source import locate
 from streamliner.search.run_method import run_method
 from streamliner.search.registry import make_method
-from streamliner.text.windows import CalibrationSet, calibration_set
+from streamliner.text.calibration import CalibrationSet
+from streamliner.text.windows import calibration_set
 
 
 def graded_model(

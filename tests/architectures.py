@@ -42,7 +42,7 @@ from streamliner.model.blocks import Blocks
 from streamliner.model.stack import block_kinds
 from streamliner.search.registry import make_method
 from streamliner.search.run_method import run_method
-from streamliner.text.windows import CalibrationSet
+from streamliner.text.calibration import CalibrationSet
 
 MARKER = "<!-- tests/architectures.py writes what follows -->"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "architectures.md"

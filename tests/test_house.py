@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "streamliner"
 ROOMS = (
-    *("errors", "format", "flags", "settings", "runs", "model", "text", "measure", "search", "cut", "heal"),
+    *("errors", "format", "flags", "text", "settings", "runs", "model", "measure", "search", "cut", "heal"),
     *("evaluate", "benchmark", "report", "verbs", "api", "cli"),
 )
 """In the order of the data's way: a room imports from those before it, and from itself."""
@@ -53,13 +53,12 @@ def test_imports_follow_the_data(path):
     if room(name_of(path)) in OUTSIDE:
         return
     place = ROOMS.index(room(name_of(path)))
-    allowed = {"text.windows"} if name_of(path) == "settings" else set()  # a type that Python users may pass
-    for other in imports_of(path) - set(OUTSIDE) - allowed:
+    for other in imports_of(path) - set(OUTSIDE):
         assert ROOMS.index(room(other)) <= place, f"{name_of(path)} imports {other}"
 
 
 def test_no_circles():
-    graph = {name_of(path): imports_of(path) for path in MODULES} | {"settings": set()}  # see above
+    graph = {name_of(path): imports_of(path) for path in MODULES}
     done: set[str] = set()
 
     def visit(name, way):

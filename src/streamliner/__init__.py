@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from streamliner.search.frontier import Point as Point
     from streamliner.search.plan import Plan as Plan
     from streamliner.search.plan import read_plan as read_plan
-    from streamliner.text.windows import CalibrationSet as CalibrationSet
+    from streamliner.text.calibration import CalibrationSet as CalibrationSet
     from streamliner.text.windows import calibration_set as calibration_set
     from streamliner.verbs.cut import cut as cut
     from streamliner.verbs.verify import verify as verify
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Benchmark": "benchmark.result",
     "Blocks": "model.blocks",
-    "CalibrationSet": "text.windows",
+    "CalibrationSet": "text.calibration",
     "Evaluation": "evaluate.evaluation",
     "Found": "search.found",
     "Frontier": "search.frontier",

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Union
 
 from streamliner.errors import EvaluationError, HealingError, MethodError
 from streamliner.flags import check_values, default_of, flag, long_name, names, number, pairs, weights
+from streamliner.text.calibration import NUM_SAMPLES, CalibrationSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from streamliner.text.windows import CalibrationSet
 
     ModelLike = Union[str, Path, PreTrainedModel]  # noqa: UP007
     """A hub id, a folder, a GGUF file, or a model in memory."""
@@ -31,8 +30,6 @@ STREAM_LOSSES = ("mse", "normalized-mse")
 """Losses that compare residual streams."""
 HEAD_LOSSES = ("lm", "kd")
 """Losses that need the model's logits."""
-NUM_SAMPLES, SEQUENCE_LENGTH = 128, 2048
-"""SLEB's calibration set (arXiv 2402.09025, section 4.1)."""
 TOKENS = 60_000_000
 """LLM-Streamline's training budget (arXiv 2403.19135): 0.06 billion tokens."""
 
@@ -74,7 +71,7 @@ class SearchSettings:
     search_effort: str | None = flag(
         None, "adaptive skips candidates very unlikely to win", choices=("exact", "adaptive")
     )
-    set: Mapping[str, Any] | Iterable[str] = flag(
+    set: Mapping[str, object] | Iterable[str] = flag(
         (), "Setting of the method; repeatable", metavar="KEY=VALUE", repeatable=True
     )
     protect_first: int | None = flag(None, "Blocks to keep at the start (default: the method's)")

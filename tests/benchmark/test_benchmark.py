@@ -16,7 +16,7 @@ from streamliner.errors import EvaluationError, Interrupted
 from streamliner.model.load import load_model
 from streamliner.model.session import Session, open_model
 from streamliner.model.source import locate
-from streamliner.runs.reporter import Silent
+from streamliner.runs.reporter import Reporter
 from streamliner.settings import ENGINES, BenchmarkSettings
 from streamliner.verbs.benchmark import benchmark_models
 
@@ -64,7 +64,7 @@ def test_the_expected_speed_up_by_hand(monkeypatch, cut):
     """25 s with 12 blocks, 19 with 9, 3 with one: blocks take 24 of 25, and their removal can bring 25 / 19."""
     monkeypatch.setitem(BY_NAME, "transformers", Clock)
     settings = BenchmarkSettings(dense=TINY, prompt_tokens=8, new_tokens=2, repeats=2)
-    result = benchmark_models([open_model(TINY), open_model(cut)], settings, Silent())
+    result = benchmark_models([open_model(TINY), open_model(cut)], settings, Reporter(quiet=True))
     assert result.models[0].prompt.seconds == (25, 25)
     (compared,) = result.compared
     for found in (compared.prompt, compared.generation):
@@ -96,10 +96,10 @@ def test_ctrl_c_keeps_whole_rounds(monkeypatch, tmp_path, cut, finished, rounds,
     settings = BenchmarkSettings(dense=TINY, prompt_tokens=8, new_tokens=2, repeats=5, output=out)
     if rounds is None:  # nothing that counts
         with pytest.raises(Interrupted):
-            benchmark_models(sessions, settings, Silent())
+            benchmark_models(sessions, settings, Reporter(quiet=True))
         assert not out.exists()
         return
-    benchmark_models(sessions, settings, Silent())
+    benchmark_models(sessions, settings, Reporter(quiet=True))
     result = json.loads(out.read_text())
     assert result["stopped"]
     assert result["settings"]["repeats"] == rounds
@@ -132,7 +132,7 @@ def test_models_of_two_precisions_are_refused(cut, tmp_path):
     load_model(locate(str(cut)), dtype="float32").save_pretrained(tmp_path / "wide")
     sessions = [open_model(TINY), open_model(tmp_path / "wide")]
     with pytest.raises(EvaluationError, match="bfloat16 and float32"):
-        benchmark_models(sessions, BenchmarkSettings(), Silent())
+        benchmark_models(sessions, BenchmarkSettings(), Reporter(quiet=True))
 
 
 def test_without_a_dense_model_nothing_is_compared(capsys, cut):
@@ -145,7 +145,7 @@ def test_without_a_dense_model_nothing_is_compared(capsys, cut):
 def in_memory(tiny):
     sessions = [Session.of(tiny, name="dense"), Session.of(cut_model(tiny, (4, 5, 6)), name="cut")]
     settings = BenchmarkSettings(dense=TINY, prompt_tokens=16, context_tokens=4, new_tokens=2, repeats=2)
-    return sessions, benchmark_models(sessions, settings, Silent())
+    return sessions, benchmark_models(sessions, settings, Reporter(quiet=True))
 
 
 def test_models_in_memory(in_memory, tiny):

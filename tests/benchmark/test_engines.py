@@ -20,7 +20,7 @@ from streamliner.errors import EvaluationError, TextError
 from streamliner.model.load import load_model
 from streamliner.model.session import Session, open_model
 from streamliner.model.source import locate
-from streamliner.runs.reporter import Silent
+from streamliner.runs.reporter import Reporter
 from streamliner.settings import BenchmarkSettings, ModelSettings
 
 SMALL = ["--prompt-tokens", "64", "--context-tokens", "8", "--new-tokens", "4", "--repeats", "3"]
@@ -28,7 +28,7 @@ SMALL = ["--prompt-tokens", "64", "--context-tokens", "8", "--new-tokens", "4", 
 
 def loaded(model):
     """A model in the engine of transformers."""
-    return TransformersEngine(Session.of(model), "cpu", ON_CPU, 1.0, Silent())
+    return TransformersEngine(Session.of(model), "cpu", ON_CPU, 1.0, Reporter(quiet=True))
 
 
 def test_defaults_are_slebs_on_a_gpu():
@@ -47,9 +47,9 @@ def test_the_default_prompt_fits_a_short_model(tmp_path):
     config = json.loads((TINY / "config.json").read_text()) | {"max_position_embeddings": 200}
     (tmp_path / "short" / "config.json").write_text(json.dumps(config))
     session = open_model(tmp_path / "short", ModelSettings(device="cpu"))
-    assert load_engines([session], BenchmarkSettings(), Silent())[1].prompt_tokens == 200
+    assert load_engines([session], BenchmarkSettings(), Reporter(quiet=True))[1].prompt_tokens == 200
     with pytest.raises(TextError, match="--prompt-tokens 201 is more than the 200 positions"):
-        load_engines([session], BenchmarkSettings(prompt_tokens=201), Silent())
+        load_engines([session], BenchmarkSettings(prompt_tokens=201), Reporter(quiet=True))
 
 
 def test_cache_bytes_by_hand():
@@ -88,7 +88,7 @@ def test_llama_cpp_runs_the_same_models(gguf_models, cut, tokenizer):
     ids = [each[: min(map(len, ids))] for each in ids]
     sessions = [open_model(file) for file in gguf_models]
     given = {"prompt_tokens": 16, "batch_size": 2, "context_tokens": 16, "new_tokens": 12}
-    engines, workload = load_engines(sessions, BenchmarkSettings(engine="llama.cpp", **given), Silent())
+    engines, workload = load_engines(sessions, BenchmarkSettings(engine="llama.cpp", **given), Reporter(quiet=True))
     assert workload.batch_size == 2
     for engine, folder in zip(engines, (TINY, cut), strict=True):
         model = load_model(locate(str(folder)), dtype="float32")
@@ -138,7 +138,7 @@ def test_vllm_runs_the_same_models(tokenizer, tmp_path):
     folders = [tmp_path / "dense", tmp_path / "cut"]
     ids = [tokenizer("The value of the expression is").input_ids]
     sessions = [open_model(folder, ModelSettings(dtype="float32")) for folder in folders]
-    engines, _ = load_engines(sessions, BenchmarkSettings(engine="vllm", prompt_tokens=16), Silent())
+    engines, _ = load_engines(sessions, BenchmarkSettings(engine="vllm", prompt_tokens=16), Reporter(quiet=True))
     for engine, folder in zip(engines, folders, strict=True):
         model = load_model(locate(str(folder)), dtype="float32")
         expected = model.generate(torch.tensor(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False)
@@ -148,7 +148,7 @@ def test_vllm_runs_the_same_models(tokenizer, tmp_path):
 def test_vllm_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vllm", None)
     with pytest.raises(EvaluationError, match="pip install vllm"):
-        load_engines([open_model(TINY)], BenchmarkSettings(engine="vllm"), Silent())
+        load_engines([open_model(TINY)], BenchmarkSettings(engine="vllm"), Reporter(quiet=True))
 
 
 @pytest.mark.parametrize(("engine", "message"), [("llama.cpp", "runs GGUF files"), ("vllm", "a model in memory")])
@@ -156,4 +156,4 @@ def test_models_in_memory_need_transformers(engine, message):
     if engine == "llama.cpp":
         pytest.importorskip("xllamacpp", reason="needs the llama-cpp extra")
     with pytest.raises(EvaluationError, match=message):
-        load_engines([Session.of(make_model("llama"), name="m")], BenchmarkSettings(engine=engine), Silent())
+        load_engines([Session.of(make_model("llama"), name="m")], BenchmarkSettings(engine=engine), Reporter(quiet=True))

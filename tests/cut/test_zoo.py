@@ -18,9 +18,8 @@ from streamliner.cut import checkpoint as checkpoint_module
 from streamliner.cut import config as config_module
 from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.folds import BLOCK_AXIS, FOLDS, no_change
-from streamliner.cut.joint_rules import JOINT
 from streamliner.cut.memory import cut_model
-from streamliner.cut.rules import FIELDS
+from streamliner.cut.rules import FIELDS, JOINT
 from streamliner.cut.structure import Structure
 from streamliner.cut.verification import reference_outputs, verify_checkpoint
 from streamliner.errors import RemovalError, StreamlinerError, UnsupportedModelError, VerificationError
@@ -28,7 +27,7 @@ from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
 from streamliner.search.registry import make_method, method_names
 from streamliner.search.run_method import run_method
-from streamliner.text.windows import CalibrationSet
+from streamliner.text.calibration import CalibrationSet
 
 SAMPLE = torch.randint(8, 120, (1, 24), generator=torch.Generator().manual_seed(0))
 BY_RULE = [

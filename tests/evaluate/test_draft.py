@@ -14,15 +14,15 @@ from streamliner.cut.memory import cut_model
 from streamliner.evaluate.draft import measure_draft, tokens_per_verification, write_texts
 from streamliner.evaluate.samples import PROMPT_TOKENS, spread_prompts
 from streamliner.model.session import Session
-from streamliner.runs.reporter import Silent
+from streamliner.runs.reporter import Reporter
 from streamliner.text.windows import text_windows
 
 
 def measured(parent, draft, prompts, new_tokens):
     """A model measured as a draft, and what its parent wrote."""
     sessions = [Session.of(parent, name="parent"), Session.of(draft, name="draft")]
-    texts = write_texts(sessions[0], prompts, new_tokens, Silent())
-    return measure_draft(*sessions, texts, "a text", new_tokens, Silent()), texts
+    texts = write_texts(sessions[0], prompts, new_tokens, Reporter(quiet=True))
+    return measure_draft(*sessions, texts, "a text", new_tokens, Reporter(quiet=True)), texts
 
 
 def test_a_model_is_its_own_perfect_draft(tiny, calibration):
@@ -44,9 +44,9 @@ def test_a_padded_vocabulary_is_the_same_vocabulary(tiny, calibration):
 
 def test_prompts_lie_evenly_over_the_text(tokenizer, text):
     windows = text_windows(str(text), tokenizer, PROMPT_TOKENS).windows
-    found = spread_prompts(str(text), tokenizer, 3, Silent())
+    found = spread_prompts(str(text), tokenizer, 3, Reporter(quiet=True))
     assert torch.equal(found, windows[[0, (len(windows) - 1) // 2, len(windows) - 1]])
-    assert len(spread_prompts(str(text), tokenizer, 10_000, Silent())) == len(windows)
+    assert len(spread_prompts(str(text), tokenizer, 10_000, Reporter(quiet=True))) == len(windows)
 
 
 def test_a_parent_writes_freely(tiny, calibration):
@@ -57,7 +57,7 @@ def test_a_parent_writes_freely(tiny, calibration):
         plain = torch.cat([plain, tiny(plain).logits[:, -1:].argmax(-1)], 1)
     own = tiny.generation_config
     own.eos_token_id, own.repetition_penalty, own.temperature = plain[0, 18].item(), 5.0, 0.1
-    texts = write_texts(Session.of(tiny), prompt.repeat(2, 1), 12, Silent())
+    texts = write_texts(Session.of(tiny), prompt.repeat(2, 1), 12, Reporter(quiet=True))
     assert torch.equal(texts["greedy"], plain.repeat(2, 1))
     sampled = texts["sampled"]
     assert sampled.shape == (2, 28)

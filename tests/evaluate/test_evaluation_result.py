@@ -11,7 +11,7 @@ from places import ROOT
 from streamliner.cli.console import print_tables
 from streamliner.cut.memory import cut_model
 from streamliner.model.session import Session
-from streamliner.runs.reporter import Silent
+from streamliner.runs.reporter import Reporter
 from streamliner.settings import EvaluateSettings
 from streamliner.verbs.evaluate import evaluate_models
 
@@ -37,7 +37,7 @@ def result(tiny, tokenizer, text, tasks):
         draft_tokens=16,
         samples=1,
     )
-    return evaluate_models(sessions, settings, Silent(), parent=sessions[0])
+    return evaluate_models(sessions, settings, Reporter(quiet=True), parent=sessions[0])
 
 
 def shape(value):

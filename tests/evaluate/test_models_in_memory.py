@@ -10,7 +10,7 @@ from places import TINY
 from streamliner.cut.memory import cut_model
 from streamliner.errors import EvaluationError, ModelError
 from streamliner.model.session import Session, open_model, open_models
-from streamliner.runs.reporter import Silent
+from streamliner.runs.reporter import Reporter
 from streamliner.settings import EvaluateSettings, ModelSettings
 from streamliner.verbs.evaluate import evaluate_models
 
@@ -29,8 +29,8 @@ def test_perplexities_are_those_of_folders(tiny, cut, tokenizer, text, tmp_path)
     tokenizer.save_pretrained(tmp_path / "cut")
     folders = [open_model(folder, ModelSettings(dtype="float32")) for folder in (TINY, tmp_path / "cut")]
     settings = EvaluateSettings(dense=TINY, perplexity=str(text), sequence_length=64, num_samples=3, cache=False)
-    expected = evaluate_models(folders, settings, Silent())
-    found = evaluate_models(in_memory(tiny, cut, tokenizer), settings, Silent())
+    expected = evaluate_models(folders, settings, Reporter(quiet=True))
+    found = evaluate_models(in_memory(tiny, cut, tokenizer), settings, Reporter(quiet=True))
     assert [model.name for model in found.models] == ["dense", "cut"]
     assert [model.model["blocks"] for model in found.models] == [12, 10]
     for ours, theirs in zip(found.models, expected.models, strict=True):
@@ -43,7 +43,7 @@ def test_perplexities_are_those_of_folders(tiny, cut, tokenizer, text, tmp_path)
 def test_models_stay_where_they_are(tiny, cut, tokenizer, text):
     sessions = in_memory(tiny, cut, tokenizer)
     before = tiny(torch.arange(8)[None]).logits
-    evaluate_models(sessions, EvaluateSettings(perplexity=str(text), sequence_length=64, num_samples=1), Silent())
+    evaluate_models(sessions, EvaluateSettings(perplexity=str(text), sequence_length=64, num_samples=1), Reporter(quiet=True))
     assert [session.load().model for session in sessions] == [tiny, cut]
     assert torch.equal(tiny(torch.arange(8)[None]).logits, before)
 
@@ -55,7 +55,7 @@ def test_drafts_samples_and_tasks(tiny, cut, tokenizer, tasks):
         dense=tiny, as_draft_for=tiny, draft_prompts=2, draft_tokens=8, samples=1, tasks="topics", tasks_path=str(tasks)
     )
     parent = Session.of(tiny, name="parent", tokenizer=tokenizer)
-    found = evaluate_models(in_memory(tiny, cut, tokenizer), settings, Silent(), parent=parent)
+    found = evaluate_models(in_memory(tiny, cut, tokenizer), settings, Reporter(quiet=True), parent=parent)
     (draft,) = found.drafts
     assert (draft.model, draft.parent) == ("cut", "parent")
     assert len(found.samples[0].continuations) == 2
@@ -87,7 +87,7 @@ def test_models_of_one_name_are_numbered(tiny, cut, tmp_path):
 def test_a_tokenizer_is_needed(tiny, text):
     settings = EvaluateSettings(perplexity=str(text), sequence_length=64)
     with pytest.raises(ModelError, match="tokenizer"):
-        evaluate_models([Session.of(tiny, name="dense")], settings, Silent())
+        evaluate_models([Session.of(tiny, name="dense")], settings, Reporter(quiet=True))
 
 
 def test_the_first_tokenizer_is_not_used_for_a_model_with_another(tiny, cut, tokenizer, text, tmp_path):
@@ -97,4 +97,4 @@ def test_the_first_tokenizer_is_not_used_for_a_model_with_another(tiny, cut, tok
     sessions = [Session.of(tiny, name="dense", tokenizer=tokenizer), Session.of(cut, name="cut", tokenizer=other)]
     settings = EvaluateSettings(perplexity=str(text), sequence_length=64)
     with pytest.raises(EvaluationError, match="cut has another tokenizer"):
-        evaluate_models(sessions, settings, Silent())
+        evaluate_models(sessions, settings, Reporter(quiet=True))

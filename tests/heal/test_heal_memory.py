@@ -11,6 +11,7 @@ from healing import SHORT
 from places import TINY
 from streamliner.errors import HealingError, ModelError, PlanError
 from streamliner.heal.state import HISTORY, RESULT
+from streamliner.model.session import open_model
 from streamliner.settings import HealSettings
 from streamliner.verbs.cut import cut
 from streamliner.verbs.heal import heal
@@ -61,6 +62,7 @@ def test_the_healed_model_is_better_and_the_dense_one_unchanged(tiny, tokenizer,
     if changes.get("network") != "ffn":  # six steps are too few for a network that starts at random
         assert (healed_logits - dense_logits).square().mean() < (cut_logits - dense_logits).square().mean()
     assert not healed.training
+    assert open_model(healed).describe()["method"] == "manual, healed"
     custom = changes.get("network") == "ffn"
     assert (type(healed) is type(tiny)) != custom
     assert healed.config.num_hidden_layers == small.config.num_hidden_layers == 10

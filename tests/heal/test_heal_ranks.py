@@ -81,7 +81,7 @@ def test_the_first_process_decides_when_to_save(folder, tmp_path):
     """Clocks differ: with a save whenever a third of the time has gone into saving, each process would decide alone."""
     script = tmp_path / "often.py"
     script.write_text(
-        "import sys\nfrom streamliner.heal import schedule\nschedule.SAVE_SECONDS, schedule.SAVE_SHARE = 0.0, 0.3\n"
+        "import sys\nfrom streamliner.heal import trainer\ntrainer.SAVE_SECONDS, trainer.SAVE_SHARE = 0.0, 0.3\n"
         "from streamliner.cli import main\nmain(sys.argv[1:])\n"
     )
     command = [sys.executable, "-m", *TORCHRUN, str(script), "heal", str(folder / "cut"), "--dense", str(TINY), *HEAL]

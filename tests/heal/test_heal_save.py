@@ -14,7 +14,7 @@ from streamliner.heal.custom_code import FILE
 from streamliner.heal.graft import make_graft
 from streamliner.heal.merge import merge
 from streamliner.heal.networks.make import FEED_FORWARDS
-from streamliner.heal.objective import make_objective
+from streamliner.heal.objective import Objective
 from streamliner.heal.save import healed_reference, usual_precision, write_healed
 from streamliner.model.blocks import Blocks
 from streamliner.model.session import open_model
@@ -35,7 +35,7 @@ def healed(tmp_path, family, **settings):
     cut_to_folder(session, removed, tmp_path / "cut", CutSettings(verify=False, quiet=True))
     blocks, chosen = Blocks(model), HealSettings(**settings)
     model.requires_grad_(False)
-    objective = make_objective(make_graft(blocks, removed, chosen), chosen, bos=False)
+    objective = Objective(make_graft(blocks, removed, chosen), chosen, bos=False)
     graft = objective.graft
     torch.manual_seed(1)
     for parameter in objective.trainable().values():

@@ -18,8 +18,8 @@ def test_head_losses_and_gradients_equal_autograd(monkeypatch, at_once, top_k, w
     head_weight = torch.randn(50, 8)
     stream, dense = torch.randn(3, 7, 8, requires_grad=True), torch.randn(3, 7, 8)
     ids = torch.randint(0, 50, (3, 7))
-    of_head = losses.HeadLosses(lambda s, p: s[:, p] @ head_weight.T, weights, top_k, vocab_size=50)
-    total, parts = of_head(stream, dense if "kd" in weights else None, ids)
+    streams, head = (stream, dense if "kd" in weights else None), lambda s, p: s[:, p] @ head_weight.T
+    total, parts = losses.head_losses(*streams, ids, head, weights=weights, top_k=top_k, vocab_size=50)
     (gradient,) = torch.autograd.grad(2 * total, stream)
 
     logits, goal = ((each[:, :-1] @ head_weight.T).flatten(0, 1).log_softmax(-1) for each in (stream, dense))
@@ -46,7 +46,8 @@ def test_gradients_in_float16_neither_vanish_nor_overflow():
     for dtype in (torch.float32, torch.float16):
         stream = (dense + 1e-2).to(dtype).requires_grad_(True)
         head = lambda s, p, dtype=dtype: s[:, p] @ head_weight.to(dtype).T  # noqa: E731
-        total, _ = losses.HeadLosses(head, {"kd": 1.0}, None, vocab_size=50)(stream, dense.to(dtype), ids)
+        streams = stream, dense.to(dtype)
+        total, _ = losses.head_losses(*streams, ids, head, weights={"kd": 1.0}, top_k=None, vocab_size=50)
         (total * 65536).backward()
         gradients.append(stream.grad.float())
     assert gradients[1].isfinite().all()

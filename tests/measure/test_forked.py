@@ -20,7 +20,8 @@ from streamliner.model.fork import Fork
 from streamliner.runs.journal import Journal
 from streamliner.search.registry import make_method
 from streamliner.search.run_method import run_method
-from streamliner.text.windows import CalibrationSet, calibration_set
+from streamliner.text.calibration import CalibrationSet
+from streamliner.text.windows import calibration_set
 
 WINDOWS = torch.randint(8, 120, (3, 20), generator=torch.Generator().manual_seed(0))
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from streamliner.measure import loss as loss_module
 from streamliner.measure.loss import Loss, text_loss
 from streamliner.measure.probe import Probe
-from streamliner.text.windows import CalibrationSet
+from streamliner.text.calibration import CalibrationSet
 
 
 def test_loss_is_that_of_transformers_and_batching_changes_nothing(blocks, calibration):

@@ -7,8 +7,16 @@ import torch
 
 from families import make_model
 from streamliner.model.blocks import Blocks
-from streamliner.model.generate import continue_greedily, fill_cache, greedy, greedy_scores, padding_token, write
-from streamliner.model.size import cache_bytes
+from streamliner.model.generate import (
+    cache_bytes,
+    cache_numbers,
+    continue_greedily,
+    fill_cache,
+    greedy,
+    greedy_scores,
+    padding_token,
+    write,
+)
 
 PROMPTS = torch.randint(2, 128, (2, 9), generator=torch.Generator().manual_seed(0))
 
@@ -66,6 +74,10 @@ def test_bytes_of_a_cache():
     assert per_token <= 2 * 2 * 8 * 4 * 6
     assert per_further_token == 0
     assert cache_bytes(None, 18) is None
+
+
+def test_numbers_of_the_cache_are_keys_and_values_of_each_head():
+    assert cache_numbers(make_model("llama").config) == 2 * 2 * 8
 
 
 def test_the_padding_token_is_one_of_the_config():

@@ -44,7 +44,7 @@ def test_floating_tensors_are_widened_also_in_tuples():
 def test_a_bypassed_block_returns_its_own_type_with_the_state_it_got(make):
     returned = make(OTHER, STATE)
     handoff = Handoff.of(returned, Call((OTHER,), {"state": STATE}))
-    assert handoff.has_state
+    assert handoff.arrives_at == ("state",)
     before = torch.tensor(3.0)
     bypassed = handoff.bypassed(STREAM, Call((STREAM,), {"state": before}))
     assert type(bypassed) is type(returned)

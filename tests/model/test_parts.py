@@ -8,15 +8,16 @@ import torch
 from families import make_model
 from streamliner.model.blocks import Blocks
 from streamliner.model.parts import (
+    count_parameters,
     find_part,
     gated_parts,
     linear_names,
     linears_outside,
     plain_attributes,
     shared_parameters,
+    weight_bytes,
     weighted_children,
 )
-from streamliner.model.size import cache_numbers, count_parameters, weight_bytes
 
 
 @pytest.fixture
@@ -56,7 +57,3 @@ def test_sizes_count_shared_tensors_once():
     tied, untied = make_model("llama", tie_word_embeddings=True), make_model("llama", tie_word_embeddings=False)
     assert count_parameters(untied) - count_parameters(tied) == 128 * 32
     assert weight_bytes(untied) - weight_bytes(tied) == 128 * 32 * 4
-
-
-def test_numbers_of_the_cache_are_keys_and_values_of_each_head():
-    assert cache_numbers(make_model("llama").config) == 2 * 2 * 8

@@ -6,10 +6,10 @@ import json
 
 from streamliner.heal.accelerator import make_accelerator
 from streamliner.heal.graft import make_graft
-from streamliner.heal.objective import make_objective
-from streamliner.heal.schedule import count_steps
+from streamliner.heal.healing import count_steps
+from streamliner.heal.objective import Objective
 from streamliner.heal.state import HISTORY
-from streamliner.heal.trainer import Trainer
+from streamliner.heal.trainer import Prepared, Trainer
 from streamliner.model.blocks import Blocks
 from streamliner.settings import HealSettings
 from streamliner.text.stream import TrainingText
@@ -43,7 +43,7 @@ def training_text(tokenizer, chosen):
 
 def objective_of(model, removed=REMOVED, **changes):
     chosen = settings(**changes)
-    return make_objective(make_graft(Blocks(model), removed, chosen), chosen, bos=False)
+    return Objective(make_graft(Blocks(model), removed, chosen), chosen, bos=False)
 
 
 def heal(model, tokenizer, folder, removed=REMOVED, **changes):
@@ -53,6 +53,7 @@ def heal(model, tokenizer, folder, removed=REMOVED, **changes):
     objective = objective_of(model, removed, **changes)
     blocks, text = objective.graft.blocks, training_text(tokenizer, chosen)
     accelerator = make_accelerator(chosen, blocks.dtype, blocks.device, folder)
-    trained = Trainer(objective, text, chosen, count_steps(chosen, text), accelerator, folder).run(lambda row: None)
+    prepared = Prepared(chosen, text, count_steps(chosen, text))
+    trained = Trainer(objective, prepared, accelerator, folder).run(lambda row: None)
     rows = [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]
     return objective, trained, rows

@@ -11,7 +11,6 @@ from streamliner.errors import EvaluationError
 from streamliner.model.session import Session
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import BenchmarkSettings
-from streamliner.text.windows import window_length
 
 BY_NAME: dict[str, type[Engine]] = {"transformers": TransformersEngine, "vllm": VllmEngine, "llama.cpp": LlamaCppEngine}
 
@@ -28,11 +27,11 @@ def load_engines(
     engine = BY_NAME[settings.engine]
     device = engine.find_device(sessions)
     generated = 1 if engine.prompt_generates else 0
-    longest = min(window_length(session, None) for session in sessions)
+    longest = min(session.window_length() for session in sessions)
     workload = complete_workload(settings, device, longest - generated)
     for session in sessions:
-        window_length(session, workload.prompt_tokens + generated, "--prompt-tokens")
-        window_length(session, workload.context_tokens + workload.new_tokens, "--context-tokens and --new-tokens")
+        session.window_length(workload.prompt_tokens + generated, "--prompt-tokens")
+        session.window_length(workload.context_tokens + workload.new_tokens, "--context-tokens and --new-tokens")
     parameters = sum(session.parameters for session in sessions)
     engines = [engine(each, device, workload, each.parameters / parameters, reporter) for each in sessions]
     dtypes = {each.dtype for each in engines}

@@ -40,18 +40,12 @@ def print_cut(result: dict[str, Any]) -> None:
 
 def print_verification(check: dict[str, Any] | None, reference: str) -> None:
     """What verification compared."""
+    from streamliner.cut.verification import Verification
+
     if check is None:
         print_line("Not verified (--no-verify).")
         return
     print_line(
         f"Verified in {check['dtype']} on {check['tokens']} tokens: reloads with clean keys; logits differ by at most "
-        f"{check['max_logit_difference']:.2g} from {reference}; {_generation(check)}."
+        f"{check['max_logit_difference']:.2g} from {reference}; {Verification(**check).generation}."
     )
-
-
-def _generation(check: dict[str, Any]) -> str:
-    if check["cached_generation"] and check["padded_generation"]:
-        return "generation with cache equals without, also left-padded"
-    if check["cached_generation"]:
-        return "generation with cache equals without (left-padded not compared: the dense model itself differs)"
-    return "generation not compared: the dense model itself differs with and without cache"

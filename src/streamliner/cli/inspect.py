@@ -26,6 +26,8 @@ def print_inspection(result: dict[str, Any]) -> None:
     """The model in two lines, and its blocks as a table."""
     from rich.table import Table
 
+    from streamliner.cut.structure import by_reason
+
     share = result["parameters_in_blocks"] / result["parameters"]
     print_line(f"{result['model']}: {result['architecture']} ({result['model_type']})")
     print_line(
@@ -47,6 +49,5 @@ def print_inspection(result: dict[str, Any]) -> None:
             "no" if str(block["index"]) in result["not_removable"] else "yes",
         )
     console.print(table)
-    for reason in dict.fromkeys(result["not_removable"].values()):
-        blocks = [index for index, why in result["not_removable"].items() if why == reason]
-        print_line(f"Block{'s' * (len(blocks) > 1)} {', '.join(blocks)} cannot be removed alone: {reason}")
+    for reason, blocks in by_reason(result["not_removable"]).items():
+        print_line(f"{blocks} cannot be removed alone: {reason}")

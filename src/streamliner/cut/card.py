@@ -6,12 +6,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from streamliner.model.session import Session
 from streamliner.search.plan import Plan
 
 
-def write_model_card(folder: Path, session: Session, plan: Plan, result: dict[str, Any]) -> None:
-    """Write README.md of a cut checkpoint; that of the dense model becomes README.dense.md."""
+def write_model_card(folder: Path, base: str, plan: Plan, result: dict[str, Any]) -> None:
+    """Write README.md of a model cut from `base`; that of the dense model becomes README.dense.md."""
     card = folder / "README.md"
     if card.exists():
         card.rename(folder / "README.dense.md")
@@ -20,8 +19,8 @@ def write_model_card(folder: Path, session: Session, plan: Plan, result: dict[st
         source = plan.calibration["source"]
         losses = f"\nCalibration loss ({source}): {plan.dense_loss:.4f} before, {plan.loss:.4f} after.\n"
     card.write_text(
-        f"---\nlibrary_name: transformers\nbase_model: {session.source.name}\n---\n\n"
-        f"# {Path(session.source.name).name} without {len(plan.removed)} of {plan.num_blocks} blocks\n\n"
+        f"---\nlibrary_name: transformers\nbase_model: {base}\n---\n\n"
+        f"# {Path(base).name} without {len(plan.removed)} of {plan.num_blocks} blocks\n\n"
         f"Removed blocks (0-based): {', '.join(map(str, plan.removed))}. Method: {plan.method}.\n{losses}\n"
         f"Parameters: {result['parameters_before']:,} before, {result['parameters_after']:,} after.\n"
         "Made with streamliner; `streamliner.json` has the plan. The licence is that of the base model.\n",
@@ -30,32 +29,22 @@ def write_model_card(folder: Path, session: Session, plan: Plan, result: dict[st
 
 
 def extend_model_card(folder: Path, result: dict[str, Any], code_file: str) -> None:
-    """Add to README.md how the model was healed.
-
-    Args:
-        folder: the healed checkpoint.
-        result: of the healing, as a JSON value.
-        code_file: name of the Python file that networks outside the architecture need.
-    """
+    """Add to README.md the `result` of a healing; `code_file` is the Python file that custom networks need."""
     settings, training = result["settings"], result["training"]
     gaps = "; ".join(
         f"blocks {', '.join(map(str, range(gap['start'], gap['stop'])))} became {len(gap['places'])}"
         for gap in result["gaps"]
     )
-    texts = ", ".join(name for name, _ in settings["data"])
-    lines = [
-        "\n## Healing\n",
-        f"Network: {settings['network']}" + (f" ({gaps})." if gaps else "."),
-        f"Loss: {', '.join(settings['loss'])}. Trained on {training['tokens']:,} tokens of {texts}; "
-        f"the state after step {training['best_step']} of {training['steps']} was kept.",
-    ]
+    lines = ["\n## Healing\n", f"Network: {settings['network']}" + (f" ({gaps})." if gaps else ".")]
     if settings["lora"]:
-        lines.insert(2, f"Adapters: LoRA of rank {settings['lora']}, merged.")
-    measured = [
-        f"{name} {value:.4g}"
-        for name, value in result["validation_perplexity"].items()
-        if value is not None and math.isfinite(value)
-    ]
+        lines.append(f"Adapters: LoRA of rank {settings['lora']}, merged.")
+    lines.append(
+        f"Loss: {', '.join(settings['loss'])}. Trained on {training['tokens']:,} tokens of "
+        f"{', '.join(name for name, _ in settings['data'])}; "
+        f"the state after step {training['best_step']} of {training['steps']} was kept."
+    )
+    perplexities = {name: value for name, value in result["validation_perplexity"].items() if value is not None}
+    measured = [f"{name} {value:.4g}" for name, value in perplexities.items() if math.isfinite(value)]
     if measured:
         lines.append(f"Perplexity on held-out windows: {', '.join(measured)}.")
     if result["custom_code"]:

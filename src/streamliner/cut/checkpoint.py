@@ -1,24 +1,23 @@
 """Cut a checkpoint on disk: rewrite its safetensors files by names and bytes.
 
 No model is built, and no more than one tensor is in memory. Bytes are copied as they are, so any dtype and any
-quantised format comes along. Only tensors with a slice for each block, and those that a fold changes (`folds.py`), are
-read.
+quantised format comes along. Only tensors that a fold changes (`folds.py`) or that have slices for blocks are read.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from streamliner.cut.config_file import cut_config_files, write_config
 from streamliner.cut.folds import BLOCK_AXIS, Change, block_axis, keep_slices
 from streamliner.cut.names import renamed_tensors, stack_prefix
-from streamliner.cut.removal import Removal
+from streamliner.cut.rules import Removal
 from streamliner.cut.safetensors_file import FLOATS, NewTensor, TensorFile, read_checkpoint, write_file
 from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
@@ -32,27 +31,21 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".g
 def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple[int, ...]) -> None:
     """Write into the existing empty folder `out` the checkpoint in `folder` without the blocks `removed`.
 
-    Everything that is neither weights nor config is copied byte for byte.
-
-    Args:
-        folder: config.json, one safetensors file or several with their index, tokenizer files.
-        out: where to write.
-        structure: of the model. Names on disk may differ from those in memory before the last part of the stack's path.
-        removed: block indices.
-
-    Raises:
-        ModelError: a file is broken or missing.
-        UnsupportedModelError: the config or the tensors cannot follow the removal.
+    `folder` has config.json, and one safetensors file or several with their index; names of tensors may differ from
+    those in memory before the last part of the stack's path. Other files are copied byte for byte.
+    A ModelError if one is broken or missing, an UnsupportedModelError if config or tensors cannot follow the removal.
     """
     removed = check_indices(removed, len(structure))
     removal = Removal.of(removed, len(structure))
     changes = structure.changes(removed)
     files = read_checkpoint(folder)
-    prefix = stack_prefix([name for file in files for name in file.tensors], structure.stack.path, len(structure))
+    file_of = {name: file for file in files for name in file.tensors}
+    prefix = stack_prefix(file_of, structure.stack.path, len(structure))
     configs = cut_config_files(folder, structure, removed, prefix)
-    tensors = _rename(files, prefix, removal, structure.shared_with_kept(removed))
-    tensors = _slice(tensors, removal)
-    tensors = _fold(tensors, changes, prefix)
+    names = renamed_tensors(file_of, prefix, removal, structure.shared_with_kept(removed))
+    tensors = {name: _slice(name, file_of[old].unchanged(old), removal) for name, old in names.items()}
+    for change in changes:
+        _fold(tensors, change, prefix)
     _write_weights(tensors, files, out)
     for name, config in configs.items():
         write_config(out / name, config)
@@ -71,73 +64,48 @@ def copy_other_files(folder: Path, out: Path, *, weights: bool = False) -> None:
             shutil.copyfile(file, out / file.name)
 
 
-def _rename(
-    files: list[TensorFile], prefix: str, removal: Removal, shared: Mapping[tuple[int, str], tuple[int, str]]
-) -> dict[str, NewTensor]:
-    """First pass: the tensors that stay, by their new names."""
-    file_of = {name: file for file in files for name in file.tensors}
-    names = renamed_tensors(file_of, prefix, removal, shared)
-    return {name: file_of[old_name].unchanged(old_name) for name, old_name in names.items()}
-
-
-def _slice(tensors: dict[str, NewTensor], removal: Removal) -> dict[str, NewTensor]:
-    """Second pass: tensors with a slice for each block keep those of kept blocks."""
-    result = dict(tensors)
-    for name, tensor in tensors.items():
-        axis = block_axis(name)
-        if axis is not None:
-            result[name] = _sliced(name, tensor, axis, removal)
-        elif any(f"{end.removesuffix('.weight')}." in name for end in BLOCK_AXIS):
+def _slice(name: str, tensor: NewTensor, removal: Removal) -> NewTensor:
+    """The tensor; of one with a slice for each block, the slices of kept blocks."""
+    axis = block_axis(name)
+    if axis is None:
+        if any(f"{end.removesuffix('.weight')}." in name for end in BLOCK_AXIS):
             raise UnsupportedModelError(f"The tensor {name} belongs to a quantised one with a slice for each block.")
-    return result
-
-
-def _sliced(name: str, tensor: NewTensor, axis: int, removal: Removal) -> NewTensor:
+        return tensor
     shape, count = list(tensor.shape), removal.num_blocks
     if tensor.dtype not in FLOATS:
         raise UnsupportedModelError(f"The tensor {name} has a slice for each block, and is quantised.")
     if shape[axis] % count:
-        raise UnsupportedModelError(
-            f"The tensor {name} of shape {shape} does not consist of slices for {count} blocks."
-        )
+        found = f"The tensor {name} of shape {shape}"
+        raise UnsupportedModelError(f"{found} does not consist of slices for {count} blocks.")
     shape[axis] = shape[axis] // count * len(removal.kept)
     return replace(tensor, shape=tuple(shape), make=lambda: keep_slices(tensor.load(), axis, removal))
 
 
-def _fold(tensors: dict[str, NewTensor], changes: list[Change], prefix: str) -> dict[str, NewTensor]:
-    """Third pass: tensors of blocks that compute with their index change."""
-    result = dict(tensors)
-    for change in changes:
-        block = f"{prefix}.{change.place.new}."
-        needed = {name: result[block + name] for name in change.names() if block + name in result}
-        # Computed here for the shapes, and again on writing, so that none is held in memory.
-        for name, tensor in _changed(change, needed).items():
-            if tensor is None:
-                result.pop(block + name, None)
-                continue
-            old = result.get(block + name)
-            near, old_name = (old, old.old_name) if old else (next(iter(needed.values())), "")
-            make = partial(_folded, change, needed, name)
-            result[block + name] = NewTensor(near.file, old_name, near.dtype, tuple(tensor.shape), make)
-    return result
+def _fold(tensors: dict[str, NewTensor], change: Change, prefix: str) -> None:
+    """Change the tensors of a block that computes with its index."""
+    names = [change.where(prefix) + name for name in change.fold.needs]
+    needed = {name: tensors[name] for name in names if name in tensors}
 
+    def changed() -> dict[str, Any]:
+        return change.apply({name: tensor.load() for name, tensor in needed.items()}, prefix)
 
-def _folded(change: Change, needed: Mapping[str, NewTensor], name: str) -> Tensor:
-    tensor = _changed(change, needed)[name]
-    assert tensor is not None
-    return tensor
+    def make(name: str) -> Callable[[], Tensor]:
+        return lambda: changed()[name]
 
-
-def _changed(change: Change, needed: Mapping[str, NewTensor]) -> dict[str, Tensor | None]:
-    return change.apply({name: tensor.load() for name, tensor in needed.items()})
+    # Computed here for the shapes, and again on writing, so that none is held in memory.
+    for name, tensor in changed().items():
+        if tensor is None:
+            tensors.pop(name, None)
+        else:
+            near = tensors.get(name) or replace(next(iter(needed.values())), old_name="")
+            tensors[name] = replace(near, shape=tuple(tensor.shape), make=make(name))
 
 
 def _write_weights(tensors: dict[str, NewTensor], files: list[TensorFile], out: Path) -> None:
     """Write as many files as tensors come from, and their index if there are several."""
     groups = [(file, {name: new for name, new in tensors.items() if new.file is file}) for file in files]
     groups = [(file, group) for file, group in groups if group]
-    weight_map: dict[str, str] = {}
-    total = 0
+    weight_map, total = dict[str, str](), 0
     for number, (file, group) in enumerate(groups, 1):
         name = "model.safetensors" if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         total += write_file(out / name, file, group)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from streamliner.cut.config import cut_config, cut_fields, cut_outer_config, with_legacy_rope
-from streamliner.cut.config_object import cut_config_object
+from streamliner.cut.config import cut_config, cut_config_object, cut_fields, cut_outer_config, with_legacy_rope
 from streamliner.cut.names import renamed_modules
-from streamliner.cut.removal import Removal
-from streamliner.cut.rules import FIELDS, per_block
+from streamliner.cut.rules import FIELDS, Removal, per_block
 from streamliner.cut.structure import REPORT, Structure
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.stack import COUNTS, DECODER_COUNTS, Stack, config_path
@@ -23,29 +22,20 @@ from streamliner.model.stack import COUNTS, DECODER_COUNTS, Stack, config_path
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json")
 """Files of ModelOpt and GPTQ next to config.json, which name modules too."""
 
-
 NOT_COMPARED = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "quantization_config", "architectures")
 
 
 def cut_config_files(folder: Path, structure: Structure, removed: tuple[int, ...], prefix: str) -> dict[str, Any]:
     """File name -> content for the cut model: config.json, and files of quantisation settings if there are any.
 
-    Args:
-        folder: the dense checkpoint.
-        structure: of the model.
-        removed: ascending block indices.
-        prefix: where the blocks are on disk.
-
-    Raises:
-        UnsupportedModelError: a key cannot follow, or the file would be read as a different config than intended.
+    `folder` is the dense checkpoint, `prefix` where the blocks are in it. An UnsupportedModelError if a key cannot
+    follow, or if the file would be read as a different config than intended.
     """
-    numbers = Removal.of(removed, len(structure)).numbers
-    paths = (structure.stack.path, prefix)
-    result = {"config.json": _cut_config_json(_read_json(folder / "config.json"), structure, removed, paths)}
-    for name in QUANTIZATION_FILES:
-        if (folder / name).is_file():
-            result[name] = renamed_modules(_read_json(folder / name), paths, numbers)
-    return result
+    numbers, paths = Removal.of(removed, len(structure)).numbers, (structure.stack.path, prefix)
+    files = (folder / name for name in ("config.json", *QUANTIZATION_FILES))
+    found = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()}
+    config = _cut_config_json(found.pop("config.json"), structure, removed, paths)
+    return {"config.json": config} | {name: renamed_modules(value, paths, numbers) for name, value in found.items()}
 
 
 def write_config(file: Path, value: Any) -> None:
@@ -53,17 +43,12 @@ def write_config(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read_json(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def _cut_config_json(
     content: dict[str, Any], structure: Structure, removed: tuple[int, ...], paths: tuple[str, ...]
 ) -> dict[str, Any]:
     """Change `content` to that of the cut model."""
     config: Any = structure.shell.config
-    stack = structure.stack
-    removal = Removal.of(removed, len(stack))
+    stack, removal = structure.stack, Removal.of(removed, len(structure))
     cut = cut_config(stack.config.to_dict(), removed, len(stack), stack.count_name)
     path = config_path(config, stack.config) or ()
     if path:
@@ -91,14 +76,7 @@ def _part_of_file(content: dict[str, Any], path: tuple[str, ...], cut: dict[str,
 
 
 def _changed_fields(part: dict[str, Any], cut: dict[str, Any], stack: Stack, removal: Removal) -> dict[str, Any]:
-    """The fields of the file that must change.
-
-    Args:
-        part: the dict within the file that describes the stack.
-        cut: the complete config of the cut model.
-        stack: of the dense model.
-        removal: which blocks stay.
-    """
+    """The fields that must change in `part` of the file; `cut` is the complete config of the cut model."""
     complete = stack.config.to_dict()
     aliases = {key: name for key, name in type(stack.config).attribute_map.items() if key not in complete}
     changed = {key: value for key, value in cut.items() if value != complete.get(key)}
@@ -111,35 +89,26 @@ def _changed_fields(part: dict[str, Any], cut: dict[str, Any], stack: Stack, rem
             # The class drops the key: it is an older name, or is for another engine.
             if key != "quantization_config":
                 changed |= cut_fields({key: value}, removal, stack.count_name)
-        elif FIELDS.get(key) is per_block and _same_length(value, complete[key]):
+        elif FIELDS.get(key) is per_block and isinstance(value, list) and isinstance(complete[key], list):
             # The file may name kinds of blocks differently than the class: other engines may know only these names.
-            changed[key] = per_block(key, value, removal)
+            changed |= {key: per_block(key, value, removal)} if len(value) == len(complete[key]) else {}
     return changed
 
 
-def _same_length(value: Any, other: Any) -> bool:
-    return isinstance(value, list) and isinstance(other, list) and len(value) == len(other)
-
-
 def _check_read_back(content: dict[str, Any], structure: Structure, removed: tuple[int, ...]) -> None:
-    """The structure was checked with a config object; the file must be read as the same.
-
-    Raises:
-        UnsupportedModelError: it is read differently.
-    """
+    """The structure was checked with a config object; refuse a file that is not read as the same."""
     config: Any = structure.shell.config
     with tempfile.TemporaryDirectory() as folder:
         write_config(Path(folder) / "config.json", content)
         found: Any = type(config).from_pretrained(folder, local_files_only=True)
     wanted = cut_config_object(config, structure.stack, removed)
-    for name in config_path(config, structure.stack.config) or ():
-        found, wanted = getattr(found, name), getattr(wanted, name)
-    found, wanted = (_comparable(json.loads(json.dumps(each.to_dict(), default=str))) for each in (found, wanted))
+    path = config_path(config, structure.stack.config) or ()
+    parts = (reduce(getattr, path, each).to_dict() for each in (found, wanted))
+    found, wanted = (_comparable(json.loads(json.dumps(part, default=str))) for part in parts)
     for key in sorted(wanted):
         if found.get(key) != wanted[key]:
-            raise UnsupportedModelError(
-                f"The cut config.json would be read with {key} = {found.get(key)!r} instead of {wanted[key]!r}.", REPORT
-            )
+            difference = f"{key} = {found.get(key)!r} instead of {wanted[key]!r}"
+            raise UnsupportedModelError(f"The cut config.json would be read with {difference}.", REPORT)
 
 
 def _comparable(value: Any) -> Any:

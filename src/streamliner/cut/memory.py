@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from streamliner.cut.folds import Change, block_axis, keep_slices
+from streamliner.cut.folds import block_axis, keep_slices
 from streamliner.cut.names import renamed_tensors
-from streamliner.cut.removal import Removal
+from streamliner.cut.rules import Removal
 from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.shell import fill_shell, scales_weights_by_block
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 def cut_model(model: PreTrainedModel, removed: tuple[int, ...] | list[int]) -> PreTrainedModel:
     """A new model without the blocks `removed`. It shares the kept tensors with `model`, which stays as it is.
 
-    Raises:
-        RemovalError: the blocks do not exist.
-        UnsupportedModelError: the cut model would not be the dense model with the blocks bypassed.
+    A RemovalError if the blocks do not exist, an UnsupportedModelError if the cut model would not be the dense model
+    with the blocks bypassed.
     """
     structure = Structure.of(model)
     removed = check_indices(removed, len(structure))
@@ -37,23 +36,13 @@ def cut_model(model: PreTrainedModel, removed: tuple[int, ...] | list[int]) -> P
             "This model scaled its weights by block in its first forward (rescale_every).",
             "Cut the checkpoint on disk, or a model that has not run yet.",
         )
-    path = structure.stack.path
-    tensors = _cut_tensors(model.state_dict(), path, Removal.of(removed, len(structure)), changes)
-    return fill_shell(structure.cut_shell(removed), tensors, model, path)
-
-
-def _cut_tensors(tensors: dict[str, Tensor], path: str, removal: Removal, changes: list[Change]) -> dict[str, Tensor]:
-    """Rename, slice, fold: as for a checkpoint on disk (`checkpoint.py`)."""
-    result = {}
-    for name, old_name in renamed_tensors(tensors, path, removal).items():
+    # Rename, slice, fold: as for a checkpoint on disk (`checkpoint.py`).
+    path, removal, dense = structure.stack.path, Removal.of(removed, len(structure)), model.state_dict()
+    tensors: dict[str, Tensor | None] = {}
+    for name, old_name in renamed_tensors(dense, path, removal, {}).items():
         axis = block_axis(name)
-        result[name] = tensors[old_name] if axis is None else keep_slices(tensors[old_name], axis, removal)
+        tensors[name] = dense[old_name] if axis is None else keep_slices(dense[old_name], axis, removal)
     for change in changes:
-        block = f"{path}.{change.place.new}."
-        needed = {name: result[block + name] for name in change.names() if block + name in result}
-        for name, tensor in change.apply(needed).items():
-            if tensor is None:
-                result.pop(block + name, None)
-            else:
-                result[block + name] = tensor
-    return result
+        tensors |= change.apply(tensors, path)
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    return fill_shell(structure.cut_shell(removed), kept, model, path)  # type: ignore[return-value]

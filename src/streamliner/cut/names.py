@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from streamliner.cut.removal import Removal
+from streamliner.cut.rules import Removal
 from streamliner.errors import UnsupportedModelError
 
 MULTI_TOKEN_PREDICTION = re.compile(r"(^|\.)mtp\.")
@@ -17,25 +17,16 @@ MULTI_TOKEN_PREDICTION = re.compile(r"(^|\.)mtp\.")
 def stack_prefix(names: Iterable[str], stack_path: str, num_blocks: int) -> str:
     """Where the blocks are in a checkpoint: P such that its tensors are called `P.{0..N-1}.*`.
 
-    Args:
-        names: of all tensors of the checkpoint.
-        stack_path: where the blocks are in memory. Only its last part must be the same on disk.
-        num_blocks: number of blocks.
-
-    Raises:
-        UnsupportedModelError: no prefix fits, or several do.
+    `names` are those of all its tensors. Only the last part of `stack_path`, where the blocks are in memory, must be
+    the same on disk. An UnsupportedModelError if no prefix fits, or if several do.
     """
     last = stack_path.split(".")[-1]
     pattern = re.compile(rf"((?:[^.]+\.)*?{re.escape(last)})\.(\d+)\.")
     found: dict[str, set[int]] = {}
-    for name in names:
-        match = pattern.match(name)
-        if match:
-            found.setdefault(match[1], set()).add(int(match[2]))
-    fitting = [prefix for prefix, indices in found.items() if indices >= set(range(num_blocks))]
-    best = [
-        prefix for prefix in fitting if _likeness(prefix, stack_path) == max(_likeness(p, stack_path) for p in fitting)
-    ]
+    for match in filter(None, map(pattern.match, names)):
+        found.setdefault(match[1], set()).add(int(match[2]))
+    fitting = {p: _likeness(p, stack_path) for p, indices in found.items() if indices >= set(range(num_blocks))}
+    best = [prefix for prefix, likeness in fitting.items() if likeness == max(fitting.values())]
     if len(best) != 1:
         raise UnsupportedModelError(
             f"The {num_blocks} blocks of {stack_path} are not found in the checkpoint: "
@@ -52,22 +43,14 @@ def _likeness(prefix: str, stack_path: str) -> tuple[int, int]:
 
 
 def renamed_tensors(
-    names: Collection[str],
-    prefix: str,
-    removal: Removal,
-    shared: Mapping[tuple[int, str], tuple[int, str]] | None = None,
+    names: Collection[str], prefix: str, removal: Removal, shared: Mapping[tuple[int, str], tuple[int, str]]
 ) -> dict[str, str]:
     """New name -> old name of the tensors that stay. Blocks after the last one (multi-token prediction) are dropped.
 
-    Args:
-        names: of the dense model's tensors.
-        prefix: where its blocks are.
-        removal: which blocks stay.
-        shared: (index, name within the block) of tensors in removed blocks that a kept block shares -> the same for the
-            kept block. A checkpoint stores such a tensor once, with one of the blocks.
+    `shared` are tensors in removed blocks that a kept block shares: (index, name within the block) -> the same for the
+    kept block. A checkpoint stores such a tensor once, with one of the blocks.
     """
-    numbers, shared = removal.numbers, shared or {}
-    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    numbers, pattern = removal.numbers, re.compile(re.escape(prefix) + r"\.(\d+)\.")
     result: dict[str, str] = {}
     for name in names:
         match = pattern.match(name)
@@ -88,30 +71,20 @@ def renamed_tensors(
 def renamed_modules(value: Any, paths: tuple[str, ...], numbers: dict[int, int]) -> Any:
     """Module names in a `quantization_config`, in lists and as keys, with the blocks' new numbers.
 
-    Args:
-        value: the config, or a part of it.
-        paths: where the stack is, in memory and on disk; a name may leave out the beginning. Names in another stack,
-            such as an image tower's, stay.
-        numbers: old index -> new index of the kept blocks; names in removed blocks are dropped.
-
-    Raises:
-        UnsupportedModelError: a regular expression names blocks by number.
+    `paths` say where the stack is, in memory and on disk; a name may leave out the beginning. Names in another stack,
+    such as an image tower's, stay; names in removed blocks, which `numbers` does not have, are dropped. An
+    UnsupportedModelError if a regular expression names blocks by number.
     """
     if isinstance(value, dict):
-        pairs = (
-            (_renamed_module(key, paths, numbers), renamed_modules(item, paths, numbers)) for key, item in value.items()
-        )
+        pairs = ((_renamed(key, paths, numbers), renamed_modules(item, paths, numbers)) for key, item in value.items())
         return {key: item for key, item in pairs if key is not None}
     if isinstance(value, list):
-        items = [
-            _renamed_module(item, paths, numbers) if isinstance(item, str) else renamed_modules(item, paths, numbers)
-            for item in value
-        ]
+        items = [(_renamed if isinstance(item, str) else renamed_modules)(item, paths, numbers) for item in value]
         return [item for item in items if item is not None]
     return value
 
 
-def _renamed_module(name: str, paths: tuple[str, ...], numbers: dict[int, int]) -> str | None:
+def _renamed(name: str, paths: tuple[str, ...], numbers: dict[int, int]) -> str | None:
     """The new name, or None for a module in a removed block."""
     last = re.escape(paths[0].split(".")[-1])
     if re.search(r"[\\*?+^$\[(|]", name) and re.search(rf"({last}\W*\.?|\\\.)\d", name):
@@ -120,8 +93,7 @@ def _renamed_module(name: str, paths: tuple[str, ...], numbers: dict[int, int]) 
     if match is None:
         return name
     before = re.sub(r"^[-+:]+", "", name[: match.start()]).rstrip(".")
-    parents = [path.rpartition(".")[0] for path in paths]
-    if before and not any(f".{parent}".endswith(f".{before}") for parent in parents):
+    if before and not any(f".{path.rpartition('.')[0]}".endswith(f".{before}") for path in paths):
         return name
     number = numbers.get(int(match[1]))
     return None if number is None else f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"

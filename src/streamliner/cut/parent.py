@@ -18,45 +18,30 @@ if TYPE_CHECKING:
 
 
 def plan_of(cut: ModelLike) -> Plan:
-    """The plan of a cut model: of one in memory that `cut` returned, or of a folder.
-
-    Raises:
-        PlanError: the model does not say what was removed from it.
-    """
-    if isinstance(cut, (str, Path)):
-        folder = Path(cut).expanduser()
-    else:
-        plan = getattr(cut, PLAN_ATTRIBUTE, None)
-        if isinstance(plan, Plan):
-            return plan
-        folder = Path(cut.config.name_or_path or "?")
+    """The plan of a model in memory that `cut` returned, or of a folder; a PlanError if the model has none."""
+    plan = getattr(cut, PLAN_ATTRIBUTE, None)
+    if isinstance(plan, Plan):
+        return plan
+    folder = Path(cut).expanduser() if isinstance(cut, (str, Path)) else Path(cut.config.name_or_path or "?")
     if not (folder / MARK).is_file():
-        raise PlanError(
-            f"{folder} has no {MARK}, so it is not known what was removed.",
-            "Use a folder that streamliner cut or prune wrote, or a model that streamliner.cut returned.",
-        )
+        hint = "Use a folder that streamliner cut or prune wrote, or a model that streamliner.cut returned."
+        raise PlanError(f"{folder} has no {MARK}, so it is not known what was removed.", hint)
     return read_plan(folder)
 
 
 def dense_model_of(cut: str | Path, dense: ModelLike | Session | None, settings: ModelSettings) -> Session:
     """The dense model of a cut checkpoint: the one given, otherwise the one that its `streamliner.json` names.
 
-    Raises:
-        ModelError: the one named is not there, or has other weights than the one that was cut.
+    A ModelError if the one named is not there, or has other weights than the one that was cut.
     """
     if dense is not None:
         return open_model(dense, settings)
     recorded: dict[str, Any] = json.loads((Path(cut).expanduser() / MARK).read_text(encoding="utf-8"))["model"]
+    name, hint = recorded["name"], "Name the dense model with --dense."
     try:
-        session = open_model(recorded["name"], settings)
+        session = open_model(name, settings)
     except ModelError as error:
-        raise ModelError(
-            f"{cut} was cut from {recorded['name']}, which cannot be opened: {error.args[0]}",
-            "Name the dense model with --dense.",
-        ) from error
+        raise ModelError(f"{cut} was cut from {name}, which cannot be opened: {error.args[0]}", hint) from error
     if recorded.get("checkpoint") not in (None, checkpoint_hash(session.source)):
-        raise ModelError(
-            f"{recorded['name']} has other weights now than when {cut} was cut from it.",
-            "Name the dense model with --dense.",
-        )
+        raise ModelError(f"{name} has other weights now than when {cut} was cut from it.", hint)
     return session

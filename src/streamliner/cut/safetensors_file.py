@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -24,19 +24,12 @@ COPY_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file.
-
-    Attributes:
-        path: the file.
-        tensors: name -> dtype, shape and data_offsets, as the header has them.
-        metadata: further strings in the header.
-        data_start: the position of the first tensor's bytes.
-    """
+    """A safetensors file."""
 
     path: Path
-    tensors: dict[str, dict[str, Any]]
-    metadata: dict[str, str]
-    data_start: int
+    tensors: dict[str, dict[str, Any]]  # name -> dtype, shape and data_offsets, as the header has them
+    metadata: dict[str, str]  # further strings in the header
+    data_start: int  # the position of the first tensor's bytes
 
     def unchanged(self, name: str) -> NewTensor:
         """The tensor `name`, to be copied or loaded as it is."""
@@ -46,29 +39,20 @@ class TensorFile:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor to write.
+    """A tensor to write."""
 
-    Attributes:
-        file: where it comes from; for one that is in no file, where the tensors next to it come from.
-        old_name: its name there, or "" if it is not there.
-        dtype: as a header has it, such as "BF16".
-        shape: after any change.
-        make: computes the tensor; None where its bytes are copied.
-    """
-
-    file: TensorFile
-    old_name: str
-    dtype: str
-    shape: tuple[int, ...]
-    make: Callable[[], Tensor] | None = None
+    file: TensorFile  # where it comes from; for one that is in no file, where the tensors next to it come from
+    old_name: str  # its name there, or "" if it is not there
+    dtype: str  # as a header has it, such as "BF16"
+    shape: tuple[int, ...]  # after any change
+    make: Callable[[], Tensor] | None = None  # computes the tensor; None where its bytes are copied
 
     def load(self) -> Tensor:
         """The tensor itself."""
         if self.make is not None:
             return self.make()
         with safe_open(self.file.path, framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(self.old_name)
-        return tensor
+            return opened.get_tensor(self.old_name)  # type: ignore[no-any-return]
 
     @property
     def offsets(self) -> list[float]:
@@ -80,19 +64,17 @@ class NewTensor:
     def nbytes(self) -> int:
         """Size in the new file."""
         if self.make is None:
-            begin, end = self.file.tensors[self.old_name]["data_offsets"]
-            return int(end - begin)
+            return int(self.offsets[1] - self.offsets[0])
         return math.prod(self.shape) * FLOATS[self.dtype].itemsize
 
 
 def read_checkpoint(folder: Path) -> list[TensorFile]:
     """The files of a checkpoint with the tensors that transformers would load from each.
 
-    Raises:
-        ModelError: a file is broken or missing.
+    A ModelError if a file is broken or missing.
     """
     if (folder / "model.safetensors").is_file():
-        return [read_file(folder / "model.safetensors")]
+        return [_read_file(folder / "model.safetensors")]
     index = folder / INDEX_FILE
     if not index.is_file():
         raise ModelError(f"{folder} has neither model.safetensors nor {INDEX_FILE}.")
@@ -103,7 +85,7 @@ def read_checkpoint(folder: Path) -> list[TensorFile]:
             raise ModelError(f"{index} names a file outside its folder: {name}.")
         if not (folder / name).is_file():
             raise ModelError(f"{index} names {name}, which does not exist.", "Download the model again.")
-        file = read_file(folder / name)
+        file = _read_file(folder / name)
         # A shard may have tensors that the index takes from another shard, or not at all.
         for tensor in [tensor for tensor in file.tensors if weight_map.get(tensor) != name]:
             del file.tensors[tensor]
@@ -111,25 +93,20 @@ def read_checkpoint(folder: Path) -> list[TensorFile]:
     return files
 
 
-def read_file(path: Path) -> TensorFile:
-    """The header of a file.
-
-    Raises:
-        ModelError: the file is broken.
-    """
+def _read_file(path: Path) -> TensorFile:
     check_safetensors_file(path)
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header: dict[str, Any] = json.loads(stream.read(length))
-    metadata = header.pop("__metadata__", {"format": "pt"})
-    return TensorFile(path, header, metadata, 8 + length)
+    return TensorFile(
+        path, metadata=header.pop("__metadata__", {"format": "pt"}), tensors=header, data_start=8 + length
+    )
 
 
 def write_file(target: Path, source: TensorFile, tensors: Mapping[str, NewTensor]) -> int:
     """Write `tensors`, which come from `source`, in the order they have there. Returns the bytes of the tensors."""
     in_order = dict(sorted(tensors.items(), key=lambda item: item[1].offsets))
-    header: dict[str, Any] = {"__metadata__": source.metadata}
-    total = 0
+    header, total = {"__metadata__": dict[str, Any](source.metadata)}, 0
     for name, tensor in in_order.items():
         begin, total = total, total + tensor.nbytes
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, total]}
@@ -140,17 +117,11 @@ def write_file(target: Path, source: TensorFile, tensors: Mapping[str, NewTensor
         for tensor in in_order.values():
             if tensor.make is None:
                 reader.seek(source.data_start + int(tensor.offsets[0]))
-                _copy_bytes(reader, writer, tensor.nbytes)
+                for left in range(tensor.nbytes, 0, -COPY_BYTES):
+                    writer.write(reader.read(min(left, COPY_BYTES)))
             else:
                 made = tensor.load().to(FLOATS[tensor.dtype]).contiguous()
                 writer.write(made.flatten().view(torch.uint8).numpy().tobytes())
-    return total
-
-
-def _copy_bytes(reader: BinaryIO, writer: BinaryIO, count: int) -> None:
-    while count:
-        piece = reader.read(min(count, COPY_BYTES))
-        if not piece:
+        if writer.tell() != 8 + len(encoded) + total:
             raise ModelError("A safetensors file ends too early.", "Download or copy it again.")
-        writer.write(piece)
-        count -= len(piece)
+    return total

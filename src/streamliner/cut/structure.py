@@ -7,17 +7,15 @@ no fold compensates for that, the removal is refused and the attribute named.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from streamliner.cut.config_object import cut_config_object, last_line
-from streamliner.cut.folds import FOLDS, Change, Place, block_axis
-from streamliner.cut.removal import Removal
-from streamliner.cut.rules import indices
+from streamliner.cut.config import as_json, cut_config_object, last_line
+from streamliner.cut.folds import FOLDS, Change, block_axis
+from streamliner.cut.rules import Removal, indices
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.parts import shared_parameters
 from streamliner.model.shell import Outline, make_shell, outline
@@ -26,17 +24,11 @@ from streamliner.model.stack import check_indices, find_stack
 INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx", "index")
 """Attributes in which a module keeps the index of its block, or of one of its caches (LongCat has two per block)."""
 
-
 REPORT = "If this model should work, please report it with its config.json: its architecture is new to streamliner."
 
 
 class Structure:
-    """A model's structure without its weights, and what can be removed from it.
-
-    Attributes:
-        shell: the model with its parameters on the meta device.
-        stack: its blocks.
-    """
+    """A model's structure without its weights (`shell`, on the meta device), and what can be removed from it."""
 
     def __init__(self, shell: nn.Module) -> None:
         self.shell = shell
@@ -66,29 +58,23 @@ class Structure:
 
     def fixed_blocks(self) -> dict[int, str]:
         """The blocks that cannot be removed alone, with the reason."""
-        if len(self) == 1:
-            return {}
-        reasons = {index: self.refusal((index,)) for index in range(len(self))}
-        return {index: reason for index, reason in reasons.items() if reason}
+        blocks = range(len(self)) if len(self) > 1 else ()
+        return {index: reason for index in blocks if (reason := self.refusal((index,)))}
 
     def changes(self, removed: tuple[int, ...]) -> list[Change]:
         """The folds that the removal needs.
 
-        Raises:
-            UnsupportedModelError: the blocks cannot be removed; the message names the config key or the attribute.
+        An UnsupportedModelError, which names the config key or the attribute, if the blocks cannot be removed.
         """
         removed = check_indices(removed, len(self))
         removal = Removal.of(removed, len(self))
         cut = self._outline_of(cut_config_object(self.shell.config, self.stack, removed))
         if len(cut.blocks) != len(removal.kept):
-            raise UnsupportedModelError(
-                f"A model of the cut config has {len(cut.blocks)} blocks, not {len(removal.kept)}.", REPORT
-            )
+            found = f"{len(cut.blocks)} blocks, not {len(removal.kept)}"
+            raise UnsupportedModelError(f"A model of the cut config has {found}.", REPORT)
         self._check_outside(cut, removal)
-        changes = []
-        for new, old in enumerate(removal.kept):
-            changes += _compare(self._dense.blocks[old], cut.blocks[new], old, new, removal)
-        return changes
+        blocks = [(self._dense.blocks[old], cut.blocks[new], old, new) for new, old in enumerate(removal.kept)]
+        return [change for block in blocks for change in _compare(*block, removal)]
 
     def cut_shell(self, removed: tuple[int, ...]) -> nn.Module:
         """The model without the blocks, its parameters on the meta device."""
@@ -98,21 +84,20 @@ class Structure:
         """Tensors of removed blocks that a kept block shares: (index, name within the block) -> the kept block's."""
         result: dict[tuple[int, str], tuple[int, str]] = {}
         for places in shared_parameters(self.stack.modules):
-            kept = [place for place in places if place[0] not in removed]
-            result |= {place: kept[0] for place in places if place[0] in removed and kept}
+            kept = next((place for place in places if place[0] not in removed), None)
+            result |= {place: kept for place in places if kept and place[0] in removed}
         return result
 
     def _build(self, config: Any) -> nn.Module:
         try:
             return make_shell(type(self.shell), config)  # type: ignore[no-any-return]
         except Exception as error:  # model classes raise errors of many types
-            raise UnsupportedModelError(
-                f"{type(self.shell).__name__} cannot be built from the cut config: {last_line(error)}"
-            ) from error
+            name = type(self.shell).__name__
+            raise UnsupportedModelError(f"{name} cannot be built from the cut config: {last_line(error)}") from error
 
     def _outline_of(self, config: Any) -> Outline:
         # Many removals leave the same config: in a model of equal blocks, all removals of one block.
-        key = json.dumps(config.to_dict(), sort_keys=True, default=str)
+        key = as_json(config.to_dict())
         if key not in self._outlines:
             shell = self._build(config)
             self._outlines[key] = outline(shell, find_stack(shell))
@@ -127,9 +112,8 @@ class Structure:
                 size = before[axis] // removal.num_blocks * len(removal.kept)
                 before = (*before[:axis], size, *before[axis + 1 :])
             if before != after:
-                raise UnsupportedModelError(
-                    f"The tensor {name}, which belongs to no block, has shape {before} and would have {after}.", REPORT
-                )
+                change = f"has shape {before} and would have {after}"
+                raise UnsupportedModelError(f"The tensor {name}, which belongs to no block, {change}.", REPORT)
 
 
 def by_reason(fixed: Mapping[Any, str]) -> dict[str, str]:
@@ -142,12 +126,8 @@ def by_reason(fixed: Mapping[Any, str]) -> dict[str, str]:
 
 def _compare(before: dict[str, Any], after: dict[str, Any], old: int, new: int, removal: Removal) -> list[Change]:
     """The folds that make the block of `after` at index `new` what the block of `before` was at index `old`."""
-    differing = {
-        key
-        for key in before.keys() | after.keys()
-        if not _same(before.get(key), after.get(key), removal)
-        and not _is_index(key, before.get(key), after.get(key), old, new)
-    }
+    keys = before.keys() | after.keys()
+    differing = {key for key in keys if not _same(key, before.get(key), after.get(key), old - new, removal)}
     changes = []
     for key in sorted(before):
         prefix, dot, name = key.rpartition(".")
@@ -155,29 +135,24 @@ def _compare(before: dict[str, Any], after: dict[str, Any], old: int, new: int, 
         if fold is None or not (key in differing or (fold.by_index and before[key] and old != new)):
             continue
         prefix += dot
-        changes.append(Change(prefix, fold, Place(old, new, removal, before[key], after.get(key))))
+        changes.append(Change(fold, prefix, old, new, removal, before[key], after.get(key)))
         differing -= {key} | {prefix + other for other in fold.shows}
     if differing:
         key = min(differing)
-        raise UnsupportedModelError(
-            f"Block {old} would not be the same block in the cut model: {key} "
-            f"is {before.get(key)!r} and would be {after.get(key)!r}.",
-            REPORT,
-        )
+        change = f"{key} is {before.get(key)!r} and would be {after.get(key)!r}"
+        raise UnsupportedModelError(f"Block {old} would not be the same block in the cut model: {change}.", REPORT)
     return changes
 
 
-def _same(before: Any, after: Any, removal: Removal) -> bool:
+def _same(key: str, before: Any, after: Any, distance: int, removal: Removal) -> bool:
+    """Whether an attribute says the same of a block before and after it moves `distance` places to the front."""
+    if before == after:
+        return True
     if isinstance(before, float) and isinstance(after, float):
-        return before == after or math.isclose(before, after, rel_tol=1e-12)  # a quotient may be rounded differently
-    if before != after and isinstance(before, tuple) and isinstance(after, tuple):
+        return math.isclose(before, after, rel_tol=1e-12)  # a quotient may be rounded differently
+    if isinstance(before, tuple) and isinstance(after, tuple):
         # A list from the config that the module keeps, with an entry per block or of indices.
         per_block = len(before) == removal.num_blocks and after == tuple(before[index] for index in removal.kept)
         return per_block or list(after) == indices("", list(before), removal)
-    return bool(before == after)
-
-
-def _is_index(key: str, before: Any, after: Any, old: int, new: int) -> bool:
-    if key.rpartition(".")[2] not in INDEX_NAMES or type(before) is not int or type(after) is not int:
-        return False
-    return before - after in (old - new, 2 * (old - new))
+    is_index = key.rpartition(".")[2] in INDEX_NAMES and type(before) is int and type(after) is int
+    return is_index and before - after in (distance, 2 * distance)

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from streamliner.cut.generation import same_generation
 from streamliner.errors import StreamlinerError, VerificationError
 from streamliner.model.blocks import Blocks
+from streamliner.model.generate import greedy_scores, padding_token
 from streamliner.model.load import auto_class, folder_for_converted_weights
 from streamliner.model.stack import text_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SAMPLE_TOKENS = 256
+SAMPLE_TOKENS = 256  # whose logits are compared
+PROMPT_TOKENS, PADDING, NEW_TOKENS = 12, 4, 8  # of greedy generation
 
 LOGIT_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """Largest difference allowed, relative to the largest logit (at least 1).
@@ -28,32 +29,24 @@ Cutting changes no arithmetic, but two computations are never promised to be equ
 processor, on the number of threads and on how tensors lie in memory.
 """
 
+SCORE_TOLERANCE = 1e-3
+"""Largest difference of scores in float32, relative to the largest: with a cache, attention has other shapes."""
 
-@dataclass(frozen=True, repr=False)
+
+@dataclass(frozen=True)
 class Reference:
-    """What a cut model is compared with; taken from the dense model, which need not stay in memory.
+    """What a cut model is compared with; taken from the dense model, which need not stay in memory."""
 
-    Attributes:
-        sample: token ids, (1, tokens).
-        logits: the logits that the cut model must compute for them, (1, tokens, vocabulary).
-        cached, padded: whether the dense model generates the same with a cache as without: alone, and left-padded in
-            a batch. A few architectures do not; then the cut model need not either.
-        dtype, device: of the dense model.
-        stack_path: where its blocks are, such as "model.layers".
-        source: what computed `logits`, for messages.
-    """
-
-    sample: Tensor
-    logits: Tensor
+    sample: Tensor  # token ids, (1, tokens)
+    logits: Tensor  # what the cut model must compute for them, (1, tokens, vocabulary)
+    # Whether the dense model generates the same with a cache as without: alone, and left-padded in a batch. A few
+    # architectures do not; then the cut model need not either.
     cached: bool
     padded: bool
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the dense model
     device: torch.device
-    stack_path: str
-    source: str = "the dense model with the blocks bypassed"
-
-    def __repr__(self) -> str:
-        return f"Reference({self.sample.shape[1]} tokens in {_name(self.dtype)} from {self.source})"
+    stack_path: str  # where its blocks are, such as "model.layers"
+    source: str = "the dense model with the blocks bypassed"  # what computed `logits`, for messages
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,23 +102,21 @@ def sample_tokens(config: Any) -> Tensor:
     special = {token for value in ids for token in (value if isinstance(value, (list, tuple)) else [value])}
     low = min(8, text.vocab_size // 2)
     ordinary = torch.tensor([token for token in range(low, text.vocab_size) if token not in special])
-    generator = torch.Generator().manual_seed(0)
-    return ordinary[torch.randint(len(ordinary), (1, length), generator=generator)]
+    return ordinary[torch.randint(len(ordinary), (1, length), generator=torch.Generator().manual_seed(0))]
 
 
 def reference_outputs(blocks: Blocks, removed: tuple[int, ...], sample: Tensor) -> Reference:
     """Run the dense model on `sample`, (1, tokens): its logits with `removed` bypassed, and its own generation."""
     with torch.inference_mode(), blocks.bypass(removed):
         logits: Tensor = blocks.forward(sample).logits
-    cached, padded = same_generation(blocks.model, sample.to(blocks.device), _tolerance(blocks.dtype))
+    cached, padded = _same_generation(blocks.model, sample.to(blocks.device), blocks.dtype)
     return Reference(sample, logits.cpu(), cached, padded, blocks.dtype, blocks.device, blocks.path)
 
 
 def verify_model(model: PreTrainedModel, reference: Reference) -> Verification:
     """Compare a model in memory, in evaluation mode, with the reference.
 
-    Raises:
-        VerificationError: the logits differ, or generation with a cache differs from generation without.
+    A VerificationError if the logits differ, or if generation with a cache differs from generation without.
     """
     sample = reference.sample.to(model.device)
     with torch.inference_mode():
@@ -135,24 +126,17 @@ def verify_model(model: PreTrainedModel, reference: Reference) -> Verification:
         shapes = f"{tuple(logits.shape)}, not {tuple(expected.shape)}"
         raise VerificationError(f"The logits of the cut model have the shape {shapes} as those of {reference.source}.")
     difference = (logits - expected).abs().max().item()
-    tolerance = _tolerance(reference.dtype) * max(expected.abs().max().item(), 1.0)
+    tolerance = _tolerance(reference.dtype, expected.abs().max().item())
     if not difference <= tolerance:  # also where it is not a number
-        raise VerificationError(
-            f"The logits of the cut model differ by {difference:.3g} from those of {reference.source}; "
-            f"at most {tolerance:.3g} is allowed."
-        )
-    cached, padded = same_generation(model, sample, _tolerance(reference.dtype))
+        found = f"differ by {difference:.3g} from those of {reference.source}; at most {tolerance:.3g} is allowed"
+        raise VerificationError(f"The logits of the cut model {found}.")
+    cached, padded = _same_generation(model, sample, reference.dtype)
     for agreed, agreed_before, how in ((cached, reference.cached, ""), (padded, reference.padded, "left-padded ")):
         if agreed_before and not agreed:
             raise VerificationError(f"The cut model's {how}generation with a cache differs from that without.")
-    return Verification(
-        max_logit_difference=difference,
-        tolerance=tolerance,
-        cached_generation=cached if reference.cached else None,
-        padded_generation=padded if reference.padded else None,
-        tokens=sample.shape[1],
-        dtype=_name(reference.dtype),
-    )
+    generation = (cached if reference.cached else None, padded if reference.padded else None)
+    dtype = str(reference.dtype).removeprefix("torch.")
+    return Verification(difference, tolerance, *generation, sample.shape[1], dtype)
 
 
 def verify_checkpoint(
@@ -160,30 +144,9 @@ def verify_checkpoint(
 ) -> Verification:
     """Reload the checkpoint in `folder` as any user of transformers would, and compare it with the reference.
 
-    Args:
-        folder: the cut checkpoint.
-        reference: from `reference_outputs`.
-        trust_remote_code: run the checkpoint's own Python code.
-        device_map: where parts of the model go, for a model that one device cannot hold.
-
-    Raises:
-        VerificationError: it does not load, tensors are missing or not used, or as for `verify_model`.
+    `device_map` says where parts of the model go, for one that a single device cannot hold. A VerificationError if it
+    does not load, if tensors are missing or not used, or as for `verify_model`.
     """
-    model, info = _reload(folder, reference, trust_remote_code, device_map)
-    # Tensors that belong to another class, such as an encoder's, are copied as they were. In a block there are none.
-    block = re.compile(rf"(^|\.){re.escape('.'.join(reference.stack_path.split('.')[-2:]))}\.\d+\.")
-    unexpected = [name for name in info["unexpected_keys"] if block.search(name)]
-    missing, mismatched = info["missing_keys"], info["mismatched_keys"]
-    for kind, names in (("missing", missing), ("unexpected", unexpected), ("mismatched", mismatched)):
-        if names:
-            raise VerificationError(f"The written checkpoint has {kind} keys: {min(map(str, names))}.")
-    return verify_model(model, reference)
-
-
-def _reload(
-    folder: Path, reference: Reference, trust_remote_code: bool, device_map: Any
-) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model, and what transformers reports of its keys."""
     from transformers import AutoConfig
 
     trusted: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
@@ -199,12 +162,56 @@ def _reload(
         raise
     except Exception as error:  # transformers raises errors of many types
         raise VerificationError(f"transformers does not load the written checkpoint: {str(error).strip()}") from error
-    return model.eval() if device_map else model.eval().to(reference.device), info
+    # Tensors that belong to another class, such as an encoder's, are copied as they were. In a block there are none.
+    block = re.compile(rf"(^|\.){re.escape('.'.join(reference.stack_path.split('.')[-2:]))}\.\d+\.")
+    unexpected = [name for name in info["unexpected_keys"] if block.search(name)]
+    missing, mismatched = info["missing_keys"], info["mismatched_keys"]
+    for kind, names in (("missing", missing), ("unexpected", unexpected), ("mismatched", mismatched)):
+        if names:
+            raise VerificationError(f"The written checkpoint has {kind} keys: {min(map(str, names))}.")
+    return verify_model(model.eval() if device_map else model.eval().to(reference.device), reference)
 
 
-def _tolerance(dtype: torch.dtype) -> float:
-    return LOGIT_TOLERANCE.get(dtype, LOGIT_TOLERANCE[torch.float32])
+def _same_generation(model: Any, sample: Tensor, dtype: torch.dtype) -> tuple[bool, bool]:
+    """Whether greedy generation is the same with a cache as without: of a prompt, and left-padded in a batch of two.
+
+    The prompt is the beginning of `sample`, (1, tokens), on the device of the model; `dtype` is the dense model's.
+    """
+    if not hasattr(model, "generate"):
+        return False, False
+    prompt, pad = sample[:, :PROMPT_TOKENS], padding_token(model.config)
+    padded = torch.cat([torch.full_like(prompt[:, :PADDING], pad), prompt[:, PADDING:]], dim=1)
+    mask = torch.ones_like(prompt).repeat(2, 1)
+    mask[1, :PADDING] = 0
+    alone = _same_with_cache(model, prompt, mask[:1], pad, dtype)
+    return alone, _same_with_cache(model, torch.cat([prompt, padded]), mask, pad, dtype)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _same_with_cache(model: Any, ids: Tensor, mask: Tensor, pad: int, dtype: torch.dtype) -> bool:
+    """Whether the tokens are the same, up to the first tie that rounding broke, and in float32 the scores too.
+
+    In half precision, rounding hides a small fault in the scores.
+    """
+    try:
+        tokens, scores = greedy_scores(model, ids, mask, NEW_TOKENS, use_cache=True, pad=pad)
+        other_tokens, other_scores = greedy_scores(model, ids, mask, NEW_TOKENS, use_cache=False, pad=pad)
+        for step in range(NEW_TOKENS):
+            score, other_score = scores[step], other_scores[step]
+            finite = score.isfinite() & other_score.isfinite()
+            largest = other_score[finite].abs().max().item()
+            difference = (score - other_score)[finite].abs().max().item()
+            if model.dtype == torch.float32 and not difference <= SCORE_TOLERANCE * largest:
+                return False
+            token, other_token = tokens[:, step, None], other_tokens[:, step, None]
+            if not torch.equal(token, other_token):
+                # Two tokens with almost the same score are a tie. After it the texts may differ.
+                gap = (score.gather(1, token) - score.gather(1, other_token)).abs().max().item()
+                return gap <= 4 * _tolerance(dtype, largest)
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError):
+        return False  # some models cannot generate at all, or not left-padded
+    return True
+
+
+def _tolerance(dtype: torch.dtype, largest: float) -> float:
+    """The difference of logits that is allowed where the largest one is `largest`."""
+    return LOGIT_TOLERANCE.get(dtype, LOGIT_TOLERANCE[torch.float32]) * max(largest, 1.0)

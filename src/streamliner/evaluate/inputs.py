@@ -15,7 +15,7 @@ from streamliner.model.session import Session
 from streamliner.model.stack import has_encoder
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import EvaluateSettings
-from streamliner.text.windows import TextWindows, text_windows, window_length
+from streamliner.text.windows import TextWindows, text_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +75,7 @@ def read_inputs(
     tokenizer = settings.tokenizer or sessions[0].tokenizer()
     texts = _read_texts(sessions, settings, tokenizer, reporter)
     for session in everyone if parent else ():
-        window_length(session, PROMPT_TOKENS + settings.draft_tokens, "--draft-tokens: a text of")
+        session.window_length(PROMPT_TOKENS + settings.draft_tokens, "--draft-tokens: a text of")
     source = next(iter(settings.texts), "python-docs:test")
     counts = (settings.samples, settings.draft_prompts if parent else 0)
     prompts = (spread_prompts(source, tokenizer, count, reporter) for count in counts)
@@ -92,7 +92,7 @@ def read_inputs(
 def _read_texts(
     sessions: Sequence[Session], settings: EvaluateSettings, tokenizer: PreTrainedTokenizerBase, reporter: Reporter
 ) -> tuple[TextWindows, ...]:
-    length = min(window_length(session, settings.sequence_length) for session in sessions)
+    length = min(session.window_length(settings.sequence_length) for session in sessions)
     texts = tuple(
         text_windows(source, tokenizer, length, settings.stride, settings.num_samples)
         for source in dict.fromkeys(settings.texts)

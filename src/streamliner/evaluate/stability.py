@@ -39,8 +39,8 @@ def stability(dense: Sequence[Answer], cut: Sequence[Answer]) -> float:
     if not dense or [a.item for a in dense] != [b.item for b in cut]:
         raise ValueError("The two models did not answer the same questions.")
     weights = question_weights(dense)
-    kept = (weight for weight, a, b in zip(weights, dense, cut, strict=True) if a.correct == b.correct)
-    return math.fsum(kept) / math.fsum(weights)
+    agreed = (weight for weight, a, b in zip(weights, dense, cut, strict=True) if a.correct == b.correct)
+    return math.fsum(agreed) / math.fsum(weights)
 
 
 def question_weights(dense: Sequence[Answer]) -> list[float]:

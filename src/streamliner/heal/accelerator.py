@@ -15,8 +15,7 @@ from streamliner.settings import HealSettings
 def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.device, folder: Path) -> Any:
     """The `Accelerator` for a model of this precision on this device; trackers write into `folder`.
 
-    Raises:
-        HealingError: the precisions do not go together, or the launcher divides the model among processes.
+    Raises HealingError if the precisions do not go together, or the launcher divides the model among processes.
     """
     from accelerate import Accelerator
 
@@ -28,29 +27,20 @@ def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.d
             "Leave out --mixed-precision no, or add --dtype float32.",
         )
     trackers = find_trackers(settings)
+    logging = {"log_with": trackers, "project_dir": folder if trackers else None}
     reset_accelerator()  # an earlier run in this process may have had another precision
-    accelerator = Accelerator(
-        mixed_precision=precision,
-        cpu=device.type == "cpu",
-        device_placement=False,
-        log_with=trackers,
-        project_dir=folder if trackers else None,
-    )
-    if str(accelerator.distributed_type.value) in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu", device_placement=False, **logging)
+    kind = str(accelerator.distributed_type.value)
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise HealingError(
-            f"Healing needs the whole model in each process, and {accelerator.distributed_type.value} divides it.",
+            f"Healing needs the whole model in each process, and {kind} divides it.",
             "Launch it with data parallelism alone: torchrun --nproc-per-node 4 -m streamliner heal ...",
         )
     return accelerator
 
 
 def find_trackers(settings: HealSettings) -> list[Any] | None:
-    """accelerate's trackers by their names; None if none was asked for.
-
-    Raises:
-        HealingError: accelerate has no tracker of that name.
-        MissingExtraError: the tracker's library is not installed.
-    """
+    """accelerate's trackers by their names; None if none was asked for. Raises UserError if one is not available."""
     if not settings.trackers:
         return None
     from accelerate.tracking import filter_trackers
@@ -63,14 +53,3 @@ def find_trackers(settings: HealSettings) -> list[Any] | None:
     if missing:
         raise MissingExtraError(f"The tracker {min(missing)}", "track")
     return list(trackers)
-
-
-def check_division(settings: HealSettings, processes: int) -> None:
-    """Raise HealingError if a batch cannot be divided among processes and forwards."""
-    share = settings.global_batch_size // processes
-    if share * processes != settings.global_batch_size or share % settings.micro_batch:
-        raise HealingError(
-            f"A batch of {settings.global_batch_size} windows cannot be divided among {processes} processes with "
-            f"{settings.micro_batch} windows in a forward.",
-            "Choose --global-batch-size as a multiple of processes x --micro-batch.",
-        )

@@ -8,31 +8,18 @@ from typing import Any
 
 import torch
 
-from streamliner.errors import HealingError, MissingExtraError
+from streamliner.errors import HealingError
 from streamliner.model.blocks import Blocks
 from streamliner.model.parts import linear_names
-
-
-def check_peft() -> None:
-    """Raise MissingExtraError if `peft` is not installed."""
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("LoRA", "heal") from error
 
 
 class Adapters:
     """Trainable adapters in float32, with scale 2, on all linear maps of some blocks. At the start they add zero.
 
-    `weights` are those of the linear maps, which `merge` changes.
-
-    Raises:
-        MissingExtraError: `peft` is not installed.
-        HealingError: the blocks have no linear maps.
+    `weights` are those of the linear maps, which `merge` changes. HealingError is raised if there are none.
     """
 
     def __init__(self, blocks: Blocks, indices: Sequence[int], rank: int, seed: int) -> None:
-        check_peft()
         from peft import LoraConfig, LoraModel
 
         targets = [f"{blocks.path}.{index}.{name}" for index in indices for name in linear_names(blocks.modules[index])]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from streamliner.cut.memory import cut_model
 from streamliner.cut.parent import plan_of
 from streamliner.cut.safetensors_file import read_checkpoint
 from streamliner.errors import HealingError, ModelError, OutputError
-from streamliner.model.stack import check_indices, find_stack, has_encoder
+from streamliner.model.stack import find_stack, has_encoder
 from streamliner.runs.files import MARK
 from streamliner.search.plan import Plan
 
@@ -61,20 +60,18 @@ def check_healable(name: str, model: PreTrainedModel, config: Any, *, one_device
         )
 
 
-def check_same_type(model_type: str, cut_folder: Path) -> None:
-    """Raise ModelError if the cut checkpoint's config names another type than the dense model's `model_type`."""
-    found = json.loads((cut_folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if found != model_type:
-        raise ModelError(
-            f"{cut_folder} is of type {found!r}, and the dense model of type {model_type!r}.", ANOTHER_MODEL
-        )
+def check_checkpoint(folder: Path, dense: PreTrainedModel, removed: tuple[int, ...]) -> None:
+    """Raise ModelError unless the checkpoint in `folder` is `dense` without the blocks `removed`."""
+    found, wanted = json.loads((folder / "config.json").read_bytes()).get("model_type"), dense.config.model_type
+    if found != wanted:
+        raise ModelError(f"{folder} is of type {found!r}, and the dense model of type {wanted!r}.", ANOTHER_MODEL)
+    tensors = ((name, file.unchanged(name).load()) for file in read_checkpoint(folder) for name in file.tensors)
+    _check_same_weights(dense, removed, tensors, str(folder))
 
 
-def check_pair(cut: PreTrainedModel, dense: PreTrainedModel, removed: Iterable[int]) -> tuple[int, ...]:
-    """Raise UserError unless `cut` is `dense` without the blocks `removed`; returns these in order."""
-    num_blocks = len(find_stack(dense))
-    removed = check_indices(removed, num_blocks)
-    found, wanted = len(find_stack(cut)), num_blocks - len(removed)
+def check_pair(cut: PreTrainedModel, dense: PreTrainedModel, removed: tuple[int, ...]) -> None:
+    """Raise UserError unless `cut` is `dense` without the blocks `removed`, and in the same precision."""
+    found, wanted = len(find_stack(cut)), len(find_stack(dense)) - len(removed)
     if type(cut) is not type(dense) or found != wanted:
         raise ModelError(
             f"The cut model is a {type(cut).__name__} of {found} blocks; the dense one is a {type(dense).__name__}, "
@@ -83,17 +80,13 @@ def check_pair(cut: PreTrainedModel, dense: PreTrainedModel, removed: Iterable[i
         )
     if cut.dtype != dense.dtype:
         raise HealingError(f"The cut model is in {cut.dtype} and the dense one in {dense.dtype}.", "Use one precision.")
-    check_same_weights(dense, removed, cut.state_dict().items(), "The cut model")
-    return removed
+    _check_same_weights(dense, removed, cut.state_dict().items(), "The cut model")
 
 
-def check_same_weights(
+def _check_same_weights(
     dense: PreTrainedModel, removed: tuple[int, ...], tensors: Iterable[tuple[str, Tensor]], name: str
 ) -> None:
-    """Raise ModelError unless the cut model's tensors are the dense model's; some values of each are compared.
-
-    Names among `tensors` that the model does not have in memory are skipped. `name` is the cut model's, for messages.
-    """
+    """Compare some values of each tensor that the cut model has in memory too."""
     kept = cut_model(dense, removed).state_dict()
     for tensor_name, tensor in tensors:
         if tensor_name not in kept:
@@ -102,11 +95,3 @@ def check_same_weights(
         step = max(1, len(there) // 256)
         if len(there) != len(here) or not torch.equal(here[::step].cpu(), there[::step].to(here.dtype).cpu()):
             raise ModelError(f"{name} was not cut from this dense model: {tensor_name} differs.", ANOTHER_MODEL)
-
-
-def tensors_on_disk(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint by name, one at a time."""
-    for file in read_checkpoint(folder):
-        with safe_open(file.path, framework="pt") as opened:
-            for name in file.tensors:
-                yield name, opened.get_tensor(name)

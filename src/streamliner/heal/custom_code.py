@@ -18,9 +18,8 @@ from streamliner.heal.networks.feed_forward import FeedForward
 from streamliner.heal.networks.make import FEED_FORWARDS
 from streamliner.model.load import auto_class
 
-FILE = "modeling_streamliner.py"
-
-PREFIX = "streamliner_"
+FILE, PREFIX = "modeling_streamliner.py", "streamliner_"
+"""Name of the file with the code; what the model type begins with."""
 
 HEADER = '''"""{model} with lightweight networks in the places of blocks. Written by streamliner."""
 
@@ -89,51 +88,39 @@ def write_code(
 ) -> tuple[str, dict[str, Any]]:
     """Content of FILE, and the config with `model_type`, `architectures`, `auto_map` and the networks of `graft`.
 
-    Args:
-        model: the cut model; the code extends its class.
-        config: the cut checkpoint's config.json.
-        graft: with the networks that need code.
-        numbers: the index in the cut model of each block that stays.
-
-    Raises:
-        HealingError: the model's class is not one of transformers.
+    The code extends the class of `model`, the cut one; HealingError is raised if that is not one of transformers.
+    `numbers` has the index in the cut model of each block that stays.
     """
-    classes = (type(model.config), type(model))
-    for cls in classes:
+    config_class, model_class = type(model.config), type(model)
+    for cls in (config_class, model_class):
         if not (cls.__module__.startswith("transformers.models.") and cls.__name__.isidentifier()):
             raise HealingError(
                 f"{cls.__name__} is not a class of transformers, so the code of a network cannot extend it.",
                 "Choose --network block.",
             )
-    networks = [_describe(graft, place, numbers[place]) for place in sorted(graft.networks)]
+    networks = [_describe(graft, place) | {"place": numbers[place]} for place in sorted(graft.networks)]
     kinds = {kind: FEED_FORWARDS[kind] for kind in sorted({network["kind"] for network in networks})}
-    names = {
-        "config": classes[0].__name__,
-        "config_module": classes[0].__module__,
-        "model": classes[1].__name__,
-        "model_module": classes[1].__module__,
-        # From the class, never from the file: it becomes part of the code.
-        "model_type": PREFIX + str(getattr(classes[0], "model_type")),  # noqa: B009
-        "networks": "{" + ", ".join(f'"{kind}": {cls.__name__}' for kind, cls in kinds.items()) + "}",
-    }
+    # From the class, never from the file: it becomes part of the code.
+    model_type = PREFIX + str(getattr(config_class, "model_type"))  # noqa: B009
+    names = {"config": config_class.__name__, "config_module": config_class.__module__}
+    names |= {"model": model_class.__name__, "model_module": model_class.__module__, "model_type": model_type}
+    names["networks"] = "{" + ", ".join(f'"{kind}": {cls.__name__}' for kind, cls in kinds.items()) + "}"
     needed: list[type[nn.Module]] = [FeedForward, *kinds.values()]
     code = HEADER.format(**names) + "\n\n".join(map(inspect.getsource, needed)) + CODE.format(**names)
-    module = FILE.removesuffix(".py")
-    auto_map = {"AutoConfig": f"{module}.HealedConfig", auto_class(model.config).__name__: f"{module}.HealedModel"}
+    module, auto = FILE.removesuffix(".py"), auto_class(model.config).__name__
     return code, config | {
-        "model_type": names["model_type"],
+        "model_type": model_type,
         "architectures": ["HealedModel"],
-        "auto_map": auto_map,
+        "auto_map": {"AutoConfig": f"{module}.HealedConfig", auto: f"{module}.HealedModel"},
         "streamliner": {"stack": graft.blocks.path, "networks": networks},
     }
 
 
-def _describe(graft: Graft, place: int, number: int) -> dict[str, Any]:
-    """What the code needs to build a network; `number` is its index in the cut model."""
+def _describe(graft: Graft, place: int) -> dict[str, Any]:
+    """What the code needs to build a network, but for its place in the cut model."""
     network = graft.networks[place]
     assert isinstance(network, FeedForward)
     return {
-        "place": number,
         "kind": next(kind for kind, cls in FEED_FORWARDS.items() if type(network) is cls),
         "size": [network.hidden_size, network.intermediate_size],
         "residual": network.residual,

@@ -11,8 +11,7 @@ from streamliner.errors import RemovalError
 class Gap:
     """The blocks `[start, stop)` of the dense model that become `len(places)` blocks of a network.
 
-    The network is trained to map the residual stream at depth `start` to that at depth `stop`. It takes `places`,
-    ascending; all other blocks of the gap are removed.
+    The network, at `places`, ascending, learns to map the residual stream at depth `start` to that at depth `stop`.
     """
 
     start: int
@@ -30,8 +29,7 @@ def find_gaps(removed: tuple[int, ...], num_blocks: int, depth: int = 1) -> tupl
     As in LLM-Streamline (arXiv 2403.19135): a transformer layer that replaces blocks l to l+n starts from block l, so
     n blocks are gone. At the start of the stack, with no block before the run, the network takes the places after it.
 
-    Raises:
-        RemovalError: between two runs there are fewer than `depth` kept blocks.
+    Raises RemovalError if between two runs there are fewer than `depth` kept blocks.
     """
     starts = [block for block in removed if block - 1 not in removed]
     stops = [block + 1 for block in removed if block + 1 not in removed]

@@ -26,14 +26,9 @@ from streamliner.settings import HealSettings
 
 @dataclass
 class Graft:
-    """A dense model with what is trained in it.
+    """A dense model with what is trained in it: networks by the block whose place each takes, adapters on others.
 
-    Attributes:
-        blocks: of the dense model.
-        gaps: where networks go; empty if only adapters are trained.
-        networks: by the block whose place each takes.
-        removed: blocks that are bypassed in the healed model.
-        adapters: on other blocks that stay; None if there are none.
+    Gaps are empty if only adapters are trained. Blocks in `removed` are bypassed in the healed model.
     """
 
     blocks: Blocks
@@ -51,15 +46,15 @@ class Graft:
     def in_place(self) -> Iterator[None]:
         """While open, the model is the healed one: removed blocks are bypassed, networks run in their places."""
         forwards = {index: self.blocks.pass_on(index) for index in self.removed}
-        forwards |= {place: self._network_forward(place) for place in self.networks}
+        forwards |= {place: self._in_place_of(place) for place in self.networks}
         with self.blocks.substituted(forwards):
             yield
 
     @contextmanager
-    def next_to_dense(self) -> Iterator[dict[int, Tensor]]:
-        """While open, the networks run on the dense model's stream; yields their outputs, by their gap's `stop`."""
+    def next_to_dense(self, stops: set[int]) -> Iterator[dict[int, Tensor]]:
+        """While open, networks of gaps with these `stop`s run on the dense stream; yields their outputs, by `stop`."""
         outputs: dict[int, Tensor] = {}
-        places = [(index, gap) for gap in self.gaps for index in (gap.start, *gap.places)]
+        places = [(index, gap) for gap in self.gaps if gap.stop in stops for index in (gap.start, *gap.places)]
         with self.blocks.substituted({index: self._next_to_block(index, gap, outputs) for index, gap in places}):
             yield outputs
 
@@ -74,7 +69,7 @@ class Graft:
         with self.adapters.off() if self.adapters else nullcontext():
             return self.blocks.streams(input_ids, depths) if depths else {}
 
-    def _network_forward(self, place: int) -> BlockForward:
+    def _in_place_of(self, place: int) -> BlockForward:
         def forward(call: Call) -> Any:
             out = stream_out(call.run(self.networks[place])).to(call.stream.dtype)
             return self.blocks.hand_on(place, out, call)
@@ -99,9 +94,7 @@ class Graft:
 def make_graft(blocks: Blocks, removed: tuple[int, ...], settings: HealSettings) -> Graft:
     """Lightweight networks for the runs of removed blocks of a dense model, which is frozen; adapters come later.
 
-    Raises:
-        HealingError: the architecture has no place for networks, or blocks that are to change share weights.
-        RemovalError: see `find_gaps`.
+    Raises HealingError if the architecture has no place for networks, or blocks that are to change share weights.
     """
     graft = Graft(blocks, (), {}, removed)
     if settings.network != "none":

@@ -1,41 +1,96 @@
-"""One healing: its run folder, the trial before training, the training, and its result."""
+"""One healing: what can be checked before it starts, its run folder, the training, and its result."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from streamliner.cut.verification import sample_tokens
-from streamliner.heal.accelerator import make_accelerator
+from streamliner.errors import HealingError, MissingExtraError
+from streamliner.heal.accelerator import find_trackers, make_accelerator
+from streamliner.heal.checks import check_healable
 from streamliner.heal.graft import Graft, make_graft
-from streamliner.heal.objective import make_objective
-from streamliner.heal.prepare import Prepared, identity_of, record_of
-from streamliner.heal.state import open_run, steps_done
-from streamliner.heal.trainer import Trainer
-from streamliner.heal.trial import try_out
+from streamliner.heal.merge import merge
+from streamliner.heal.objective import Objective
+from streamliner.heal.save import try_out
+from streamliner.heal.state import STATE, load_tensors, open_run
+from streamliner.heal.trainer import Prepared, Trainer
 from streamliner.measure.loss import text_loss
 from streamliner.model.blocks import Blocks
 from streamliner.model.fingerprint import weights_hash
 from streamliner.model.session import Session
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
+from streamliner.settings import HealSettings
+from streamliner.text.stream import PRESETS, TrainingText
+
+THAT_MATTER = (
+    *("network", "network_depth", "init", "residual", "top_k", "network_input", "lora", "sequence_length"),
+    *("validation_windows", "learning_rate", "min_learning_rate", "warmup", "weight_decay", "clip"),
+    *("mixed_precision", "validations", "seed"),
+)
+"""Settings that a run cannot change when it continues."""
+
+
+def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) -> Prepared:
+    """Raise UserError for all that can be found before there is a plan and before weights are loaded."""
+    one_device = dense.settings.device != "auto" and not dense.settings.offload
+    check_healable(dense.source.name, dense.shell, dense.config, one_device=one_device)
+    if settings.lora and find_spec("peft") is None:
+        raise MissingExtraError("LoRA", "heal")
+    if settings.global_batch_size % (dense.ranks.size * settings.micro_batch):
+        raise HealingError(
+            f"A batch of {settings.global_batch_size} windows cannot be divided among {dense.ranks.size} processes "
+            f"with {settings.micro_batch} windows in a forward.",
+            "Choose --global-batch-size as a multiple of processes x --micro-batch.",
+        )
+    find_trackers(settings)
+    texts = settings.texts
+    if not texts and dense.source.kind == "hub":
+        texts = (("slimpajama", 1.0),)
+    elif not texts:
+        reporter.say("Training on python-docs, a small text that needs no network. Name your own text with --data.")
+        texts = (("python-docs", 1.0),)
+    data: dict[str, float] = {}
+    for name, weight in texts:
+        for source, share in PRESETS.get(name, ((name, 1.0),)):
+            data[source] = data.get(source, 0.0) + share * weight
+    settings = dataclasses.replace(settings, data=data)
+    text = TrainingText(
+        settings.texts,
+        dense.tokenizer(),
+        sequence_length=dense.window_length(settings.sequence_length),
+        validation_windows=settings.validation_windows,
+        seed=settings.seed,
+    )
+    return Prepared(settings, text, count_steps(settings, text))
+
+
+def count_steps(settings: HealSettings, text: TrainingText) -> int:
+    """Optimiser steps of the budget. Raises HealingError if it is less than one."""
+    tokens = settings.global_batch_size * text.sequence_length
+    steps = settings.num_tokens // tokens if settings.steps is None else settings.steps
+    if settings.epochs is not None:
+        steps = round(settings.epochs * text.windows_in_a_pass()) // settings.global_batch_size
+    if steps < 1:
+        raise HealingError(
+            f"The budget is less than one step of {tokens:,} tokens.",
+            "Give more --tokens, or a smaller --global-batch-size or --sequence-length.",
+        )
+    return steps
 
 
 @dataclass(frozen=True)
 class Healing:
-    """What is healed, how, and where.
+    """What is healed, how, and where. The dense model, frozen, is changed.
 
-    Attributes:
-        dense: the dense model, frozen; it is changed.
-        removed: the blocks that were removed.
-        prepared: settings and text.
-        folder: of the run.
-        cut_folder: the cut checkpoint; read only for networks without attention.
-        reporter: shows messages and progress.
-        arguments: of the command line, to be written into the run folder.
+    The cut checkpoint is read only for networks without attention. `arguments` of the command line go into the folder.
     """
 
     dense: Session
@@ -46,50 +101,43 @@ class Healing:
     reporter: Reporter
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def train(self) -> tuple[Graft, dict[str, Any]]:
-        """Train to the end, or continue to it.
+    def train(self, precision: torch.dtype | None = None) -> tuple[Graft, dict[str, Any]]:
+        """Train to the end, or continue to it, and merge what was trained, rounded to `precision` (see `merge`).
 
-        Returns:
-            The trained graft, and `training` and `validation_perplexity` for the result.
-
-        Raises:
-            OutputError: the folder has another run.
-            HealingError: the model cannot be healed so, or a loss is not finite.
+        Returns the merged graft and the result, a JSON value, not yet verified; {} in all processes but the first.
         """
-        blocks, settings, text = self.dense.load(self.reporter), self.prepared.settings, self.prepared.text
+        settings, blocks = self.prepared.settings, self.dense.load(self.reporter)
         graft = make_graft(blocks, self.removed, settings)
         accelerator = make_accelerator(settings, blocks.dtype, blocks.device, self.folder)
         self._enter_folder(graft)
-        objective = make_objective(graft, settings, bos=text.has_bos)
-        for line in self.prepared.describe(objective):
-            self.reporter.say(line)
+        objective = Objective(graft, settings, bos=self.prepared.text.has_bos)
+        self._describe(objective)
         if settings.trackers:
             values = record_of(settings).items()
             config = {name: value if isinstance(value, (int, float)) else str(value) for name, value in values}
             accelerator.init_trackers("streamliner", config=config)
         perplexity = self._perplexities(graft) if self.dense.ranks.rank == 0 else {}
-        trainer = Trainer(objective, text, settings, self.prepared.steps, accelerator, self.folder)
+        trainer = Trainer(objective, self.prepared, accelerator, self.folder)
         with self.reporter.training(self.prepared.steps) as on_row:
             trained = trainer.run(on_row)
         if settings.trackers:
             accelerator.end_training()
         accelerator.free_memory()
-        return graft, {"training": dataclasses.asdict(trained), "validation_perplexity": perplexity}
-
-    def result(self, graft: Graft, unused_parameters: int, measured: dict[str, Any]) -> dict[str, Any]:
-        """The result as a JSON value, not yet verified, from a merged graft and what `merge` and `train` returned."""
+        if self.dense.ranks.rank:
+            return graft, {}
+        unused = merge(graft, precision, sample_tokens(self.dense.config))
         with graft.in_place():
-            healed = self._perplexity(graft.blocks)
-        return {
-            "gaps": [{"start": gap.start, "stop": gap.stop, "places": list(gap.places)} for gap in graft.gaps],
+            perplexity["healed"] = self._perplexity(blocks)
+        return graft, {
+            "gaps": [dataclasses.asdict(gap) for gap in graft.gaps],
             "removed": list(self.removed),
-            "blocks_before": len(graft.blocks),
-            "blocks_after": len(graft.blocks) - len(self.removed),
+            "blocks_before": len(blocks),
+            "blocks_after": len(blocks) - len(self.removed),
             "custom_code": bool(graft.networks),
-            "unused_parameters": unused_parameters,
-            "settings": record_of(self.prepared.settings),
-            "training": measured["training"],
-            "validation_perplexity": measured["validation_perplexity"] | {"healed": healed},
+            "unused_parameters": unused,
+            "settings": record_of(settings),
+            "training": dataclasses.asdict(trained),
+            "validation_perplexity": perplexity,
             "verification": None,
         }
 
@@ -110,12 +158,26 @@ class Healing:
                 shown = dataclasses.replace(settings, run=str(self.folder))
                 write_config(self.folder, "heal", self.arguments, shown, self.dense.settings)
         ranks.wait()
-        done = steps_done(self.folder)
-        if done is not None:
+        if (self.folder / STATE).exists():
+            done = load_tensors(self.folder / STATE)[1]["progress"]["step"]
             self.reporter.say(f"Continuing the run in {self.folder} after step {done} of {self.prepared.steps}.")
         elif ranks.rank == 0:
             try_out(graft, self.cut_folder, self.folder, sample_tokens(self.dense.config), self.reporter)
         ranks.wait()
+
+    def _describe(self, objective: Objective) -> None:
+        """Say what will be trained."""
+        settings, text, steps = self.prepared.settings, self.prepared.text, self.prepared.steps
+        trainable = sum(parameter.numel() for parameter in objective.trainable().values())
+        batch = settings.global_batch_size
+        losses = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in settings.losses.items())
+        for gap in objective.graft.gaps:
+            self.reporter.say(f"{gap}.")
+        self.reporter.say(
+            f"Training {trainable:,} parameters with loss {losses}: {steps} steps of {batch} windows of "
+            f"{text.sequence_length} tokens, {steps * batch * text.sequence_length:,} tokens in all; "
+            f"{len(text.validation)} windows held out."
+        )
 
     def _perplexities(self, graft: Graft) -> dict[str, float | None]:
         if len(self.prepared.text.validation):
@@ -128,3 +190,19 @@ class Healing:
         """Of the model as it is now, on the held-out windows; None without any."""
         windows = self.prepared.text.validation
         return text_loss(blocks, windows).perplexity if len(windows) else None
+
+
+def identity_of(settings: HealSettings) -> dict[str, Any]:
+    """The settings that must be the same when a run continues, under the names that all releases gave them."""
+    return {name: getattr(settings, name) for name in THAT_MATTER} | {
+        "loss": settings.losses,
+        "data": [list(pair) for pair in settings.texts],
+        "batch_size": settings.global_batch_size,
+    }
+
+
+def record_of(settings: HealSettings) -> dict[str, Any]:
+    """All settings of the training as a JSON value."""
+    free = {name: getattr(settings, name) for name in ("steps", "epochs", "micro_batch", "save_every")}
+    budget = None if settings.tokens is None else settings.num_tokens
+    return identity_of(settings) | free | {"tokens": budget, "track": list(settings.trackers)}

@@ -14,21 +14,18 @@ where T are the k likeliest tokens of the dense model, and P and Q what p and q 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamliner.measure.divergence import divergence
+from streamliner.measure.loss import divergence
 
 LOGIT_BYTES = 512_000_000
 """Bytes of logits in float32 that exist at once; a loss and its gradient take about three times that."""
-
 HALF_SCALE = 1024.0
 """Factor for gradients with respect to float16 logits: most would be below float16's smallest number."""
-
 Head = Callable[[Tensor, Tensor], Tensor]
 """(stream at depth N, positions) -> logits at these positions, (windows, positions, vocabulary)."""
 
@@ -39,7 +36,6 @@ def stream_loss(kind: str, output: Tensor, target: Tensor, first: int) -> Tensor
     `mse` is the mean over positions and channels of the squared difference (arXiv 2403.19135, equation 4).
     `normalized-mse` divides it at each position by the target's mean square there, so that the few tokens with
     enormous activations count as much as any other.
-
     `first` is the first position that counts: 1 to leave out a BOS, whose activations can be thousands of times larger.
     """
     output, target = output[:, first:].float(), target[:, first:].float().to(output.device)
@@ -52,9 +48,7 @@ def stream_loss(kind: str, output: Tensor, target: Tensor, first: int) -> Tensor
 def next_token_loss(log_q: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The sum of the loss `lm` over rows, and its gradient with respect to the logits, (rows, vocabulary).
 
-    Args:
-        log_q: log-probabilities, (rows, vocabulary); overwritten.
-        targets: next tokens, (rows, 1).
+    `log_q` are log-probabilities, (rows, vocabulary), and overwritten; `targets` are next tokens, (rows, 1).
     """
     value = -log_q.gather(-1, targets).sum()
     gradient = log_q.exp_()
@@ -64,112 +58,86 @@ def next_token_loss(log_q: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 def distillation_loss(log_q: Tensor, log_p: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor]:
     """The sum of the loss `kd` over rows, and its gradient with respect to the logits of q, (rows, vocabulary).
 
-    Args:
-        log_q, log_p: log-probabilities of the healed and the dense model, (rows, vocabulary).
-        top_k: compare only the `top_k` likeliest tokens of the dense model, and the sum of all others.
+    `log_q`, `log_p` are log-probabilities of the healed and the dense model. With `top_k`, only that many of the dense
+    model's likeliest tokens are compared, and the sum of all others.
     """
     if top_k is None:
         return divergence(log_p, log_q).sum(), log_q.exp().sub_(log_p.exp())
     likeliest, tokens = log_p.topk(min(top_k, log_p.shape[-1]), -1)
     same = log_q.gather(-1, tokens)
-    rest_p, rest_q = _log_rest(likeliest), _log_rest(same)
+    rest_p, rest_q = (torch.log((1 - x.exp().sum(-1, keepdim=True)).clamp_min(1e-9)) for x in (likeliest, same))
     value = divergence(torch.cat([likeliest, rest_p], -1), torch.cat([same, rest_q], -1)).sum()
     gradient = log_q.exp() * (1 - (rest_p - rest_q).exp())
     return value, gradient.scatter_(-1, tokens, same.exp() - likeliest.exp())
 
 
-def _log_rest(log_probabilities: Tensor) -> Tensor:
-    """Logarithm of what the probabilities leave to one, (rows, k) -> (rows, 1)."""
-    return torch.log((1 - log_probabilities.exp().sum(-1, keepdim=True)).clamp_min(1e-9))
+def head_losses(
+    stream: Tensor,
+    dense_stream: Tensor | None,
+    input_ids: Tensor,
+    head: Head,
+    *,
+    weights: dict[str, float],
+    top_k: int | None,
+    vocab_size: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of `lm` and `kd` with gradients to `stream`, and each loss without.
 
+    The gradient is found along with the value, piece by piece: the logits of a whole batch would not fit in memory.
+    With respect to the logits it is known in closed form, so autograd need not keep copies of them.
 
-@dataclass(frozen=True)
-class HeadLosses:
-    """The weighted sum of `lm` and `kd`.
-
-    Attributes:
-        head: the model's own final norm and head.
-        weights: of "lm" and "kd".
-        top_k: see `distillation_loss`.
-        vocab_size: bounds the memory of the logits.
+    Streams are those of the healed and, for `kd`, the dense model at depth N, (windows, tokens, hidden). `weights` are
+    by loss; `vocab_size` bounds the memory of the logits.
     """
-
-    head: Head
-    weights: dict[str, float]
-    top_k: int | None
-    vocab_size: int
-
-    def __call__(
-        self, stream: Tensor, dense_stream: Tensor | None, input_ids: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum with gradients to `stream`, and each loss without.
-
-        Streams are those of the healed and, for `kd`, the dense model at depth N, (windows, tokens, hidden).
-        """
-        parts: dict[str, Tensor] = {}
-        total: Tensor = _Piecewise.apply(stream, self, dense_stream, input_ids, parts)  # type: ignore[no-untyped-call]
-        return total, parts
-
-    def of_piece(
-        self, logits: Tensor, dense_logits: Tensor | None, targets: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Sums of the losses over the positions of a piece, and the gradient of their weighted sum by the logits.
-
-        Logits are (windows, positions, vocabulary), `targets` the next tokens, (windows, positions).
-        """
-        log_q = functional.log_softmax(logits.detach().flatten(0, 1), -1, dtype=torch.float32)
-        values: dict[str, Tensor] = {}
-        gradients: list[Tensor] = []
-        if dense_logits is not None:
-            log_p = functional.log_softmax(dense_logits.flatten(0, 1), -1, dtype=torch.float32)
-            values["kd"], by_kd = distillation_loss(log_q, log_p, self.top_k)
-            gradients.append(by_kd.mul_(self.weights["kd"]))
-        if "lm" in self.weights:
-            values["lm"], by_lm = next_token_loss(log_q, targets.to(log_q.device).reshape(-1, 1))
-            weight = self.weights["lm"]
-            gradients = [gradients[0].add_(by_lm, alpha=weight) if gradients else by_lm.mul_(weight)]
-        return values, gradients[0].view_as(logits)
+    windows, predictions = input_ids.shape[0], input_ids.shape[1] - 1
+    gradient = torch.zeros_like(stream, dtype=torch.float32)
+    scale = HALF_SCALE if stream.dtype == torch.float16 else 1.0
+    sums = {name: torch.zeros((), device=stream.device) for name in weights}
+    at_once = max(1, LOGIT_BYTES // (4 * vocab_size * windows))
+    for positions in torch.split(torch.arange(predictions), at_once):
+        piece = stream.detach().requires_grad_(stream.requires_grad)
+        logits = head(piece, positions)
+        with torch.no_grad():
+            dense_logits = None if dense_stream is None else head(dense_stream, positions)
+            values, by_logits = _piece_losses(logits, dense_logits, input_ids[:, positions + 1], weights, top_k)
+        for name, value in values.items():
+            sums[name] += value
+        if stream.requires_grad:
+            scaled = by_logits.mul_(scale).to(logits.dtype)
+            gradient += torch.autograd.grad(logits, piece, scaled)[0].float() / scale
+    count = windows * predictions
+    parts = {name: value / count for name, value in sums.items()}
+    total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+    return _WithGradient.apply(stream, total, gradient / count), parts  # type: ignore[no-untyped-call]
 
 
-class _Piecewise(torch.autograd.Function):
-    """Finds the gradient along with the value, piece by piece: the logits of a whole batch would not fit in memory.
+def _piece_losses(
+    logits: Tensor, dense_logits: Tensor | None, targets: Tensor, weights: dict[str, float], top_k: int | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Sums of the losses over (windows, positions), and the gradient of their weighted sum by the logits."""
+    log_q = functional.log_softmax(logits.flatten(0, 1), -1, dtype=torch.float32)
+    values: dict[str, Tensor] = {}
+    gradients: list[Tensor] = []
+    if dense_logits is not None:
+        log_p = functional.log_softmax(dense_logits.flatten(0, 1), -1, dtype=torch.float32)
+        values["kd"], by_kd = distillation_loss(log_q, log_p, top_k)
+        gradients.append(by_kd.mul_(weights["kd"]))
+    if "lm" in weights:
+        values["lm"], by_lm = next_token_loss(log_q, targets.to(log_q.device).reshape(-1, 1))
+        gradients = [gradients[0].add_(by_lm, alpha=weights["lm"]) if gradients else by_lm.mul_(weights["lm"])]
+    return values, gradients[0].view_as(logits)
 
-    The gradient with respect to the logits is known in closed form, so autograd need not keep copies of them.
-    """
+
+class _WithGradient(torch.autograd.Function):
+    """A value whose gradient with respect to `stream` is already known."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        stream: Tensor,
-        losses: HeadLosses,
-        dense_stream: Tensor | None,
-        input_ids: Tensor,
-        parts: dict[str, Tensor],
-    ) -> Tensor:
-        """Return the weighted sum, and put each loss into `parts`."""
-        windows, predictions = input_ids.shape[0], input_ids.shape[1] - 1
-        needed = ctx.needs_input_grad[0]
-        gradient = torch.zeros_like(stream, dtype=torch.float32)
-        scale = HALF_SCALE if stream.dtype == torch.float16 else 1.0
-        sums = {name: torch.zeros((), device=stream.device) for name in losses.weights}
-        at_once = max(1, LOGIT_BYTES // (4 * losses.vocab_size * windows))
-        for positions in torch.split(torch.arange(predictions), at_once):
-            piece = stream.detach().requires_grad_(needed)
-            with torch.set_grad_enabled(needed):
-                logits = losses.head(piece, positions)
-            dense_logits = None if dense_stream is None else losses.head(dense_stream, positions)
-            values, by_logits = losses.of_piece(logits, dense_logits, input_ids[:, positions + 1])
-            for name, value in values.items():
-                sums[name] += value
-            if needed:
-                scaled = by_logits.mul_(scale).to(logits.dtype)
-                gradient += torch.autograd.grad(logits, piece, scaled)[0].float() / scale
-        count = windows * predictions
-        parts |= {name: value / count for name, value in sums.items()}
-        ctx.gradient, ctx.dtype = gradient / count, stream.dtype
-        return torch.stack([losses.weights[name] * value for name, value in parts.items()]).sum()
+    def forward(ctx: Any, stream: Tensor, value: Tensor, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the value."""
+        ctx.gradient, ctx.dtype = gradient, stream.dtype
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
-        """Scale the gradient that `forward` found."""
-        return ((upstream * ctx.gradient).to(ctx.dtype), None, None, None, None)
+        """Scale the gradient."""
+        return (upstream * ctx.gradient).to(ctx.dtype), None, None

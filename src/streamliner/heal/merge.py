@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -10,33 +12,29 @@ from torch import Tensor, nn
 from streamliner.errors import VerificationError
 from streamliner.heal.graft import Graft
 from streamliner.heal.networks.feed_forward import FeedForward
-from streamliner.heal.stock import as_stock_block, unused_parameters
+from streamliner.heal.networks.swiglu import SwiGLU
+from streamliner.model.blocks import Blocks
+from streamliner.model.handoff import Call, stream_out
+from streamliner.model.parts import GATED, find_part, gated_parts, linears_outside, weighted_children
 
-ROUNDING = {torch.float32: 1e-3}
-"""Largest difference of logits, relative to the largest logit, that rounding the trained weights may cause."""
-HALF_ROUNDING = 0.1
-"""The same for other precisions."""
+ROUNDING, HALF_ROUNDING = 1e-3, 0.1
+"""Largest difference of logits, relative to the largest, that rounding trained weights may cause: float32, others."""
+TOLERANCE = 1e-5
+"""Largest difference between a network and a stock block, relative to the largest value, in float32."""
 
 
-def merge(graft: Graft, precision: torch.dtype, sample: Tensor) -> int:
-    """Put what was trained into the dense model of `graft`, rounded to `precision`.
+def merge(graft: Graft, precision: torch.dtype | None, sample: Tensor) -> int:
+    """Put what was trained into the dense model of `graft`, rounded to `precision`, by default the model's own.
 
     Afterwards `graft.networks` has only those that no block of the architecture can express, and `graft.in_place()`
     still runs the healed model. All tensors that change get new memory: another model that shares the old one does not
-    change.
+    change. Networks and blocks are compared on `sample`, token ids of shape (1, tokens).
 
-    Args:
-        graft: with trained networks and adapters.
-        precision: of the weights that are to be written.
-        sample: token ids, (1, tokens), on which networks and blocks are compared.
-
-    Returns:
-        How many parameters of stock blocks have no effect: those of an attention that is zero.
-
-    Raises:
-        VerificationError: the model computes something else afterwards.
+    Returns how many parameters of stock blocks have no effect: those of an attention that is zero. Raises
+    VerificationError if the model computes something else afterwards.
     """
     blocks, networks, unused = graft.blocks, graft.networks, 0
+    precision = precision or blocks.dtype
     before = _healed_logits(graft, sample)
     trained: list[nn.Parameter] = []
     if graft.adapters is not None:
@@ -45,16 +43,23 @@ def merge(graft: Graft, precision: torch.dtype, sample: Tensor) -> int:
         graft.adapters = None
     stock = stock_blocks(graft, sample)
     graft.networks = networks if stock is None else {}
-    for place, block in (stock or {}).items():
-        trained += _take_weights(blocks.modules[place], block)
-        unused += unused_parameters(block) if isinstance(networks[place], FeedForward) else 0
-    for parameter in (*trained, *(each for network in graft.networks.values() for each in network.parameters())):
+    for place, source in (stock or {}).items():
+        block = blocks.modules[place]
+        for tensor in (*block.parameters(), *block.buffers()):
+            tensor.data = tensor.data.clone()
+        block.load_state_dict(source.state_dict())
+        trained += block.parameters()
+        if isinstance(networks[place], FeedForward):  # all but the gated part and the norms
+            without_effect = linears_outside(block, gated_parts(block))
+            unused += sum(parameter.numel() for linear in without_effect for parameter in linear.parameters())
+    trained += [parameter for network in graft.networks.values() for parameter in network.parameters()]
+    for parameter in trained:
         if parameter.is_floating_point():
             parameter.data.copy_(parameter.data.to(precision))
     for network in graft.networks.values():
         network.to(blocks.dtype)
     difference = (_healed_logits(graft, sample) - before).abs().max()
-    tolerance = max(ROUNDING.get(dtype, HALF_ROUNDING) for dtype in (precision, blocks.dtype))
+    tolerance = ROUNDING if precision == blocks.dtype == torch.float32 else HALF_ROUNDING
     if not difference <= tolerance * before.abs().max():
         raise VerificationError(
             f"With the trained weights put into it, the model computes other logits: they differ by {difference:.3g}.",
@@ -67,18 +72,11 @@ def stock_blocks(graft: Graft, sample: Tensor) -> dict[int, nn.Module] | None:
     """A block of the architecture for each network, by place; None if there is none for some of them."""
     found: dict[int, nn.Module] = {}
     for place, network in graft.networks.items():
-        block = as_stock_block(network, graft.blocks, place, sample) if isinstance(network, FeedForward) else network
+        block = _as_stock_block(network, graft.blocks, place, sample) if isinstance(network, FeedForward) else network
         if block is None:
             return None
         found[place] = block
     return found
-
-
-def _take_weights(block: nn.Module, source: nn.Module) -> list[nn.Parameter]:
-    for tensor in (*block.parameters(), *block.buffers()):
-        tensor.data = tensor.data.clone()
-    block.load_state_dict(source.state_dict())
-    return list(block.parameters())
 
 
 @torch.no_grad()
@@ -88,3 +86,52 @@ def _healed_logits(graft: Graft, sample: Tensor) -> Tensor:
     mixed = torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext()
     with graft.in_place(), mixed:
         return graft.blocks.forward(sample).logits.float().cpu()  # type: ignore[no-any-return]
+
+
+def _as_stock_block(network: FeedForward, blocks: Blocks, place: int, sample: Tensor) -> nn.Module | None:
+    """A block of the model's own class that computes what `network` does, in float32; None if there is none.
+
+    In a pre-norm architecture a block is `h = x + attention(norm(x))`, then `h + mlp(norm'(h))`. With the output
+    projection of its attention zero and a SwiGLU as its mlp, it is the network. This is found by trying, never by
+    names of models: anything else, such as another activation or norms after the parts, shows in the comparison.
+    """
+    if not isinstance(network, SwiGLU) or not network.residual:
+        return None
+    network = copy.deepcopy(network).float()
+    call = blocks.called_with(place, sample).float()
+    # Ordinary values: those of a real stream differ so much in size that a wrong part could go unnoticed.
+    noise = torch.randn(call.stream.shape, generator=torch.Generator().manual_seed(0)).to(call.stream)
+    call, original = call.with_stream(noise), blocks.modules[place]
+    wanted, weight = network(call.stream).detach(), network.norm.weight
+    assert isinstance(weight, Tensor)
+    norms = weighted_children(original, weight.shape)
+    for path, norm, offset in product(gated_parts(original), norms, (0.0, 1.0)):  # some norms scale by 1 + weight
+        block = copy.deepcopy(original).float()
+        if _put_weights(block, path, norm, network, weight - offset) and _computes(block, call, wanted):
+            return block
+    return None
+
+
+@torch.no_grad()
+def _computes(block: nn.Module, call: Call, wanted: Tensor) -> bool:
+    try:
+        found = stream_out(call.run(block))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= TOLERANCE * wanted.abs().max())
+
+
+@torch.no_grad()
+def _put_weights(block: nn.Module, path: str, norm: str, network: SwiGLU, norm_weight: Tensor) -> bool:
+    """Put the network's weights into a block, and zeros into what its attention returns; False if shapes differ."""
+    pairs = [(getattr(find_part(block, path), name), getattr(network, name)) for name in GATED]
+    if any(own.weight.shape != other.weight.shape or own.bias is not None for own, other in pairs):
+        return False
+    for linear in linears_outside(block, [path]):
+        if linear.out_features == len(norm_weight):
+            for parameter in linear.parameters():
+                parameter.zero_()
+    for own, other in pairs:
+        own.weight.copy_(other.weight)
+    find_part(block, norm).weight.copy_(norm_weight)  # type: ignore[operator, union-attr]
+    return True

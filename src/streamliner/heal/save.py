@@ -3,13 +3,15 @@
 Which precision wins: training is in float32. `merge` rounds what was trained to the precision of most tensors of the
 cut checkpoint, and keeps it in memory in the precision in which the model was loaded. In the healed checkpoint every
 tensor has the precision that it has in the cut one, and if it did not change it has the same bytes, even where the
-model was loaded in a lower precision. Tensors that the cut checkpoint does not have, which are those of custom
-networks, get the precision of most tensors.
+model was loaded in a lower precision. Tensors of custom networks get the precision of most tensors.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,26 +22,28 @@ from torch import Tensor, nn
 from streamliner.cut.checkpoint import copy_other_files
 from streamliner.cut.config_file import write_config
 from streamliner.cut.memory import cut_model
-from streamliner.cut.removal import Removal
 from streamliner.cut.safetensors_file import FLOATS, NewTensor, TensorFile, read_checkpoint, write_file
-from streamliner.cut.verification import Reference, reference_outputs
+from streamliner.cut.verification import Reference, reference_outputs, verify_checkpoint
+from streamliner.errors import HealingError, first_line
 from streamliner.heal.custom_code import FILE, write_code
 from streamliner.heal.graft import Graft
+from streamliner.heal.merge import stock_blocks
+from streamliner.heal.networks.feed_forward import FeedForward
 from streamliner.model.compat import tensors_as_on_disk
 from streamliner.model.parts import find_part
+from streamliner.runs.reporter import Reporter
 
 
 def write_healed(graft: Graft, cut_folder: Path, out: Path) -> None:
     """Write the checkpoint of a merged graft into the existing empty folder `out`.
 
     Tensors that did not change, and what is neither weights nor config, come from the cut checkpoint byte for byte.
-
-    Raises:
-        HealingError: it needs custom code, and the model's class cannot be extended by code.
+    Raises HealingError if it needs custom code, and the model's class cannot be extended by code.
     """
     healed = cut_model(graft.blocks.model, graft.removed)
     if graft.networks:
-        numbers = Removal.of(graft.removed, len(graft.blocks)).numbers
+        kept = [block for block in range(len(graft.blocks)) if block not in graft.removed]
+        numbers = {old: new for new, old in enumerate(kept)}
         config = json.loads((cut_folder / "config.json").read_text(encoding="utf-8"))
         code, config = write_code(healed, config, graft, numbers)
         for place, network in graft.networks.items():
@@ -73,11 +77,46 @@ def healed_reference(graft: Graft, sample: Tensor) -> Reference:
     return replace(dense, logits=logits, source="the healed model in memory")
 
 
+def try_out(graft: Graft, cut_folder: Path, folder: Path, sample: Tensor, reporter: Reporter) -> None:
+    """Before training: if it needs custom code, write a checkpoint with random networks; reload and compare it.
+
+    The graft does not change; the trial is written into `folder` and removed. Raises HealingError if it fails.
+    """
+    if not any(isinstance(network, FeedForward) for network in graft.networks.values()):
+        return
+    trial = replace(graft, networks=copy.deepcopy(graft.networks))
+    generator, precision = torch.Generator().manual_seed(0), usual_precision(cut_folder)
+    for network in trial.networks.values():
+        for parameter in network.parameters():  # as they start, networks may compute nothing
+            noise = torch.randn(parameter.shape, generator=generator) * 0.02
+            parameter.data = (parameter.data + noise.to(parameter)).to(precision).float()
+    if stock_blocks(trial, sample) is not None:
+        return
+    for stale in folder.glob(".trial-*"):  # of a process that was killed here
+        shutil.rmtree(stale, ignore_errors=True)
+    reporter.say("Trying out that such a network can be saved, reloaded and generates ...")
+    for network in trial.networks.values():
+        network.to(graft.blocks.dtype).requires_grad_(False)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".trial-") as name:
+            reference = healed_reference(trial, sample)
+            write_healed(trial, cut_folder, Path(name))
+            verify_checkpoint(Path(name), reference, trust_remote_code=True)
+    except (HealingError, OSError, MemoryError, torch.OutOfMemoryError):
+        raise  # these do not depend on the architecture
+    except Exception as error:  # an architecture may fail with such a network in ways of its own
+        raise HealingError(
+            f"{type(graft.blocks.model).__name__} does not work with such a network: "
+            f"{type(error).__name__}: {first_line(error)}",
+            "Choose --network block.",
+        ) from error
+
+
 def _newer_tensors(file: TensorFile, tensors: Mapping[str, Tensor]) -> dict[str, NewTensor]:
     """The tensors of a file of the cut checkpoint; those that changed come from memory, in the file's precision."""
     result = {}
-    for name, header in file.tensors.items():
-        old, here = NewTensor(file, name, header["dtype"], tuple(header["shape"])), tensors.get(name)
+    for name in file.tensors:
+        old, here = file.unchanged(name), tensors.get(name)
         result[name] = old if here is None or _unchanged(here, old.load()) else replace(old, make=here.cpu)
     return result
 
@@ -90,13 +129,12 @@ def _unchanged(here: Tensor, there: Tensor) -> bool:
 def _in_precision(tensors: Mapping[str, Tensor], cut_folder: Path) -> dict[str, Tensor]:
     """Tensors under their names in memory; those that did not change come from the cut checkpoint."""
     usual = usual_precision(cut_folder)
-    on_disk = {name: file for file in read_checkpoint(cut_folder) for name in file.tensors}
+    on_disk = {name: file.unchanged(name) for file in read_checkpoint(cut_folder) for name in file.tensors}
     done: dict[tuple[int, tuple[int, ...]], Tensor] = {}  # tied tensors stay one
     for name, here in tensors.items():
         key = here.data_ptr(), tuple(here.shape)
-        header = on_disk[name].tensors[name] if name in on_disk else {}
-        if tuple(header.get("shape", ())) == key[1] and header:
-            there = NewTensor(on_disk[name], name, header["dtype"], key[1]).load()
+        if name in on_disk and on_disk[name].shape == key[1]:
+            there = on_disk[name].load()
             done[key] = there if _unchanged(here, there) else here.to(there.dtype).cpu().contiguous()
         elif key not in done:
             done[key] = here.to(usual) if here.is_floating_point() else here

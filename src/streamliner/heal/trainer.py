@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from streamliner.errors import HealingError
-from streamliner.heal.accelerator import check_division
-from streamliner.heal.interrupt import Interrupt
 from streamliner.heal.objective import Objective
-from streamliner.heal.schedule import SaveClock, learning_rates, validation_steps
-from streamliner.heal.state import (
-    BEST,
-    HISTORY,
-    STATE,
-    Progress,
-    Row,
-    cut_history,
-    load_optimiser,
-    load_tensors,
-    optimiser_tensors,
-    save_tensors,
-)
-from streamliner.runs.files import append_json_line, read_json_lines
+from streamliner.heal.state import BEST, HISTORY, MOMENTS, STATE, Progress, load_tensors, save_tensors
+from streamliner.runs.files import append_json_line, read_json_lines, write_text
 from streamliner.settings import HealSettings
 from streamliner.text.stream import TrainingText
 
 BETAS = (0.9, 0.95)
 """AdamW's, those of LLM-Streamline's authors."""
+SAVE_SECONDS, SAVE_SHARE = 60.0, 0.05
+"""Without --save-every: at most one save a minute, and at most this share of the time is spent on saving."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A healing that can start: settings with the text that is used, this text at its beginning, optimiser steps."""
+
+    settings: HealSettings
+    text: TrainingText
+    steps: int
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a training run.
+    """The result of a training run: the validation losses of its states, of which the best was kept.
 
-    Attributes:
-        steps, tokens: of the whole run.
-        best_step, best_loss: the state that was kept, and its validation loss; step 0 is the one before training.
-        first_loss, last_loss: validation loss before and after.
-        skipped: steps that half precision could not use.
-        passes: how often each text was read to its end.
+    Half precision could not use `skipped` steps; `passes` is how often each text was read to its end.
     """
 
     steps: int
@@ -63,26 +60,13 @@ class Trainer:
     """Trains what is trainable in an objective. With the state of a killed run in `folder`, it continues that run.
 
     On a CPU a run that was killed ends with the same bits as one that was not.
-
-    Args:
-        text: at its beginning.
-        steps: optimiser steps in all.
-        accelerator: from `make_accelerator`.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        text: TrainingText,
-        settings: HealSettings,
-        steps: int,
-        accelerator: Any,
-        folder: Path,
-    ) -> None:
-        check_division(settings, accelerator.num_processes)
+    def __init__(self, objective: Objective, prepared: Prepared, accelerator: Any, folder: Path) -> None:
+        settings, text, steps = prepared.settings, prepared.text, prepared.steps
         self.progress = Progress()
-        self._settings, self._steps, self._folder, self._text = settings, steps, folder, text
-        self._accelerator = accelerator
+        self._settings, self._text, self._steps = settings, text, steps
+        self._accelerator, self._folder = accelerator, folder
         self._tokens_of_a_step = settings.global_batch_size * text.sequence_length
         self._is_first = accelerator.process_index == 0
         self._validation = text.validation.to(objective.graft.blocks.device)
@@ -92,44 +76,59 @@ class Trainer:
         self._optimiser = torch.optim.AdamW(
             self._trainable.values(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay
         )
-        self._learning_rate = learning_rates(self._optimiser, settings, steps)
+        warmup, low = max(1, round(settings.warmup * steps)), min(settings.min_learning_rate, settings.learning_rate)
+        schedule = get_cosine_with_min_lr_schedule_with_warmup(self._optimiser, warmup, steps, min_lr=low)
+        self._share_of_peak = schedule.lr_lambdas[0]
         self._objective, self._wrapped_optimiser = accelerator.prepare(objective, self._optimiser)
-        self._clock = SaveClock(settings.save_every)
+        self._saved_at, self._save_seconds = time.monotonic(), 0.0
         self._restore()
 
-    def run(self, on_row: Callable[[Row], None]) -> Trained:
+    def run(self, on_row: Callable[[dict[str, Any]], None]) -> Trained:
         """Train to the end, and leave the objective in its best state. `on_row` gets each step's row of the history.
 
-        Raises:
-            HealingError: a loss is not finite.
+        Raises HealingError if a loss is not finite.
         """
         if self.progress.step == 0:
             self._add_row({"step": 0, "tokens": 0, "loss": None, "lr": 0.0, "validation": self.validate()}, on_row)
-            self._clock.run(self.save)
-        validate_after = validation_steps(self._settings, self._steps)
-        with Interrupt(enabled=self._accelerator.num_processes == 1) as interrupt:
+            self.save()
+        evenly = self._settings.validations
+        validate_after = {round(self._steps * part / evenly) for part in range(evenly + 1)} | {self._steps}
+        with delayed_interrupt(enabled=self._accelerator.num_processes == 1) as asked:
             while self.progress.step < self._steps:
                 row, save = self.step()
                 if self.progress.step in validate_after:
                     row["validation"] = self.validate()
                 self._accelerator.log({key: value for key, value in row.items() if value is not None}, step=row["step"])
                 self._add_row(row, on_row)
-                if save or interrupt.asked:
-                    self._clock.run(self.save)
-                if interrupt.asked:
-                    interrupt.take_effect()
+                stop = asked.is_set()
+                if save or stop:
+                    self.save()
+                if stop:
+                    break
         if self.progress.best_loss is not None:
             best, _ = load_tensors(self._folder / BEST)
             for name, parameter in self._trainable.items():
                 parameter.data.copy_(best[name])
-        return self._result()
+        rows = read_json_lines(self._folder / HISTORY)
+        losses = [row["validation"] for row in rows if row.get("validation") is not None] or [math.nan]
+        progress = self.progress
+        return Trained(
+            steps=self._steps,
+            tokens=self._steps * self._tokens_of_a_step,
+            best_step=progress.step if progress.best_step is None else progress.best_step,
+            best_loss=math.nan if progress.best_loss is None else progress.best_loss,
+            first_loss=losses[0],
+            last_loss=losses[-1],
+            skipped=progress.skipped,
+            passes=self._text.passes,
+        )
 
-    def step(self) -> tuple[Row, bool]:
+    def step(self) -> tuple[dict[str, Any], bool]:
         """One optimiser step; returns its row of the history, and whether to save after it."""
-        rate = self._learning_rate(self.progress.step + 1)
+        rate = self._settings.learning_rate * self._share_of_peak(self.progress.step + 1)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
-        losses, save = self._over_processes(self._accumulate_gradients(self._next_windows()))
+        losses, save = self._over_processes(self._accumulate_gradients())
         if not math.isfinite(losses["loss"]):
             raise HealingError(
                 f"The loss of step {self.progress.step + 1} is {losses['loss']}.",
@@ -148,8 +147,7 @@ class Trainer:
         """Mean loss over the held-out windows, None if there are none. The best weights so far are kept."""
         if not len(self._validation):
             return None
-        parts = torch.split(self._validation, self._settings.micro_batch)
-        total = torch.zeros((), dtype=torch.float64)
+        parts, total = torch.split(self._validation, self._settings.micro_batch), torch.zeros((), dtype=torch.float64)
         size, rank = self._accelerator.num_processes, self._accelerator.process_index
         # All processes run equally often, because forwards may wait for each other; surplus runs do not count.
         for place in range(rank, math.ceil(len(parts) / size) * size, size):
@@ -168,35 +166,43 @@ class Trainer:
 
     def save(self) -> None:
         """Write what the run needs to continue from here."""
+        start = time.monotonic()
         text, buffer = self._text.state()
         if self._accelerator.scaler is not None:
             self.progress.scale = self._accelerator.scaler.state_dict()
         if self._is_first:
-            tensors = optimiser_tensors(self._optimiser, self._trainable) | {"text/buffer": buffer}
+            tensors = {"text/buffer": buffer}
+            for name, parameter in self._trainable.items():
+                moments = self._optimiser.state[parameter]  # empty before the first step
+                tensors |= {f"{key}/{name}": value for key, value in {"parameter": parameter.data, **moments}.items()}
             save_tensors(self._folder / STATE, tensors, {"progress": vars(self.progress), "text": text})
         self._accelerator.wait_for_everyone()
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - start
 
     def _restore(self) -> None:
         """Continue from the saved state if there is one."""
         if (self._folder / STATE).exists():
             tensors, value = load_tensors(self._folder / STATE)
             self.progress = Progress(**value["progress"])
-            load_optimiser(self._optimiser, self._trainable, tensors)
+            for name, parameter in self._trainable.items():
+                parameter.data.copy_(tensors[f"parameter/{name}"])
+                for key in MOMENTS:
+                    if f"{key}/{name}" in tensors:
+                        moment = tensors[f"{key}/{name}"].to("cpu" if key == "step" else parameter.device)
+                        self._optimiser.state[parameter][key] = moment
             self._text.load(value["text"], tensors["text/buffer"])
             if self._accelerator.scaler is not None:
                 self._accelerator.scaler.load_state_dict(self.progress.scale)
         if self._is_first:
-            cut_history(self._folder, self.progress.step)
+            rows = read_json_lines(self._folder / HISTORY) if self.progress.step else []
+            kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= self.progress.step]
+            write_text(self._folder / HISTORY, "".join(kept))
 
-    def _next_windows(self) -> Tensor:
-        """This process's share of the next batch, (windows, tokens)."""
-        share = self._settings.global_batch_size // self._accelerator.num_processes
-        first = self._accelerator.process_index * share
-        batch = self._text.batch(self._settings.global_batch_size)
-        return batch[first : first + share].to(self._validation.device)
-
-    def _accumulate_gradients(self, windows: Tensor) -> dict[str, Tensor]:
-        """Gradients of the mean loss over `windows`, one micro-batch at a time; returns the mean of each loss."""
+    def _accumulate_gradients(self) -> dict[str, Tensor]:
+        """Gradients of the mean loss over this process's share of the next batch; returns the mean of each loss."""
+        batch, share = self._text.batch(self._settings.global_batch_size), self._accelerator.process_index
+        windows = batch.chunk(self._accelerator.num_processes)[share].to(self._validation.device)
         parts = torch.split(windows, self._settings.micro_batch)
         means: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
@@ -213,8 +219,10 @@ class Trainer:
 
         The first process decides when to save: clocks differ, and all processes wait for each other at a save.
         """
-        size, step = self._accelerator.num_processes, self.progress.step + 1
-        save = step == self._steps or (self._is_first and self._clock.is_time(step))
+        size, step, every = self._accelerator.num_processes, self.progress.step + 1, self._settings.save_every
+        waited, wait = time.monotonic() - self._saved_at, max(SAVE_SECONDS, self._save_seconds / SAVE_SHARE)
+        due = waited >= wait if every is None else step % every == 0
+        save = step == self._steps or (self._is_first and due)
         if size > 1:
             votes = torch.full_like(means["loss"], float(save))
             summed = self._accelerator.reduce(means | {"save": votes})
@@ -222,24 +230,35 @@ class Trainer:
             means = {name: value / size for name, value in summed.items()}
         return {name: value.item() for name, value in means.items()}, save
 
-    def _add_row(self, row: Row, on_row: Callable[[Row], None]) -> None:
+    def _add_row(self, row: dict[str, Any], on_row: Callable[[dict[str, Any]], None]) -> None:
         if self._is_first:
             append_json_line(self._folder / HISTORY, row)
         on_row(row | {"steps": self._steps})
 
-    def _result(self) -> Trained:
-        progress, rows = self.progress, read_json_lines(self._folder / HISTORY)
-        losses = [row["validation"] for row in rows if row.get("validation") is not None]
-        return Trained(
-            steps=self._steps,
-            tokens=self._steps * self._tokens_of_a_step,
-            best_step=progress.step if progress.best_step is None else progress.best_step,
-            best_loss=math.nan if progress.best_loss is None else progress.best_loss,
-            first_loss=losses[0] if losses else math.nan,
-            last_loss=losses[-1] if losses else math.nan,
-            skipped=progress.skipped,
-            passes=self._text.passes,
-        )
+
+@contextmanager
+def delayed_interrupt(*, enabled: bool) -> Iterator[threading.Event]:
+    """While open, Ctrl-C sets the event, and takes effect at the end; a second one does at once.
+
+    So the step ends and its state can be saved. Threads other than the main one cannot catch Ctrl-C.
+    """
+    asked = threading.Event()
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked.is_set():
+        signal.raise_signal(signal.SIGINT)
 
 
 def _freeze_unused(objective: Objective, text: TrainingText) -> None:

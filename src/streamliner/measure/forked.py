@@ -6,7 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -26,28 +26,15 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 class ForkedPath:
     """Losses of many removals at once (`model/fork.py`), within a budget of memory.
 
-    A quarter of the budget is for streams that fork, a quarter for streams kept from the round before, and half for a
-    block or the head at work.
-
-    Args:
-        blocks: of the model.
-        windows: the calibration set, (windows, tokens).
-        plain: what to check against.
-        counters: where the cost is added.
-        budget: bytes next to the model.
-
-    Attributes:
-        windows_at_once: windows in one forward. Offloaded weights are read once for all windows; otherwise one window
-            at a time takes the least memory.
+    A quarter of the budget, in bytes, is for streams that fork, a quarter for streams kept from the round before, and
+    half for a block or the head at work.
     """
 
     def __init__(self, blocks: Blocks, windows: Tensor, plain: PlainPath, counters: Counters, budget: int) -> None:
+        # Offloaded weights are read once for all windows; otherwise one window at a time takes the least memory.
         self.windows_at_once = len(windows) if blocks.offloaded else 1
-        self._blocks = blocks
-        self._windows = windows
-        self._plain = plain
-        self._counters = counters
-        self._budget = budget
+        self._blocks, self._windows, self._plain = blocks, windows, plain
+        self._counters, self._budget = counters, budget
         self._prefixes = Prefixes(budget // 4)
 
     def losses(self, numbers: Sequence[int], removals: Sequence[Removed]) -> list[list[float]]:
@@ -62,13 +49,14 @@ class ForkedPath:
                 rows_at_once=self.rows_at_once,
                 empty=self._empty,
                 start=self._prefixes.find(numbers, group),
-                keep=self._prefixes.keeper(numbers, group),
+                keep=partial(self._prefixes.keep, numbers, group),
             )
             rows = fork.forward()
             by_window = [self._head_losses(rows[i], window) for i, window in enumerate(windows)]
             losses += [list(each) for each in zip(*by_window, strict=True)]
             self._counters.forwards += 1
             self._counters.block_forwards += fork.row_passes
+            self._counters.bytes_read += fork.bytes_read
         return losses
 
     def why_wrong(self, removals: Sequence[Removed]) -> str:
@@ -97,6 +85,7 @@ class ForkedPath:
     def rows_at_once(self) -> int:
         """Rows that a block may run on in one call."""
         one_row = workspace(self._blocks, self._windows[:1])
+        self._counters.bytes_read += sum(self._blocks.offloaded_bytes)
         return max(1, self._budget // 2 // one_row)
 
     def _groups(self, windows: Tensor, removals: Sequence[Removed]) -> list[Sequence[Removed]]:
@@ -119,7 +108,6 @@ class ForkedPath:
     def _head_losses(self, rows: Tensor, window: Tensor) -> list[float]:
         """Loss of each row of streams at depth N, (rows, tokens, hidden...), which are all of one window."""
         fit = positions_that_fit(self._blocks, self._budget // 2)
-        losses: list[float] = []
-        for some in torch.split(rows, max(1, fit // len(window))):
-            losses += head_losses(self._blocks, some, window.expand(len(some), -1), fit).tolist()
-        return losses
+        parts = rows.split(max(1, fit // len(window)))
+        losses = (head_losses(self._blocks, some, window.expand(len(some), -1), fit) for some in parts)
+        return torch.cat(list(losses)).tolist()  # type: ignore[no-any-return]

@@ -15,16 +15,10 @@ from streamliner.model.fork import Removed
 
 
 class PlainPath:
-    """Forwards of the model, and what they cost.
-
-    Args:
-        blocks: of the model.
-        counters: where the cost is added.
-    """
+    """Forwards of the model, whose cost is added to `counters`."""
 
     def __init__(self, blocks: Blocks, counters: Counters) -> None:
-        self._blocks = blocks
-        self._counters = counters
+        self._blocks, self._counters = blocks, counters
         # Where only the stream is wanted, the head need not run on every position.
         self._hardly_any_logits = blocks.keep_positions([0])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -24,8 +24,7 @@ class Prefix(NamedTuple):
 class Prefixes:
     """For groups of windows, the stream at the depths where removals first differed when they were last measured.
 
-    Args:
-        budget: bytes of all streams; what does not fit is not kept.
+    A stream with which all would take more than `budget` bytes is not kept.
     """
 
     def __init__(self, budget: int) -> None:
@@ -39,21 +38,16 @@ class Prefixes:
             for prefix in self._kept.get(tuple(windows), [])
             if all(_below(prefix.depth, removed) == prefix.removed for removed in removals)
         ]
-        deepest = max(fit, key=lambda prefix: prefix.depth, default=None)
-        return None if deepest is None else (deepest.depth, deepest.stream)
+        return max(((prefix.depth, prefix.stream) for prefix in fit), key=lambda found: found[0], default=None)
 
-    def keeper(self, windows: Sequence[int], removals: Sequence[Removed]) -> Callable[[int, Tensor], None]:
-        """For `Fork`: a function that keeps the stream at the depth where `removals` first differ."""
-
-        def keep(depth: int, stream: Tensor) -> None:
-            removed = _below(depth, removals[0])
-            others = [each for each in self._kept.get(tuple(windows), []) if each[:2] != (removed, depth)]
-            self._kept[tuple(windows)] = others = others[: KEPT_PER_WINDOW - 1]
-            size = sum(prefix.stream.nbytes for prefixes in self._kept.values() for prefix in prefixes)
-            if size + stream.nbytes <= self._budget:
-                others.insert(0, Prefix(removed, depth, stream.clone()))
-
-        return keep
+    def keep(self, windows: Sequence[int], removals: Sequence[Removed], depth: int, stream: Tensor) -> None:
+        """Keep the stream at the depth where `removals` first differ."""
+        removed = _below(depth, removals[0])
+        others = [each for each in self._kept.get(tuple(windows), []) if each[:2] != (removed, depth)]
+        self._kept[tuple(windows)] = others = others[: KEPT_PER_WINDOW - 1]
+        size = sum(prefix.stream.nbytes for prefixes in self._kept.values() for prefix in prefixes)
+        if size + stream.nbytes <= self._budget:
+            others.insert(0, Prefix(removed, depth, stream.clone()))
 
 
 def _below(depth: int, removed: Removed) -> Removed:

@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from streamliner.measure.counters import Counters
-from streamliner.measure.divergence import mean_divergence
+from streamliner.measure.counters import Counters, Progress
 from streamliner.measure.forked import ForkedPath
-from streamliner.measure.loss import Loss
+from streamliner.measure.loss import Loss, mean_divergence
 from streamliner.measure.plain import PlainPath
-from streamliner.measure.progress import Progress
 from streamliner.measure.similarity import Similarity, SimilaritySum
 from streamliner.model.blocks import Blocks
 from streamliner.model.fork import Removed
 from streamliner.model.stack import check_indices
 from streamliner.runs.journal import Journal
 from streamliner.runs.ranks import Ranks
-from streamliner.text.windows import CalibrationSet
+from streamliner.text.calibration import CalibrationSet
 
 MEMORY_BUDGET = 2_000_000_000
 """Default of the bytes that streams, a block at work and logits may take next to the model."""
@@ -66,18 +64,14 @@ class Probe:
         self.num_windows = len(calibration.windows)
         self.counters = Counters()
         self.progress = Progress(on_progress)
-        self._blocks = blocks
-        self._windows = calibration.windows
-        self._batch_size = batch_size
-        self._journal = journal
-        self._refusal = refusal
-        self._ranks = ranks or Ranks()
-        self._say = say
+        self._blocks, self._windows, self._batch_size = blocks, calibration.windows, batch_size
+        self._journal, self._ranks = journal, ranks or Ranks()
+        self._refusal, self._say = refusal, say
         self._plain = PlainPath(blocks, self.counters)
         self._forked = ForkedPath(blocks, self._windows, self._plain, self.counters, memory_budget)
         self.windows_at_once = self._forked.windows_at_once
         self._losses = {key: dict(losses) for key, losses in journal.losses.items()} if journal else {}
-        self._similarity: Similarity | None = None
+        self.measured_similarity: Similarity | None = None  # what `similarity` returned, if it was called
         self._fork_is_right: bool | None = None if fork else False  # None: not tested yet
         if fork and journal and journal.fork and journal.fork[1] == self.windows_at_once:
             self._fork_is_right = not journal.fork[0]
@@ -121,20 +115,15 @@ class Probe:
 
     def similarity(self) -> Similarity:
         """Similarity of the dense model's residual streams at all pairs of depths, from one pass."""
-        if self._similarity is None:
+        if self.measured_similarity is None:
             self.progress.remaining += self.num_windows
             total = SimilaritySum(self.num_blocks + 1)
             for numbers in self._batches():
                 total.add(self._plain.streams(self._windows[numbers]))
                 self.progress.advance(len(numbers))
-            self._similarity = total.result(self._ranks.total)
+            self.measured_similarity = total.result(self._ranks.total)
             self.progress.advance(self.num_windows - sum(map(len, self._batches())))
-        return self._similarity
-
-    @property
-    def measured_similarity(self) -> Similarity | None:
-        """What `similarity` returned, None if it was not called."""
-        return self._similarity
+        return self.measured_similarity
 
     def divergence(self, removed: Iterable[int]) -> Loss:
         """KL divergence of the model without `removed` from the dense model, nats per token, by window."""
@@ -148,7 +137,7 @@ class Probe:
     @torch.inference_mode()
     def _measure(self, keys: list[Removed], windows: Sequence[int]) -> None:
         """Measure all `keys` on all `windows`, none of them known: this process its share of the windows."""
-        start, read = time.perf_counter(), self._blocks.bytes_read
+        start = time.perf_counter()
         mine = [windows[place] for place in self._ranks.share(len(windows))]
         found = torch.zeros(len(keys), len(windows), dtype=torch.float64)
         for some, group, losses in self._measured(keys, mine):
@@ -164,7 +153,6 @@ class Probe:
             self._losses.setdefault(key, {}).update(zip(windows, row, strict=True))
         self.progress.advance(len(keys) * (len(windows) - len(mine)))
         self.counters.seconds += time.perf_counter() - start
-        self.counters.bytes_read += self._blocks.bytes_read - read
 
     def _measured(
         self, keys: list[Removed], windows: list[int]
@@ -185,10 +173,8 @@ class Probe:
             self._fork_is_right = self._ranks.total(torch.tensor(float(not why))).item() == self._ranks.size
             if not self._fork_is_right:
                 why = why or "in another process"
-                self._say(
-                    "Batched evaluation does not match this model, "
-                    f"so each candidate takes its own forward, which is slower ({why})."
-                )
+                slower = "so each candidate takes its own forward, which is slower"
+                self._say(f"Batched evaluation does not match this model, {slower} ({why}).")
             if self._journal:
                 self._journal.remember_fork(why, self.windows_at_once)
         return self._fork_is_right

@@ -28,11 +28,7 @@ class Similarity:
 
 
 class SimilaritySum:
-    """Sums over windows of what `Similarity` averages. Cosines are computed in float32 and summed in float64.
-
-    Args:
-        depths: number of depths, N + 1.
-    """
+    """Sums over windows of what `Similarity` averages, at N + 1 `depths`: cosines in float32, their sums in float64."""
 
     def __init__(self, depths: int) -> None:
         self._cosine = torch.zeros(depths, depths, dtype=torch.float64)

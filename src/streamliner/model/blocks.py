@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from streamliner.errors import StreamlinerError, UnsupportedModelError
-from streamliner.model.devices import offloaded_bytes, present
+from streamliner.model.devices import offloaded_bytes
 from streamliner.model.handoff import Call, find_handoffs, stream_out, trace
 from streamliner.model.stack import check_indices, find_stack, text_inputs
 
@@ -39,9 +40,8 @@ class Blocks:
         plain_stream: whether the stream is (windows, tokens, hidden), not several streams in one tensor.
         stream_bytes: bytes of the stream for one token.
         stream_device: where the last block returns the stream.
-        offloaded_bytes: for each block, bytes of weights that are loaded for each call and dropped after it.
-        offloaded: whether there are such weights (hooks of accelerate load them).
-        bytes_read: bytes of offloaded weights that `present` loaded so far.
+        offloaded_bytes: for each block, bytes of weights that hooks of accelerate load for each call.
+        offloaded: whether there are such weights.
         takes_positions: whether the model's forward can compute the logits of some positions only.
         cache_name: name of the cache among the arguments of the model's forward and in its output.
     """
@@ -56,10 +56,9 @@ class Blocks:
         self.cache_name = "cache" if "cache" in parameters else "past_key_values"
         self.offloaded_bytes = [offloaded_bytes(module) for module in self.modules]
         self.offloaded = any(self.offloaded_bytes)
-        self.bytes_read = 0
         runs = trace(self.modules, self._run_on_four_tokens)
         self.handoffs = find_handoffs(runs, self.stack, type(model).__name__)
-        self.hands_on_state = any(handoff.has_state for handoff in self.handoffs)
+        self.hands_on_state = any(key is not None for handoff in self.handoffs for key in handoff.arrives_at)
         self.unread = sorted(set(range(len(self))) - {run.index for run in runs})
         self.forkable = not self.unread and not self.hands_on_state
         stream = stream_out(runs[-1].output)
@@ -72,9 +71,8 @@ class Blocks:
         except StreamlinerError:
             raise
         except Exception as error:  # a model that needs more than text may raise anything
-            raise UnsupportedModelError(
-                f"{type(self.model).__name__} does not run on text alone: {type(error).__name__}: {error}"
-            ) from error
+            name, reason = type(self.model).__name__, f"{type(error).__name__}: {error}"
+            raise UnsupportedModelError(f"{name} does not run on text alone: {reason}") from error
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -91,10 +89,7 @@ class Blocks:
         return next(plain, self.model.dtype)  # type: ignore[arg-type, return-value]
 
     def keep_positions(self, positions: Sequence[int] | Tensor) -> dict[str, Any]:
-        """Arguments of `forward` for the logits of these positions only; none if the model computes all.
-
-        Where only the stream or the cache is wanted, one position is enough.
-        """
+        """Arguments of `forward` for the logits of these positions only; none if the model computes all."""
         # A tensor: with a slice torch would copy the head's weights in bfloat16.
         return {"logits_to_keep": torch.as_tensor(positions)} if self.takes_positions else {}
 
@@ -113,7 +108,7 @@ class Blocks:
             depth: 1 to N; at N only the final norm and the head remain.
             state: (windows, tokens, hidden...).
             input_ids: the tokens that `state` was computed from, for masks and positions.
-            inputs: further arguments of the model's forward.
+            inputs: as for `forward`.
         """
         if not 1 <= depth <= len(self):
             raise ValueError(f"depth must be 1 to {len(self)}, not {depth}")
@@ -175,18 +170,11 @@ class Blocks:
     def substituted(self, forwards: Mapping[int, BlockForward]) -> Iterator[None]:
         """While open, these blocks run other forwards in place of their own."""
         # An instance attribute hides the class's forward. There may be one already, of an outer context or a hook of
-        # accelerate; it is put back.
-        before = {index: vars(self.modules[index]).get("forward") for index in forwards}
-        for index, forward in forwards.items():
-            self.modules[index].forward = partial(_with_arguments, forward)
-        try:
+        # accelerate; `patch` puts it back.
+        with ExitStack() as stack:
+            for index, forward in forwards.items():
+                stack.enter_context(patch.object(self.modules[index], "forward", partial(_with_arguments, forward)))
             yield
-        finally:
-            for index, hidden in before.items():
-                if hidden is None:
-                    del self.modules[index].forward
-                else:
-                    self.modules[index].forward = hidden
 
     def pass_on(self, index: int) -> BlockForward:
         """The forward of a bypassed block."""
@@ -195,13 +183,6 @@ class Blocks:
     def hand_on(self, index: int, stream: Tensor, call: Call) -> Any:
         """What block `index` returns if `stream` is its output. State besides the stream passes unchanged."""
         return self.handoffs[index].bypassed(stream, call)
-
-    @contextmanager
-    def present(self, index: int) -> Iterator[None]:
-        """While open, a block's weights are where it runs: offloaded ones are loaded once for all its calls."""
-        self.bytes_read += self.offloaded_bytes[index]
-        with present(self.modules[index]):
-            yield
 
 
 def _with_arguments(forward: BlockForward, *args: Any, **kwargs: Any) -> Any:

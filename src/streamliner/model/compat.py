@@ -1,7 +1,4 @@
-"""Private names of other libraries, each with the release it was seen in and the reason. No other module uses one.
-
-When a library moves one of them, this is the file to change.
-"""
+"""Private names of other libraries, each with the release it was seen in and the reason. No other module uses one."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,9 +15,8 @@ from streamliner.model.compat import offload_hook
 
 def best_device() -> torch.device:
     """cuda if there is one, otherwise mps, otherwise cpu."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    other = "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device("cuda" if torch.cuda.is_available() else other)
 
 
 def is_spread(model: nn.Module) -> bool:
@@ -86,8 +85,7 @@ def loaded_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Te
     if not tensor.is_meta:
         return tensor
     owner, _, own_name = name.rpartition(".")
-    values: torch.Tensor = offload_hook(model.get_submodule(owner)).weights_map[own_name]
-    return values
+    return offload_hook(model.get_submodule(owner)).weights_map[own_name]  # type: ignore[no-any-return]
 
 
 def faster_precision(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, float] | None:
@@ -105,11 +103,5 @@ def faster_precision(dtype: torch.dtype, device: torch.device) -> tuple[torch.dt
 
 def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
     """The least of five times of a matrix product."""
-    left = torch.ones(256, 1024, dtype=dtype, device=device)
-    right = torch.ones(1024, 1024, dtype=dtype, device=device)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        (left @ right)[0, 0].item()  # waits for the device
-        times.append(time.perf_counter() - start)
-    return min(times)
+    left, right = (torch.ones(rows, 1024, dtype=dtype, device=device) for rows in (256, 1024))
+    return min(timeit.repeat(lambda: (left @ right)[0, 0].item(), repeat=5, number=1))  # `item` waits for the device

@@ -16,7 +16,6 @@ weights are read once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from streamliner.model.blocks import Blocks
 from streamliner.model.compat import TorchDispatchMode, tree_leaves
+from streamliner.model.devices import present
 from streamliner.model.handoff import Call, stream_out
 
 Removed = tuple[int, ...]
@@ -48,14 +48,12 @@ class Fork:
     start: tuple[int, Tensor] | None = None  # what `keep` got earlier, for removals that agree below: these blocks rest
     keep: Callable[[int, Tensor], None] = lambda depth, stream: None  # gets the stream where removals first differ
     row_passes: int = field(default=0, init=False)  # how many times a block ran on a row
+    bytes_read: int = field(default=0, init=False)  # of offloaded weights
     _rows: Tensor | None = field(default=None, init=False)
-    # What was left out so far -> the removals that left out just that, by number. They share the row of the first.
-    _groups: dict[Removed, tuple[int, ...]] = field(default_factory=dict, init=False)
 
     def forward(self) -> Tensor:
         """The stream at depth N without each of the removals, (windows, removals, tokens, hidden...)."""
         below = range(self.start[0] if self.start else 0)
-        self._groups = {tuple(block for block in self.removals[0] if block in below): tuple(range(len(self.removals)))}
         hardly_any_logits = self.blocks.keep_positions([0])
         if self.start is None and len(self.input_ids) > 1:
             with self.blocks.substituted({index: self.blocks.pass_on(index) for index in range(len(self.blocks))}):
@@ -81,31 +79,30 @@ class Fork:
         rows = self._rows_for(call.stream)
         if first:
             rows[:, 0] = self.start[1] if self.start else call.stream
-        self._split(index, rows)
-        self._advance(index, original, call, rows)
+        before, after = self._row_numbers(index), self._row_numbers(index + 1)
+        if any(after) and not any(before):
+            self.keep(index, rows[:, 0])
+        for number, row in enumerate(after):
+            if row == number != before[number]:
+                rows[:, number] = rows[:, before[number]]
+        running = {row for row, removed in zip(after, self.removals, strict=True) if index not in removed}
+        if running:
+            self._advance(index, original, call, rows, running)
         # The rest of the model continues with one row: its logits are not used.
         return self.blocks.hand_on(index, rows[0, :1].to(call.stream.device), call)
 
-    def _split(self, index: int, rows: Tensor) -> None:
-        """Split groups in which some removals leave out block `index` and others do not; one part gets a new row."""
-        if len(self._groups) == 1 and 0 < sum(index in removed for removed in self.removals) < len(self.removals):
-            self.keep(index, rows[:, 0])
-        groups: dict[Removed, tuple[int, ...]] = {}
-        for left_out, members in self._groups.items():
-            without = tuple(number for number in members if index in self.removals[number])
-            through = tuple(number for number in members if index not in self.removals[number])
-            if without and through:
-                rows[:, max(without[0], through[0])] = rows[:, members[0]]
-            groups |= {(*left_out, index): without} if without else {}
-            groups |= {left_out: through} if through else {}
-        self._groups = groups
+    def _row_numbers(self, depth: int) -> list[int]:
+        """For each removal its row at a depth: the number of the first that leaves out the same blocks below."""
+        first: dict[Removed, int] = {}
+        below = (tuple(block for block in removed if block < depth) for removed in self.removals)
+        return [first.setdefault(left_out, number) for number, left_out in enumerate(below)]
 
-    def _advance(self, index: int, original: Callable[..., Any], call: Call, rows: Tensor) -> None:
-        """Run block `index` on the rows of the removals that keep it."""
-        through = sorted(members[0] for left_out, members in self._groups.items() if index not in left_out)
-        places = [(window, row) for window in range(len(rows)) for row in through]
+    def _advance(self, index: int, original: Callable[..., Any], call: Call, rows: Tensor, numbers: set[int]) -> None:
+        """Run block `index` on the rows with these numbers, of all windows."""
+        places = [(window, row) for window in range(len(rows)) for row in sorted(numbers)]
         self.row_passes += len(places)
-        with self.blocks.present(index) if places else nullcontext():
+        self.bytes_read += self.blocks.offloaded_bytes[index]
+        with present(self.blocks.modules[index]):
             for first in range(0, len(places), self.rows_at_once):
                 part = tuple(zip(*places[first : first + self.rows_at_once], strict=True))
                 some = rows[part[0], part[1]].to(call.stream.device)
@@ -120,7 +117,7 @@ def workspace(blocks: Blocks, input_ids: Tensor) -> int:
     sizes: list[int] = []
 
     def measured(index: int, original: Callable[..., Any], call: Call) -> Any:
-        with blocks.present(index), _Allocations() as allocations:
+        with present(blocks.modules[index]), _Allocations() as allocations:  # type: ignore[no-untyped-call]
             output = call.run(original)
         sizes.append(allocations.bytes)
         return output
@@ -133,9 +130,7 @@ def workspace(blocks: Blocks, input_ids: Tensor) -> int:
 class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of the results of operations that do not share memory with their arguments."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = 0
+    bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

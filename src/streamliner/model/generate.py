@@ -1,10 +1,9 @@
-"""Generate text: with a cache token by token, or through the `generate` of transformers."""
+"""Generate text, with a cache token by token or through the `generate` of transformers; the size of a cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -25,8 +24,7 @@ def greedy(blocks: Blocks, ids: Tensor, new_tokens: int) -> Tensor:
 
     `ids` are prompts, (texts, tokens). Returns the last token of each text, (texts, 1).
     """
-    last = ids.to(blocks.device)
-    keep = blocks.keep_positions([ids.shape[1] - 1])
+    last, keep = ids.to(blocks.device), blocks.keep_positions([ids.shape[1] - 1])
     cache = None
     for _ in range(new_tokens):
         output = blocks.model(input_ids=last, use_cache=True, **{blocks.cache_name: cache}, **keep)
@@ -42,7 +40,10 @@ def write(blocks: Blocks, prompt: Tensor, new_tokens: int, *, sampled: bool = Fa
     Greedy, or `sampled` at temperature 1; the checkpoint's generation config, with its penalties and limits, is not
     used. Returns prompt and new tokens, (tokens + new_tokens,), on the CPU.
     """
-    with _neutral_generation_config(blocks.model):
+    from transformers import GenerationConfig
+
+    # One that is passed to `generate` would be merged with the model's own.
+    with patch.object(blocks.model, "generation_config", GenerationConfig(top_k=0, pad_token_id=0)):
         return _generate(blocks, prompt, max_new_tokens=new_tokens, do_sample=sampled)
 
 
@@ -52,27 +53,13 @@ def continue_greedily(blocks: Blocks, prompt: Tensor, new_tokens: int) -> Tensor
 
     Returns the new tokens on the CPU: at most `new_tokens`, fewer if the text ends.
     """
-    text = _generate(blocks, prompt, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-    return text[len(prompt) :]
+    return _generate(blocks, prompt, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)[len(prompt) :]
 
 
 def _generate(blocks: Blocks, prompt: Tensor, **settings: Any) -> Tensor:
     ids = prompt[None].to(blocks.device)
-    model: Any = blocks.model
-    text: Tensor = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    text: Tensor = blocks.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)  # type: ignore[operator]
     return text[0].cpu()
-
-
-@contextmanager
-def _neutral_generation_config(model: Any) -> Iterator[None]:
-    """While open, the model has a generation config that changes nothing; one passed to `generate` would be merged."""
-    from transformers import GenerationConfig
-
-    own, model.generation_config = model.generation_config, GenerationConfig(top_k=0, pad_token_id=0)
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def padding_token(config: Any) -> int:
@@ -100,3 +87,27 @@ def greedy_scores(
     settings |= {"use_cache": use_cache, "return_dict_in_generate": True, "output_scores": True}
     output = model.generate(input_ids=ids, attention_mask=mask, **settings)
     return output.sequences[:, -new_tokens:], list(output.scores)
+
+
+def cache_bytes(cache: Any, tokens: int) -> tuple[float, float] | None:
+    """Bytes of keys and values per token in a cache of `tokens` tokens, over all texts in it.
+
+    Returns:
+        Bytes per token, and bytes that one further token takes once sliding windows are full. None if the model keeps
+        no keys and values.
+    """
+    layers = getattr(cache, "layers", None) or []
+    pairs = [(layer, getattr(layer, name, None)) for layer in layers for name in ("keys", "values")]
+    kept = [(layer, tensor) for layer, tensor in pairs if isinstance(tensor, Tensor) and tensor.ndim > 2]
+    growing = sum(tensor.nbytes / tensor.shape[-2] for layer, tensor in kept if not layer.is_sliding)
+    return (sum(tensor.nbytes for _, tensor in kept) / tokens, growing) if layers else None
+
+
+def cache_numbers(config: Any) -> int:
+    """Numbers that the keys and values of one token take in one block with full attention.
+
+    `config` is that of the stack. An upper bound where blocks attend to a window or share keys.
+    """
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * heads * width

@@ -94,11 +94,6 @@ class Handoff:
         return cls(make, tuple(following.find(item) if following else None for item in output[1:]))
 
     @property
-    def has_state(self) -> bool:
-        """Whether state goes from block to block besides the stream."""
-        return any(key is not None for key in self.arrives_at)
-
-    @property
     def further_items(self) -> int | None:
         """How many items the block returns after the stream; None for a bare stream."""
         return None if self.make is None else len(self.arrives_at)

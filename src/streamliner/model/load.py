@@ -58,10 +58,8 @@ def auto_class(config: PretrainedConfig) -> Any:
     found = remote or named or [*mapped] or [cls for cls in own if cls is not None and cls.can_generate()]
     if not found:
         *first, last = AUTO_CLASSES
-        raise UnsupportedModelError(
-            f"{config.model_type} is not a text decoder that transformers knows.",
-            f"streamliner cuts what {', '.join(first)} or {last} loads.",
-        )
+        hint = f"streamliner cuts what {', '.join(first)} or {last} loads."
+        raise UnsupportedModelError(f"{config.model_type} is not a text decoder that transformers knows.", hint)
     return found[0]
 
 
@@ -80,10 +78,8 @@ def load_tokenizer(model: str | Path | ModelSource) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source.load_arguments())
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ModelError(
-            f"The tokenizer of {source.name} cannot be loaded: {first_line(error)}",
-            "A search needs the tokenizer files next to the weights.",
-        ) from error
+        hint = "A search needs the tokenizer files next to the weights."
+        raise ModelError(f"The tokenizer of {source.name} cannot be loaded: {first_line(error)}", hint) from error
     return tokenizer
 
 
@@ -105,9 +101,17 @@ def load_model(
     Raises:
         ModelError: it cannot be read, or weights are missing.
     """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
     source = locate(model)
+    arguments = source.load_arguments() | {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    if source.kind == "gguf":
+        cls, dense = AutoModelForCausalLM, {"dtype": torch.float32} if dtype == "auto" else {}
+        arguments |= dense | {"quantization_config": GgufConfig(dequantize=True)}
+    else:
+        check_safetensors(source)
+        cls, arguments["use_safetensors"] = auto_class(load_config(source)), True
     spread = device_map or ("auto" if device == "auto" else None)
-    cls, arguments = _how_to_load(source, dtype)
     if spread:
         arguments |= {"device_map": spread, "offload_folder": folder_for_converted_weights()}
     loaded, info = explained(source, lambda: cls.from_pretrained(**arguments, output_loading_info=True))
@@ -120,18 +124,6 @@ def load_model(
     loaded.eval()
     loaded.requires_grad_(False)
     return loaded if spread else loaded.to(device or best_device())  # type: ignore[no-any-return]
-
-
-def _how_to_load(source: ModelSource, dtype: str) -> tuple[Any, dict[str, Any]]:
-    """The auto class, and the arguments of its `from_pretrained`."""
-    from transformers import AutoModelForCausalLM, GgufConfig
-
-    arguments = source.load_arguments() | {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
-    if source.kind == "gguf":
-        dense = {"dtype": torch.float32} if dtype == "auto" else {}
-        return AutoModelForCausalLM, arguments | dense | {"quantization_config": GgufConfig(dequantize=True)}
-    check_safetensors(source)
-    return auto_class(load_config(source)), arguments | {"use_safetensors": True}
 
 
 def folder_for_converted_weights() -> str:

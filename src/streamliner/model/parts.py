@@ -1,4 +1,4 @@
-"""The parts of a block: its linear maps, gated parts, norms, and the parameters that it shares."""
+"""The parts of a block, its linear maps, gated parts and norms; and parameters: shared ones, and their size."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from torch import Tensor, nn
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 """Linear maps of a gated feed-forward part, as in SwiGLU: down(act(gate(x)) * up(x))."""
-
-Place = tuple[int, str]
-"""Index of a block, and a parameter's name within it."""
 
 
 def find_part(module: nn.Module, path: str) -> nn.Module:
@@ -52,10 +49,20 @@ def plain_attributes(module: nn.Module) -> dict[str, bool | int | float | str]:
     return {name: v for name, v in attributes if isinstance(v, (bool, int, float, str)) and not name.startswith("_")}
 
 
-def shared_parameters(blocks: Iterable[nn.Module]) -> list[list[Place]]:
-    """The places of each parameter that is in more than one place."""
-    places: dict[int, list[Place]] = {}
+def shared_parameters(blocks: Iterable[nn.Module]) -> list[list[tuple[int, str]]]:
+    """For each parameter that is in several places these: index of the block, and name within it."""
+    places: dict[int, list[tuple[int, str]]] = {}
     for index, block in enumerate(blocks):
         for name, parameter in block.named_parameters(remove_duplicate=False):
             places.setdefault(id(parameter), []).append((index, name))
     return [each for each in places.values() if len(each) > 1]
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, shared ones once."""
+    return sum(tensor.nbytes for tensor in {*model.parameters(), *model.buffers()})

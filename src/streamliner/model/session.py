@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from streamliner.errors import EvaluationError, ModelError, UserError, first_line
+from streamliner.errors import EvaluationError, ModelError, TextError, UserError, first_line
 from streamliner.model.blocks import Blocks
 from streamliner.model.devices import best_device, faster_precision, is_spread, offload_map, release_cached_memory
 from streamliner.model.load import auto_class, load_config, load_model, load_tokenizer
+from streamliner.model.parts import count_parameters, weight_bytes
 from streamliner.model.shell import make_shell
-from streamliner.model.size import count_parameters, weight_bytes
 from streamliner.model.source import ModelSource, explained, locate, weight_file_bytes
 from streamliner.model.stack import Stack, find_stack
 from streamliner.runs.files import MARK, PLAN_ATTRIBUTE
 from streamliner.runs.ranks import Ranks, find_ranks
-from streamliner.runs.reporter import Reporter, Silent
+from streamliner.runs.reporter import Reporter
 from streamliner.settings import ModelSettings
+from streamliner.text.calibration import SEQUENCE_LENGTH
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -49,10 +50,8 @@ class Session:
         from transformers import PreTrainedModel
 
         if not isinstance(model, PreTrainedModel):
-            raise ModelError(
-                f"A model of transformers is needed, not {type(model).__name__}.",
-                "Pass a PreTrainedModel, a hub id, a folder or a GGUF file.",
-            )
+            hint = "Pass a PreTrainedModel, a hub id, a folder or a GGUF file."
+            raise ModelError(f"A model of transformers is needed, not {type(model).__name__}.", hint)
         name = name or model.config.name_or_path or type(model).__name__
         if model.training:
             raise ModelError(f"{name} is in training mode, in which dropout changes its outputs.", "Call model.eval().")
@@ -116,6 +115,15 @@ class Session:
             raise ModelError(f"{self.source.name} is a model in memory without a tokenizer.", "Pass tokenizer=...")
         return load_tokenizer(self.source)
 
+    def window_length(self, asked: int | None = None, flag: str = "--sequence-length") -> int:
+        """Tokens of a window: `asked`, otherwise 2048 as in SLEB or the model's limit; a TextError names `flag`."""
+        most = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        length = asked or min(SEQUENCE_LENGTH, most or SEQUENCE_LENGTH)
+        if most and length > most:
+            limit = f"the {most} positions of {self.source.name}"
+            raise TextError(f"{flag} {length} is more than {limit}.", f"Use {most} or less.")
+        return length
+
     def device_map(self, shell: Any) -> dict[str, str] | str | None:
         """Where the parts of the model, or of its cut `shell`, go; None if all go to one device."""
         if self.settings.offload:
@@ -128,14 +136,14 @@ class Session:
             self.blocks = Blocks(self.model)
         if self.blocks is not None:
             return self.blocks
-        reporter, settings = reporter or Silent(), self.settings
+        reporter, settings = reporter or Reporter(quiet=True), self.settings
         reporter.say(f"Loading {self.source.name} ...")
         device = settings.device or (str(self.ranks.device) if self.ranks.size > 1 else None)
         placed = self.device_map(self.shell) if settings.offload else None
         self.blocks = Blocks(load_model(self.source, dtype=settings.dtype, device=device, device_map=placed))
-        dtype, device_used = self.blocks.dtype, self.blocks.device
-        reporter.say(f"{len(self.blocks)} blocks in {self.blocks.path}, {dtype} on {device_used}.")
-        faster = faster_precision(dtype, device_used)
+        dtype, place = self.blocks.dtype, self.blocks.device
+        reporter.say(f"{len(self.blocks)} blocks in {self.blocks.path}, {dtype} on {place}.")
+        faster = faster_precision(dtype, place)
         if faster:
             name = str(faster[0]).removeprefix("torch.")
             reporter.say(f"Tip: matrix products are {faster[1]:.1f}x faster here in {name}: --dtype {name}.")
@@ -205,10 +213,9 @@ def open_models(
     tokenizer: PreTrainedTokenizerBase | None,
     settings: ModelSettings | None,
 ) -> list[Session]:
-    """Open the models to compare, each once, the dense one first if there is one.
+    """Open the models to compare, each once, the dense one first; an EvaluationError if there is no other.
 
-    A mapping names models in results; `tokenizer` is of models in memory, `settings` are for the others. An
-    EvaluationError if there is only the dense model.
+    A mapping names models in results; `tokenizer` is of models in memory, `settings` are for the others.
     """
     if isinstance(models, str) or not isinstance(models, (Mapping, Sequence)):
         models = [models]

@@ -61,30 +61,22 @@ def locate(
     if isinstance(model, ModelSource):
         return model
     name, path = str(model), Path(model).expanduser()
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise ModelError(f"{name} is a file, but not a GGUF file.", "Use a folder, a .gguf file or a hub id.")
-        return ModelSource(name, "gguf", str(path.parent.resolve()), path.name)
+    if (path / "config.json").is_file():
+        return ModelSource(name, "folder", str(path.resolve()), trust_remote_code=trust_remote_code)
+    gguf_files = [path] if path.suffix.lower() == ".gguf" and path.is_file() else sorted(path.glob("*.gguf"))
+    if len(gguf_files) == 1:
+        return ModelSource(name, "gguf", str(gguf_files[0].parent.resolve()), gguf_files[0].name)
+    if gguf_files:
+        raise ModelError(f"The folder {name} has {len(gguf_files)} GGUF files.", f"Name one: {gguf_files[0]}")
     if path.is_dir():
-        return _locate_folder(name, path.resolve(), trust_remote_code)
+        missing = "neither config.json nor a GGUF file"
+        raise ModelError(f"The folder {name} has no model in it: {missing}.", "Use one that from_pretrained can load.")
+    if path.is_file():
+        raise ModelError(f"{name} is a file, but not a GGUF file.", "Use a folder, a .gguf file or a hub id.")
     if HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
         return ModelSource(name, "hub", revision=revision, trust_remote_code=trust_remote_code)
-    raise ModelError(
-        f"There is no folder or file {name}, and it is not the id of a model on the hub.",
-        "Check the path, or use an id such as google/gemma-3-270m.",
-    )
-
-
-def _locate_folder(name: str, path: Path, trust_remote_code: bool) -> ModelSource:
-    if (path / "config.json").is_file():
-        return ModelSource(name, "folder", str(path), trust_remote_code=trust_remote_code)
-    gguf_files = sorted(file.name for file in path.glob("*.gguf"))
-    if len(gguf_files) == 1:
-        return ModelSource(name, "gguf", str(path), gguf_files[0])
-    if gguf_files:
-        raise ModelError(f"The folder {name} has {len(gguf_files)} GGUF files.", f"Name one: {path / gguf_files[0]}")
-    missing = "neither config.json nor a GGUF file"
-    raise ModelError(f"The folder {name} has no model in it: {missing}.", "Use one that from_pretrained can load.")
+    missing = f"There is no folder or file {name}, and it is not the id of a model on the hub."
+    raise ModelError(missing, "Check the path, or use an id such as google/gemma-3-270m.")
 
 
 def checkpoint_folder(source: ModelSource) -> Path:
@@ -133,8 +125,8 @@ def check_safetensors_file(file: Path) -> None:
         with safe_open(file, framework="pt"):
             pass
     except (SafetensorError, OSError) as error:
-        message = f"The safetensors file {file} is broken: {first_line(error)}"
-        raise ModelError(message, "Download or copy it again.") from error
+        reason = first_line(error)
+        raise ModelError(f"The safetensors file {file} is broken: {reason}", "Download or copy it again.") from error
 
 
 def explained(source: ModelSource, load: Callable[[], Loaded]) -> Loaded:
@@ -153,15 +145,12 @@ def explained(source: ModelSource, load: Callable[[], Loaded]) -> Loaded:
     except OSError as error:  # the errors of huggingface_hub are some too
         if source.kind != "hub":
             raise ModelError(f"{source.name} cannot be read: {first_line(error)}") from error
-        raise ModelError(
-            f"There is no folder {source.name} here, and the hub did not return that model: {first_line(error)}",
-            "Check the spelling, the network, and for gated models: hf auth login.",
-        ) from error
+        found = f"There is no folder {source.name} here, and the hub did not return that model: {first_line(error)}"
+        hint = "Check the spelling, the network, and for gated models: hf auth login."
+        raise ModelError(found, hint) from error
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         if "trust_remote_code" in str(error):
             hint = "Read it; if you trust it, add --trust-remote-code."
             raise ModelError(f"{source.name} needs its own Python code.", hint) from error
-        raise UnsupportedModelError(
-            f"transformers cannot load {source.name}: {first_line(error)}",
-            "It must be a text decoder that an auto class of transformers loads.",
-        ) from error
+        hint = "It must be a text decoder that an auto class of transformers loads."
+        raise UnsupportedModelError(f"transformers cannot load {source.name}: {first_line(error)}", hint) from error

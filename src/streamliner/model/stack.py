@@ -16,9 +16,6 @@ DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
 """Names of the number of blocks in configs. Where a config has one of DECODER_COUNTS, COUNTS describe its encoder."""
 
-KIND_LISTS = ("layer_types", "layers_block_type", "attention_layers", "attn_layers")
-"""Config fields that name the kind of each block."""
-
 
 @dataclass(frozen=True)
 class Stack:
@@ -26,9 +23,7 @@ class Stack:
 
     path: str  # such as "model.layers"
     modules: nn.ModuleList
-    # That describes the blocks: of the nearest `PreTrainedModel` around them, so the text config of a model of several
-    # parts.
-    config: Any
+    config: Any  # of the nearest `PreTrainedModel` around the blocks: the text config of a model with several parts
     count_name: str = ""  # the config's name for the number of blocks, unless it is in COUNTS or DECODER_COUNTS
 
     def __len__(self) -> int:
@@ -58,9 +53,7 @@ def find_stack(model: nn.Module) -> Stack:
         if len(module) in counts or (not counts and len(others) == 1):
             stacks.append(Stack(path, module, config, "" if counts else others[0]))
     if not stacks:
-        lengths = (
-            f"its config counts {sorted(wanted) or 'no'} blocks, and its module lists have lengths {sorted(found)}"
-        )
+        lengths = f"its config counts {sorted(wanted) or 'no'} blocks, its module lists have lengths {sorted(found)}"
         raise UnsupportedModelError(f"No stack of blocks was found in {type(model).__name__}: {lengths}.")
     return _largest(stacks, type(model).__name__)
 
@@ -81,9 +74,7 @@ def _largest(stacks: list[Stack], model_name: str) -> Stack:
     parents = [path.rpartition(".")[0] for path in large]
     parallel = ", ".join(path for path in large if parents.count(path.rpartition(".")[0]) > 1)
     if parallel:
-        raise UnsupportedModelError(
-            f"{model_name} keeps the parts of its blocks in parallel lists ({parallel}), not in one list of blocks."
-        )
+        raise UnsupportedModelError(f"{model_name} keeps the parts of its blocks in parallel lists: {parallel}.")
     return stacks[sizes.index(max(sizes))]
 
 
@@ -107,25 +98,25 @@ def config_path(config: Any, part: Any) -> tuple[str, ...] | None:
     if config is part:
         return ()
     for name, value in vars(config).items():
-        if hasattr(value, "model_type") and hasattr(value, "to_dict"):
-            path = config_path(value, part)
-            if path is not None:
-                return (name, *path)
+        is_config = hasattr(value, "model_type") and hasattr(value, "to_dict")
+        if is_config and (path := config_path(value, part)) is not None:
+            return (name, *path)
     return None
 
 
 def block_kinds(stack: Stack) -> list[str]:
     """The kind of each block: what its config calls it, and the classes of the parts in which blocks differ."""
-    lists = (getattr(stack.config, name, None) for name in KIND_LISTS)
+    fields = ("layer_types", "layers_block_type", "attention_layers", "attn_layers")
+    lists = (getattr(stack.config, field, None) for field in fields)
     named = next((kinds for kinds in lists if isinstance(kinds, list) and len(kinds) == len(stack)), None)
     parts = [{name: type(child).__name__ for name, child in block.named_children()} for block in stack.modules]
     common = {name for name in parts[0] if all(part.get(name) == parts[0][name] for part in parts)}
     names = named or [type(module).__name__ for module in stack.modules]
-    differing = [
-        [cls for name, cls in part.items() if name not in common and not cls.endswith(("Identity", "Norm"))]
-        for part in parts
-    ]
-    return [", ".join(dict.fromkeys([name, *classes])) for name, classes in zip(names, differing, strict=True)]
+    kinds = []
+    for name, part in zip(names, parts, strict=True):
+        own = [cls for child, cls in part.items() if child not in common and not cls.endswith(("Identity", "Norm"))]
+        kinds.append(", ".join(dict.fromkeys([name, *own])))
+    return kinds
 
 
 def has_encoder(model: nn.Module) -> bool:
@@ -141,9 +132,8 @@ def text_inputs(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
     config: Any = model.config
     if getattr(model, "main_input_name", "input_ids") == "input_ids":
         return {"input_ids": input_ids, "decoder_input_ids": input_ids}
-    weight = next(model.parameters())
-    silence = weight.new_zeros(len(input_ids), config.num_mel_bins, 2 * config.max_source_positions)
-    return {"input_features": silence, "decoder_input_ids": input_ids}
+    shape = (len(input_ids), config.num_mel_bins, 2 * config.max_source_positions)
+    return {"input_features": next(model.parameters()).new_zeros(shape), "decoder_input_ids": input_ids}
 
 
 def check_indices(removed: Iterable[int], num_blocks: int) -> tuple[int, ...]:

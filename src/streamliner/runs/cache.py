@@ -19,15 +19,13 @@ class CacheEntry:
     Args:
         use: False to ignore what is stored; `store` then replaces it.
         depends_on: JSON values. The releases of streamliner, torch and transformers are added.
-
-    Attributes:
-        value: the stored result, None if there is none.
     """
 
     def __init__(self, use: bool, *depends_on: Any) -> None:
         releases = [__version__, *(version(name) for name in ("torch", "transformers"))]
-        self._path = cache_folder() / f"{json_hash([*releases, *depends_on])}.json"
-        self.value: Any = None
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self._path = user / "streamliner" / "evaluations" / f"{json_hash([*releases, *depends_on])}.json"
+        self.value: Any = None  # the stored result
         if use and self._path.exists():
             try:
                 self.value = json.loads(self._path.read_text(encoding="utf-8"))
@@ -43,11 +41,6 @@ class CacheEntry:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._path, value)
-
-
-def cache_folder() -> Path:
-    """`streamliner/evaluations` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamliner" / "evaluations"
 
 
 def json_hash(value: Any) -> str:

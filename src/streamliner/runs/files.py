@@ -27,16 +27,12 @@ SCHEMA_VERSIONS = {
 
 BENCHMARK_KINDS = ("prompt", "generation")
 """The kinds of work that a benchmark times: keys of its JSON file."""
-
 MARK = "streamliner.json"
 """The plan, in every checkpoint folder that streamliner wrote. No other folder is ever replaced."""
-
 PLAN_ATTRIBUTE = "streamliner_plan"
 """Attribute of a model cut in memory that holds its plan."""
-
 REPORT_MARKS = {
-    ".html": "<title>streamliner report</title>",
-    ".htm": "<title>streamliner report</title>",
+    **dict.fromkeys((".html", ".htm"), "<title>streamliner report</title>"),
     ".md": "# streamliner report\n",
 }
 """What a report by streamliner contains, by file suffix."""
@@ -44,10 +40,10 @@ REPORT_MARKS = {
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Write a file so that `path` always holds its whole old content or its whole new content.
+    """A temporary file next to `path` that replaces it when the context ends, and is removed if it raises.
 
-    Yields a temporary path in the same folder. It replaces `path` when the context ends, and is removed if the context
-    raises. A killed process leaves its temporary file; the next write to the same `path` removes it.
+    So `path` always holds its whole old or its whole new content. A killed process leaves its temporary file; the next
+    write to the same `path` removes it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     for stale in path.parent.glob(f".{path.name}.*"):
@@ -94,18 +90,13 @@ def read_json_lines(path: Path) -> list[Any]:
 
 def drop_unfinished_line(path: Path) -> None:
     """Remove a last line that a kill cut short, so that appending continues on a new line."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
+    if path.exists():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def check_result_file(file: str | Path | None, *, overwrite: bool = False) -> None:
-    """Check, before any work, that a result can be written to `file`; None is fine.
-
-    Raises:
-        OutputError: it cannot, or a file is there and may not be replaced.
-    """
+    """Check, before any work, that a result can be written to `file` (None is fine); an OutputError if not."""
     if file is None:
         return
     path = Path(file).expanduser().absolute()
@@ -170,19 +161,15 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     partial.mkdir()
     try:
         yield partial
-        _replace(path, partial)
+        if path.is_dir() and any(path.iterdir()):
+            old = path.parent / f"{partial.name}-old"
+            path.rename(old)
+            partial.rename(path)
+            shutil.rmtree(old)
+        else:
+            partial.rename(path)  # replaces an empty folder in one step
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _replace(path: Path, partial: Path) -> None:
-    if path.is_dir() and any(path.iterdir()):
-        old = path.parent / f".{path.name}.partial-{os.getpid()}-old"
-        path.rename(old)
-        partial.rename(path)
-        shutil.rmtree(old)
-    else:
-        partial.rename(path)  # replaces an empty folder in one step
 
 
 def _is_running(pid: str) -> bool:

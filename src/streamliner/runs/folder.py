@@ -20,11 +20,7 @@ LIBRARIES = (
 
 
 def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
-    """Check that `folder` is new, empty, or a run folder, which holds the file `mark`. Writes nothing.
-
-    Raises:
-        OutputError: it is something else.
-    """
+    """Check that `folder` is new, empty, or a run folder, which holds the file `mark`; an OutputError if not."""
     path = Path(folder).expanduser().absolute()
     if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / mark).exists())):
         raise OutputError(f"{folder} exists and is not a run folder.", "Choose another name.")
@@ -32,13 +28,8 @@ def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
 
 
 def check_same_run(folder: Path, found: Any, wanted: Any) -> None:
-    """Check that the run in `folder` is the wanted one.
-
-    Raises:
-        OutputError: it is another run; the message names the first difference.
-    """
-    difference = run_difference(found, wanted)
-    if difference:
+    """Check that the run in `folder` is the wanted one; an OutputError that names the first difference if not."""
+    if difference := run_difference(found, wanted):
         raise OutputError(
             f"The run folder {folder} is of another run: {difference}.",
             "Choose another folder, or add --overwrite to start it again from the beginning.",
@@ -65,8 +56,9 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    program = Path(sys.argv[0]).name  # without this machine's folders
     return {
-        "command": [_program(sys.argv[0]), *sys.argv[1:]],
+        "command": ["streamliner" if program == "__main__.py" else program, *sys.argv[1:]],
         "versions": versions,
         "hardware": {
             "machine": platform.machine(),
@@ -76,12 +68,6 @@ def environment() -> dict[str, Any]:
             "gpus": gpus,
         },
     }
-
-
-def _program(path: str) -> str:
-    """What to type for `sys.argv[0]`, without this machine's folders."""
-    name = Path(path).name
-    return "streamliner" if name == "__main__.py" else name
 
 
 def _processor() -> str:
@@ -101,9 +87,9 @@ def _comparable(value: Any, where: str = "") -> Any:
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(set(old) | set(new)):
-            found = _first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key)
-            if found:
-                return found
-        return ""
+        differences = (
+            _first_difference(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+            for key in sorted(set(old) | set(new))
+        )
+        return next(filter(None, differences), "")
     return "" if old == new else f"{where.removeprefix('identity.')} was {old!r} there and is {new!r} now"

@@ -24,7 +24,6 @@ class Journal:
         folder: the run folder; created if it does not exist.
         identity: everything that the losses depend on, as a JSON value.
         overwrite: delete the journal of another run. That of the same run is kept, because it is right.
-        rank: the number of this process.
 
     Attributes:
         losses: sorted removed blocks -> window -> loss in nats per token.
@@ -42,8 +41,10 @@ class Journal:
         header = {"schema_version": SCHEMA_VERSIONS["journal"], "identity": json.loads(json.dumps(identity))}
         check_run_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if overwrite and rank == 0:
-            _delete_other_run(folder, header)
+        first = next(iter(read_json_lines(folder / FIRST)), None)
+        if overwrite and rank == 0 and (folder / FIRST).exists() and run_difference(first, header):
+            for path in folder.glob("journal*.jsonl"):
+                path.unlink()
         for path in sorted(folder.glob("journal*.jsonl")):
             self._read(path, header)
         drop_unfinished_line(self._path)
@@ -57,10 +58,8 @@ class Journal:
 
     def remember(self, windows: Sequence[int], losses: Mapping[tuple[int, ...], Sequence[float]]) -> None:
         """Append the losses of some removals on some windows. They survive a kill from here on."""
-        append_json_line(
-            self._path,
-            {"windows": list(windows), "removed": list(losses), "losses": [list(each) for each in losses.values()]},
-        )
+        by_removal = [list(each) for each in losses.values()]
+        append_json_line(self._path, {"windows": list(windows), "removed": list(losses), "losses": by_removal})
 
     def remember_fork(self, why_not: str, windows_at_once: int) -> None:
         """Append whether forked losses are right."""
@@ -91,10 +90,3 @@ def open_journal(folder: Path, identity: Mapping[str, Any], ranks: Ranks, *, ove
         ranks.wait()
     ranks.wait()
     return journal
-
-
-def _delete_other_run(folder: Path, header: dict[str, Any]) -> None:
-    first = folder / FIRST
-    if first.exists() and run_difference(next(iter(read_json_lines(first)), None), header):
-        for path in folder.glob("journal*.jsonl"):
-            path.unlink()

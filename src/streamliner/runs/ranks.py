@@ -11,17 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run. With a single process all of this does nothing.
+    """This process among those of the run. With a single process all of this does nothing."""
 
-    Attributes:
-        rank: the number of this process, 0 to size - 1.
-        size: the number of processes.
-        device: where tensors must be so that processes can add them up.
-    """
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device | str = "cpu"
+    rank: int = 0  # the number of this process, 0 to size - 1
+    size: int = 1  # the number of processes
+    device: torch.device | str = "cpu"  # where tensors must be so that processes can add them up
 
     def share(self, count: int) -> range:
         """The indices below `count` that are this process's part: every `size`-th from `rank` on."""

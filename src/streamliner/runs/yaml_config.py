@@ -17,11 +17,7 @@ CONFIG = "config.yaml"
 
 
 def read_config(file: Path, known: Iterable[str]) -> dict[str, Any]:
-    """The settings in a YAML file; `null` stands for the default.
-
-    Raises:
-        UserError: it cannot be read, or holds a name that is not among `known`.
-    """
+    """The settings in a YAML file; `null` stands for the default. A UserError for a name that is not `known`."""
     try:
         values = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -39,23 +35,19 @@ def read_config(file: Path, known: Iterable[str]) -> dict[str, Any]:
 
 
 def write_config(folder: Path, verb: str, arguments: Mapping[str, Any], *settings: Any) -> None:
-    """Write the resolved settings of a run, each with its help.
+    """Write the resolved settings of a run, each with its help; a field that two settings objects share once.
 
-    Args:
-        folder: of the run.
-        verb: of the command line.
-        arguments: what has no default, such as the model.
-        settings: settings objects; a field that two share is written once.
+    `arguments` have no default, such as the model.
     """
     lines = [f"# To repeat this run: streamliner {verb} --config {CONFIG}. Flags on the command line win."]
     lines += [_line(name, value) for name, value in arguments.items()]
     done = set(arguments)
     for each in settings:
-        helps = {name: flag.help for name, flag in flags_of(type(each)).items()}
+        flags = flags_of(type(each))
         for name, value in recorded(each).items():
-            if name not in done and not flags_of(type(each))[name].python_only:
+            if name not in done and not flags[name].python_only:
                 done.add(name)
-                lines.append(f"{_line(name, value)}  # {helps[name]}")
+                lines.append(f"{_line(name, value)}  # {flags[name].help}")
     write_text(folder / CONFIG, "\n".join(lines) + "\n")
 
 

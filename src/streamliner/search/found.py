@@ -10,7 +10,7 @@ from streamliner.format import Table, exp, perplexity_of
 from streamliner.measure.counters import Counters
 from streamliner.search.frontier import Frontier
 from streamliner.search.plan import Plan
-from streamliner.text.windows import CalibrationSet
+from streamliner.text.calibration import CalibrationSet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +35,7 @@ class Found:
     num_blocks: int
 
     def plan(self, count: int | None = None) -> Plan:
-        """The plan that removes `count` blocks, or as many as the search did.
-
-        Raises:
-            PlanError: the search has no point with `count` blocks removed.
-        """
+        """The plan that removes `count` blocks, or as many as the search did; a PlanError if it has no such point."""
         point = self.frontier.points[-1] if count is None else self.frontier.at(count)
         return Plan(
             removed=tuple(sorted(point.removed)),
@@ -54,7 +50,7 @@ class Found:
             calibration=self.calibration.provenance,
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The plan, the frontier and the cost as a JSON value."""
         return {"plan": self.plan().to_json(), "frontier": asdict(self.frontier), "cost": asdict(self.counters)}
 
@@ -68,13 +64,10 @@ class Found:
             change = "" if point.loss is None else f"{exp(point.loss - dense) - 1:+.1%}"
             rows.append([str(len(point.removed)), blocks, perplexity_of(point.loss), change, f"{point.score:.4f}"])
         cost = self.counters
-        lines = [
-            f"score: {self.frontier.score}" if self.frontier.score else "",
-            self._saved(),
-            f"{cost.forwards} forwards, {cost.block_forwards} block forwards, {cost.tokens:,} tokens, "
-            f"{cost.seconds:.1f} s",
-        ]
-        return [Table(rows, f"{self.frontier.method} on {self.calibration}", "\n".join(filter(None, lines)))]
+        work = f"{cost.forwards} forwards, {cost.block_forwards} block forwards, {cost.tokens:,} tokens"
+        score = f"score: {self.frontier.score}" if self.frontier.score else ""
+        caption = "\n".join(filter(None, [score, self._saved(), f"{work}, {cost.seconds:.1f} s"]))
+        return [Table(rows, f"{self.frontier.method} on {self.calibration}", caption)]
 
     def _saved(self) -> str:
         """How much of an exact search an adaptive one measured, and its closest decision; "" for others."""
@@ -89,11 +82,7 @@ class Found:
         return f"adaptive: {measured} of {exact} window losses measured ({measured / exact:.0%}){closest}"
 
     def plot(self, axes: Axes | None = None) -> Axes:
-        """Draw the calibration perplexity by number of removed blocks, on `axes` or on new ones.
-
-        Raises:
-            MissingExtraError: matplotlib is not installed.
-        """
+        """Draw the calibration perplexity by number of removed blocks, on `axes` or on new ones (needs matplotlib)."""
         if axes is None:
             try:
                 from matplotlib import pyplot
@@ -103,9 +92,7 @@ class Found:
         points = [(0, self.frontier.dense_loss)]
         points += [(len(point.removed), point.loss) for point in self.frontier.points if point.loss is not None]
         axes.plot([count for count, _ in points], [exp(loss) for _, loss in points], "o-", label=self.frontier.method)
-        axes.set_xlabel("blocks removed")
-        axes.set_ylabel("calibration perplexity")
-        axes.set_title(str(self.model.get("name", "")))
+        axes.set(xlabel="blocks removed", ylabel="calibration perplexity", title=str(self.model.get("name", "")))
         axes.legend()
         return axes
 

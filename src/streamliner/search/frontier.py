@@ -52,15 +52,9 @@ class Frontier:
     score: str = ""
 
     def at(self, count: int) -> Point:
-        """The point with `count` blocks removed.
-
-        Raises:
-            PlanError: there is none.
-        """
-        for point in self.points:
-            if len(point.removed) == count:
-                return point
-        counts = ", ".join(str(len(point.removed)) for point in self.points)
-        raise PlanError(
-            f"The search has no point with {count} blocks removed.", f"It has points with {counts} blocks removed."
-        )
+        """The point with `count` blocks removed; a PlanError if there is none."""
+        points = {len(point.removed): point for point in self.points}
+        if count not in points:
+            hint = f"It has points with {', '.join(map(str, points))} blocks removed."
+            raise PlanError(f"The search has no point with {count} blocks removed.", hint)
+        return points[count]

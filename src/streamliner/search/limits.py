@@ -10,11 +10,7 @@ from streamliner.search.method import Method
 
 
 def check_limit(method: Method, num_blocks: int, limit: int) -> None:
-    """Check that `method` may remove `limit` of `num_blocks` blocks.
-
-    Raises:
-        RemovalError: too few blocks are unprotected.
-    """
+    """Check that `method` may remove `limit` of `num_blocks` blocks; a RemovalError if it protects too many."""
     first, last = method.protect_first, method.protect_last
     if first < 0 or last < 0:
         raise RemovalError("The number of protected blocks cannot be negative.")
@@ -35,8 +31,7 @@ def most_removable(method: Method, num_blocks: int) -> int:
 def parse_remove(text: str | int, num_blocks: int) -> int:
     """The number of blocks to remove: "7", or "20%" of `num_blocks`, rounded up as in SLEB.
 
-    Raises:
-        RemovalError: it is not a number, below 1, or not below `num_blocks`.
+    A RemovalError if it is not a number from 1 to `num_blocks` - 1.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", str(text).strip())
     if not match or (not match[2] and "." in match[1]):
@@ -53,11 +48,7 @@ def parse_remove(text: str | int, num_blocks: int) -> int:
 
 
 def parse_increase(text: str) -> float:
-    """A limit on the increase of perplexity: "10%" -> 0.1.
-
-    Raises:
-        RemovalError: it is not a percentage.
-    """
+    """A limit on the increase of perplexity: "10%" -> 0.1; a RemovalError if it is not a percentage."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
     if not match:
         raise RemovalError(f"--max-perplexity-increase {text} is not a percentage.", "Write for instance 10%.")

@@ -43,11 +43,7 @@ def removable(probe: Probe, method: Method, removed: tuple[int, ...] = ()) -> li
 def remove_in_order(probe: Probe, order: list[int], damage: Mapping[int, float] | None, limit: int) -> Iterator[Point]:
     """Points of 1 to `limit` blocks, each with the next block in `order` that may join those before.
 
-    Args:
-        probe: measures the loss of each point.
-        order: blocks.
-        damage: of each block; the score of a point is the greatest in it. None for the loss as the score.
-        limit: number of blocks.
+    The score of a point is the greatest `damage` among its blocks, or its loss if there is none.
     """
     removed: tuple[int, ...] = ()
     while len(removed) < limit:
@@ -70,12 +66,7 @@ def remove_intervals(
 ) -> Iterator[Point]:
     """For each number of blocks, 1 to `limit`, the interval that `method` may remove with the least damage.
 
-    Args:
-        probe: measures the loss of each point.
-        method: says which blocks are protected.
-        damage_of: damage of the interval [start, stop), from its two depths.
-        limit: number of blocks.
-        kept: number of blocks at the start of each interval that count for its damage but stay.
+    `damage_of(start, stop)` is that of the interval [start, stop). Its first `kept` blocks count for it, but stay.
     """
     for count in range(1, limit + 1):
         length = kept + count

@@ -44,7 +44,7 @@ class Plan:
     calibration: dict[str, Any] | None = None
     schema_version: int = SCHEMA_VERSIONS["plan"]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The content of a plan file."""
         return asdict(self)
 
@@ -91,11 +91,7 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def check_plan(plan: Plan, model: dict[str, Any], num_blocks: int, hint: str = "") -> None:
-    """Check that `plan` is for a model of this kind and shape (`Session.identity`).
-
-    Raises:
-        PlanError: it is not; `hint` says what to do about it.
-    """
+    """Check that `plan` is for a model of this kind and shape (`Session.identity`); a PlanError if not."""
     wanted, found = {**plan.model, "num_blocks": plan.num_blocks}, {**model, "num_blocks": num_blocks}
     for key in ("num_blocks", "model_type", "hidden_size"):
         if wanted.get(key) != found[key]:
@@ -123,4 +119,4 @@ def _read_object(file: Path, path: str | Path) -> dict[str, Any]:
 
 
 def _are_indices(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(index, int) and not isinstance(index, bool) for index in value)
+    return isinstance(value, list) and all(type(index) is int for index in value)

@@ -12,12 +12,9 @@ from streamliner.search.frontier import Point
 
 LEAST_WINDOWS = 3
 """No candidate is dropped on fewer windows: a standard error of two values means little."""
-
-COMPARISONS = 16
-"""How often candidates are compared on the way through the windows, at most."""
-
-COMPARISONS_TOGETHER = 4
-"""The same where all windows go through the model together, so that each comparison costs a forward."""
+COMPARISONS, COMPARISONS_TOGETHER = 16, 4
+"""How often candidates are compared at most. The second is for windows that go through the model together: then each
+comparison costs a forward."""
 
 
 @dataclass
@@ -28,8 +25,9 @@ class Race:
 
         mean(d) > z * stdev(d) / sqrt(n)
 
+    With z = 0 none is dropped.
+
     Attributes:
-        z: standard errors; 0 drops none.
         losses: of the candidates that were measured on all windows.
         estimates: mean losses of the dropped candidates: that of the best, plus mean(d) when they were dropped.
         window_losses: losses of one candidate on one window in this race.
@@ -61,13 +59,15 @@ class Race:
         known = {self.best: self.losses[self.best].per_window} if self.losses and self.z else {}
         racing: dict[int, tuple[float, ...]] = dict.fromkeys(keys, ())
         dropped: dict[int, float] = {}  # block -> mean(d)
-        step = self._step()
-        for start in range(0, self.probe.num_windows, step):
-            windows = range(start, min(start + step, self.probe.num_windows))
+        count = self.probe.num_windows
+        comparisons = COMPARISONS_TOGETHER if self.probe.windows_at_once > 1 else COMPARISONS
+        step = math.ceil(count / comparisons) if self.z else count
+        for start in range(0, count, step):
+            windows = range(start, min(start + step, count))
             found = self.probe.losses([keys[block] for block in racing], windows)
             racing = {block: losses + found[keys[block]].per_window for block, losses in racing.items()}
             self.window_losses += len(racing) * len(windows)
-            if self.z and LEAST_WINDOWS <= windows.stop < self.probe.num_windows:
+            if self.z and LEAST_WINDOWS <= windows.stop < count:
                 for block, (difference, margin) in self._beaten(racing, known, windows.stop).items():
                     del racing[block]
                     dropped[block] = difference
@@ -76,13 +76,6 @@ class Race:
                 break
         self.losses |= {block: Loss(losses) for block, losses in racing.items()}
         self.estimates |= {block: self.losses[self.best].mean + difference for block, difference in dropped.items()}
-
-    def _step(self) -> int:
-        """Windows between two comparisons."""
-        if not self.z:
-            return self.probe.num_windows
-        comparisons = COMPARISONS_TOGETHER if self.probe.windows_at_once > 1 else COMPARISONS
-        return math.ceil(self.probe.num_windows / comparisons)
 
     def _beaten(
         self, racing: dict[int, tuple[float, ...]], known: dict[int, tuple[float, ...]], count: int

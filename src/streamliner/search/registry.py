@@ -53,26 +53,19 @@ def method_class(name: str) -> type[Method]:
 
 
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
-    """A search method.
-
-    Args:
-        name: one of `method_names()`, or `path/to/file.py:Class`.
-        settings: some of its fields; text is converted to the type of the field.
+    """The search method `name`, with some of its fields set; text is converted to the type of the field.
 
     Raises:
         MethodError: no such method, no such setting, or a value that does not fit.
     """
-    cls = method_class(name)
+    cls, settings = method_class(name), settings or {}
     hints, fields = typing.get_type_hints(cls), {field.name for field in dataclasses.fields(cls)}
-    values = {}
-    for key, value in (settings or {}).items():
-        if key not in fields:
-            raise MethodError(f"The method {name} has no setting {key}.", f"It has: {', '.join(sorted(fields))}.")
-        values[key] = _converted(name, key, value, hints[key])
-    return cls(**values)
+    for key in sorted(settings.keys() - fields):
+        raise MethodError(f"The method {name} has no setting {key}.", f"It has: {', '.join(sorted(fields))}.")
+    return cls(**{key: _converted(name, key, value, hints[key]) for key, value in settings.items()})
 
 
-def _is_method(value: Any) -> bool:
+def _is_method(value: object) -> bool:
     return isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(value, "search")
 
 
@@ -97,11 +90,9 @@ def _class_from_file(file: str, class_name: str) -> type[Method]:
 
 def _converted(method: str, key: str, value: Any, hint: Any) -> Any:
     """`value` as the type of the field `key`."""
-    if typing.get_origin(hint) is typing.Literal:
-        choices = typing.get_args(hint)
-        if value not in choices:
-            raise MethodError(f"{key} of {method} must be one of {', '.join(choices)}, not {value}.")
-        return value
+    choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else (value,)
+    if value not in choices:
+        raise MethodError(f"{key} of {method} must be one of {', '.join(choices)}, not {value}.")
     if isinstance(hint, types.UnionType) or not isinstance(hint, type):
         return value
     try:

@@ -30,22 +30,23 @@ def run_method(
     Raises:
         RemovalError: `limit` is more than can be removed, or no block can be removed within the allowed increase.
     """
-    most = most_removable(method, probe.num_blocks)
-    check_limit(method, probe.num_blocks, most if limit is None else limit)
+    asked = limit
+    limit = most_removable(method, probe.num_blocks) if asked is None else asked
+    check_limit(method, probe.num_blocks, limit)
     probe.progress.remaining = probe.num_windows
     dense = probe.loss().mean
     bound = math.inf if max_perplexity_increase is None else dense + math.log1p(max_perplexity_increase)
     points: list[Point] = []
-    exceeded = False
-    _expect(probe, method, (), most if limit is None else limit)
-    for point in method.search(probe, most if limit is None else limit):
+    _expect(probe, method, (), limit)
+    for point in method.search(probe, limit):
         if point.loss is not None and point.loss > bound:
-            exceeded = True
             break
         points.append(point)
-        _expect(probe, method, point.removed, most if limit is None else limit)
-    if not exceeded and (not points or (limit is not None and len(points[-1].removed) < limit)):
-        raise _stuck(probe, points[-1].removed if points else (), method)
+        _expect(probe, method, point.removed, limit)
+    else:
+        removed = points[-1].removed if points else ()
+        if not points or len(removed) < (asked or 0):
+            raise _stuck(probe, removed, method)
     if not points:
         raise RemovalError(
             f"Removing any block raises perplexity by more than {max_perplexity_increase:.1%}.",
@@ -55,13 +56,13 @@ def run_method(
 
 
 def _expect(probe: Probe, method: Method, removed: tuple[int, ...], limit: int) -> None:
-    """Tell the progress bar how many losses are left: as the method says, otherwise one per point."""
+    """Set how many losses are left: as the method says, otherwise one per point."""
     losses_left = getattr(method, "losses_left", lambda probe, removed, limit: limit - len(removed))
     probe.progress.remaining = losses_left(probe, removed, limit) * probe.num_windows
 
 
 def _stuck(probe: Probe, removed: tuple[int, ...], method: Method) -> RemovalError:
-    """The error for an architecture that does not let the method continue after `removed`."""
+    """The error where the architecture does not let the method continue after `removed`."""
     candidates = range(method.protect_first, probe.num_blocks - method.protect_last)
     reasons = (probe.refusal((*removed, block)) for block in candidates if block not in removed)
     reason = next((reason for reason in reasons if reason), "")

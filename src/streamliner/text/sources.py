@@ -32,90 +32,49 @@ PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Text:
-    """Documents and where they come from.
+    """Documents, none of them empty, and where they come from."""
 
-    Attributes:
-        name: the SOURCE as the user wrote it.
-        documents: none of them empty.
-        origin: what identifies the text: file and hash, or dataset, config and split.
-    """
-
-    name: str
+    name: str  # the SOURCE as the user wrote it
     documents: tuple[str, ...]
-    origin: dict[str, str]
+    origin: dict[str, str]  # file and hash, or dataset, config, split and hash
 
 
-def as_text(text: str | Text | Iterable[str]) -> Text:
-    """The text of a SOURCE, or of documents in memory.
+def read_text(text: str | Text | Iterable[str]) -> Text:
+    """Read a SOURCE (see the module), or take documents that are in memory.
 
     Raises:
-        TextError: it does not exist, is empty, or a document is not a str.
+        TextError: it does not exist, is empty or is not understood, or a document is not a str.
         MissingExtraError: a dataset on the hub without the `hub` extra.
     """
     if isinstance(text, Text):
         return text
-    if isinstance(text, str):
-        return read_text(text)
-    documents = list(text)
-    for number, document in enumerate(documents):
-        if not isinstance(document, str):
-            raise TextError(
-                f"Document {number} of the text is of type {type(document).__name__}, not str.",
-                'Give a list of str, such as a column of a dataset: dataset["text"].',
-            )
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise TextError("The text is empty.", "Give at least one document with text in it.")
-    return Text("text in memory", tuple(documents), {"sha256": _hash(tuple(documents))})
-
-
-def read_text(source: str) -> Text:
-    """Read a SOURCE (see the module).
-
-    Raises:
-        TextError: it does not exist, is empty, or is not understood.
-        MissingExtraError: a dataset on the hub without the `hub` extra.
-    """
-    name, _, rest = source.partition(":")
-    if name == "python-docs":
-        text = _python_docs(source, rest or "train")
-    elif _is_on_hub(source):
-        text = _from_hub(source)
+    if not isinstance(text, str):
+        text = _from_memory(list(text))
+    elif text.partition(":")[0] == "python-docs":
+        text = _python_docs(text)
     else:
-        text = _from_files(source)
+        text = _from_hub(text) if _is_on_hub(text) else _from_files(text)
     if not text.documents:
-        raise TextError(f"The text {source} is empty.", "Give a source with text in it.")
+        raise TextError(f"The text {text.name} is empty.", "Give at least one document with text in it.")
     return text
 
 
 def default_text(of_hub_model: bool, say: Callable[[str], None]) -> Text:
-    """The calibration text if the user names none: SLEB's WikiText-2 for a model on the hub, otherwise python-docs.
-
-    Args:
-        of_hub_model: whether the model comes from the hub, so that the hub may be asked for text too.
-        say: called with a message that says which text it is and why.
-    """
-    if not of_hub_model:
-        say(
-            "Calibrating on python-docs, which needs no network. "
-            "SLEB's own text comes from the hub: --calibration wikitext2."
-        )
-        return read_text("python-docs")
+    """The calibration text if the user names none: SLEB's WikiText-2 for a model on the hub, otherwise python-docs."""
     try:
-        return read_text("wikitext2")
+        if of_hub_model:
+            return read_text("wikitext2")
+        say("Calibrating on python-docs, which needs no network. SLEB's text is on the hub: --calibration wikitext2.")
     except (TextError, MissingExtraError) as error:
         say(f"{error} Calibrating on python-docs instead.")
-        return read_text("python-docs")
+    return read_text("python-docs")
 
 
 def stream_documents(source: str, skip: int = 0) -> Iterator[str]:
     """The documents of a SOURCE one after another, without the first `skip`. Some may be empty.
 
     They are never all in memory: a plain text file is divided into pieces of about a megabyte that end with a line, and
-    a dataset on the hub is streamed.
-
-    Raises:
-        TextError, MissingExtraError: as `read_text`, some only when a document is asked for.
+    a dataset on the hub is streamed. Raises the errors of `read_text`, some only when a document is asked for.
     """
     if source.partition(":")[0] == "python-docs":
         return iter(read_text(source).documents[skip:])
@@ -125,9 +84,21 @@ def stream_documents(source: str, skip: int = 0) -> Iterator[str]:
     return itertools.islice((piece for file in files for piece in _documents(file, field, PIECE)), skip, None)
 
 
-def _python_docs(source: str, split: str) -> Text:
+def _from_memory(documents: list[str]) -> Text:
+    for number, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise TextError(
+                f"Document {number} of the text is of type {type(document).__name__}, not str.",
+                'Give a list of str, such as a column of a dataset: dataset["text"].',
+            )
+    filled = tuple(document for document in documents if document.strip())
+    return Text("text in memory", filled, {"sha256": _hash(filled)})
+
+
+def _python_docs(source: str) -> Text:
     from pydoc_data.topics import topics
 
+    split = source.partition(":")[2] or "train"
     if split not in ("train", "test"):
         raise TextError(f"python-docs has the splits train and test, not {split}.")
     # Every fifth topic, by name, is in the test split. A text with two names belongs to the first of them.
@@ -140,8 +111,7 @@ def _python_docs(source: str, split: str) -> Text:
 
 
 def _is_on_hub(source: str) -> bool:
-    name = source.partition(":")[0]
-    return name == "hf" or name in HUB_SETS
+    return source.partition(":")[0] in ("hf", *HUB_SETS)
 
 
 def _hub_place(source: str) -> tuple[str, str | None, str, str]:
@@ -169,9 +139,8 @@ def _hub_rows(source: str, *, streaming: bool, skip: int = 0) -> Iterator[str]:
         for row in rows.skip(skip) if skip else rows:
             yield row[field]
     except KeyError as error:
-        raise TextError(
-            f"The dataset {dataset} has no field {field}.", "Name the field: hf:dataset:split:field."
-        ) from error
+        hint = "Name the field: hf:dataset:split:field."
+        raise TextError(f"The dataset {dataset} has no field {field}.", hint) from error
     except Exception as error:  # datasets raises many types of its own for "no network" and "no such dataset"
         raise TextError(
             f"The text {source} cannot be read from the hub: {first_line(error)}",
@@ -192,7 +161,7 @@ def _from_hub(source: str) -> Text:
 
 def _from_files(source: str) -> Text:
     path, files, field = _find_files(source)
-    documents = tuple(itertools.chain.from_iterable(_documents(file, field) for file in files))
+    documents = tuple(text for file in files for text in _documents(file, field) if text.strip())
     origin = {"folder": str(path), "files": str(len(files))} if path.is_dir() else {"file": str(path)}
     return Text(source, documents, origin | {"sha256": _hash(documents)})
 
@@ -206,9 +175,8 @@ def _find_files(source: str) -> tuple[Path, list[Path], str]:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
         if not files:
-            raise TextError(
-                f"The folder {source} contains no text.", f"It is searched for {', '.join(TEXT_SUFFIXES)} files."
-            )
+            hint = f"It is searched for {', '.join(TEXT_SUFFIXES)} files."
+            raise TextError(f"The folder {source} contains no text.", hint)
         return path, files, field
     if path.is_file():
         return path, [path], field
@@ -218,16 +186,12 @@ def _find_files(source: str) -> tuple[Path, list[Path], str]:
     )
 
 
-def _documents(path: Path, field: str, piece: int | None = None) -> Iterator[str]:
-    """The documents in a file. A plain text is one document, or pieces of about `piece` characters."""
+def _documents(path: Path, field: str, piece: int = -1) -> Iterator[str]:
+    """The documents in a file. A plain text is one document, or pieces of about `piece` characters if that is given."""
     try:
         with path.open(encoding="utf-8") as file:
             if path.suffix == ".jsonl":
                 yield from _rows(path, file, field)
-            elif piece is None:
-                text = file.read()
-                if text.strip():
-                    yield text
             else:
                 while lines := file.readlines(piece):
                     yield "".join(lines)
@@ -245,10 +209,8 @@ def _rows(path: Path, file: Iterable[str], field: str) -> Iterator[str]:
             raise TextError(f"Line {number} of {path} is not JSON: {error}") from error
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise TextError(
-                f"Line {number} of {path} has no text field {field!r}; it has: {found}.",
-                f"Name the field: {path}:FIELD",
-            )
+            message = f"Line {number} of {path} has no text field {field!r}; it has: {found}."
+            raise TextError(message, f"Name the field: {path}:FIELD")
         if row[field].strip():
             yield row[field]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,23 +33,18 @@ SHUFFLE = 256
 class TrainingText:
     """Windows from several sources, drawn by weight and then shuffled within a buffer.
 
-    The first windows of each source are held out for validation, in every pass through it.
+    The first windows of each source are held out for validation, in every pass through it. A TextError if a source does
+    not exist, or has no window left to train on.
 
     Args:
         sources: pairs of a SOURCE and its weight.
-        tokenizer: the model's.
         sequence_length: tokens of a window, including the BOS.
         validation_windows: windows held out in all; at least one of each source unless 0.
-        seed: of the choice and order of windows.
 
     Attributes:
-        sequence_length: tokens of a window.
         validation: the held-out windows, (windows, tokens).
         fingerprint: SHA-256 of the held-out windows and of the first training window of each source.
         has_bos: whether windows begin with a BOS.
-
-    Raises:
-        TextError: a text does not exist, or has no window left to train on.
     """
 
     def __init__(
@@ -70,11 +66,11 @@ class TrainingText:
         ]
         self._random = random.Random(seed)
         self._buffer: list[list[int]] = []
-        held_out = [window for packer in self._packers for window in packer.held_out_windows()]
-        first = [packer.first_window() for packer in self._packers]
+        held_out, first = zip(*(packer.first_windows() for packer in self._packers), strict=True)
         self.has_bos = bool(bos_tokens(tokenizer))
-        self.validation = torch.tensor(held_out, dtype=torch.long).view(-1, sequence_length)
-        self.fingerprint = hashlib.sha256(torch.tensor(held_out + first).numpy().tobytes()).hexdigest()
+        self.validation = torch.tensor(list(chain.from_iterable(held_out)), dtype=torch.long).view(-1, sequence_length)
+        every = torch.cat([self.validation, torch.tensor(first)])
+        self.fingerprint = hashlib.sha256(every.numpy().tobytes()).hexdigest()
 
     @property
     def passes(self) -> dict[str, int]:
@@ -113,49 +109,36 @@ class TrainingText:
 
 
 class _Packer:
-    """Packs one source into windows as it is read, and starts again at its end.
-
-    Documents are tokenised one by one, joined by a blank line and cut into windows, as in a calibration set.
-    """
+    """Packs one source into windows as it is read, as for a calibration set, and starts again at its end."""
 
     def __init__(self, source: str, tokenizer: PreTrainedTokenizerBase, length: int, held_out: int) -> None:
         self.source, self.passes = source, 0
-        self._held_out = held_out
-        self._tokenizer = tokenizer
+        self._tokenizer, self._held_out = tokenizer, held_out
         self._bos, self._separator = bos_tokens(tokenizer), encode(tokenizer, "\n\n")
         self._body = length - len(self._bos)
-        self._reader: Iterator[str] | None = None
-        self._rest: list[int] = []  # tokens after the last window
-        self._documents = self._packed = 0  # of this pass
+        self._rewind()
 
     def next(self) -> list[int]:
-        """The next training window."""
         while True:
             window = self._pack()
+            if window is None and self._packed <= self._held_out:
+                raise TextError(
+                    f"The text {self.source} fills {self._packed} windows of {self._body + len(self._bos)} tokens, "
+                    f"and {self._held_out} are held out for validation: none is left to train on.",
+                    "Give more text, a smaller --sequence-length, or fewer --validation-windows.",
+                )
             if window is None:
-                self._check_long_enough()
                 self._rewind()
                 self.passes += 1
             elif self._packed > self._held_out:
                 return window
 
-    def held_out_windows(self) -> list[list[int]]:
-        """The windows at the start of the source that are never trained on; fewer if it is short."""
+    def first_windows(self) -> tuple[list[list[int]], list[int]]:
+        """The windows held out at the start of the source, and the first training window after them."""
+        packed = [self._pack() for _ in range(self._held_out)]
+        first = self.next()  # a TextError if the source is too short to have one, so none of `packed` is None
         self._rewind()
-        packed = (self._pack() for _ in range(self._held_out))
-        windows = [window for window in packed if window is not None]
-        self._rewind()
-        return windows
-
-    def first_window(self) -> list[int]:
-        """The first training window.
-
-        Raises:
-            TextError: the source is too short to have one.
-        """
-        window = self.next()
-        self._rewind()
-        return window
+        return [window for window in packed if window is not None], first
 
     def count(self) -> int:
         """Training windows in one pass; reads the source once."""
@@ -172,7 +155,6 @@ class _Packer:
         return {"documents": self._documents, "packed": self._packed, "passes": self.passes, "rest": self._rest}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue at the position that `state` returned."""
         self._rewind()
         self._documents, self._packed, self.passes = state["documents"], state["packed"], state["passes"]
         self._rest = list(state["rest"])
@@ -194,20 +176,11 @@ class _Packer:
         return window
 
     def _rewind(self) -> None:
-        """Go back to the first document."""
-        self._reader, self._rest, self._documents, self._packed = None, [], 0, 0
-
-    def _check_long_enough(self) -> None:
-        if self._packed <= self._held_out:
-            raise TextError(
-                f"The text {self.source} fills {self._packed} windows of {self._body + len(self._bos)} tokens, "
-                f"and {self._held_out} are held out for validation: none is left to train on.",
-                "Give more text, a smaller --sequence-length, or fewer --validation-windows.",
-            )
+        self._reader: Iterator[str] | None = None
+        self._rest: list[int] = []  # tokens after the last window
+        self._documents = self._packed = 0  # of this pass
 
 
 def _shares(count: int, weights: Sequence[float]) -> list[int]:
     """`count` divided by weight, each at least one unless `count` is 0."""
-    if not count:
-        return [0 for _ in weights]
-    return [max(1, round(count * weight / sum(weights))) for weight in weights]
+    return [max(1, round(count * weight / sum(weights))) if count else 0 for weight in weights]

@@ -11,35 +11,11 @@ import torch
 from torch import Tensor
 
 from streamliner.errors import TextError
-from streamliner.settings import NUM_SAMPLES, SEQUENCE_LENGTH
-from streamliner.text.sources import Text, as_text
+from streamliner.text.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet
+from streamliner.text.sources import Text, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from streamliner.model.session import Session
-
-
-@dataclass(frozen=True)
-class CalibrationSet:
-    """Windows of tokens on which a model is measured.
-
-    Attributes:
-        windows: token ids, (windows, tokens); each begins with a BOS if the tokenizer adds one.
-        provenance: source and its hash, how the windows were chosen, and how many tokens there are.
-    """
-
-    windows: Tensor
-    provenance: dict[str, Any]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in all windows."""
-        return self.windows.numel()
-
-    def __str__(self) -> str:
-        count, length = self.windows.shape
-        return f"{self.provenance['source']}: {count} windows of {length} tokens, {self.num_tokens} in all"
 
 
 def calibration_set(
@@ -72,47 +48,37 @@ def calibration_set(
     """
     if num_samples < 1:
         raise TextError(f"--num-samples must be at least 1, not {num_samples}.")
-    text = as_text(text)
-    bos, stream = _tokens_for_windows(text, tokenizer, sequence_length)
-    body = sequence_length - len(bos)
+    text = read_text(text)
+    bos, stream, body = _tokens_for_windows(text, tokenizer, sequence_length)
     available = len(stream) // body
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(available, generator=generator)[:num_samples]
     bodies = torch.tensor(stream[: available * body]).view(available, body)[chosen]
     windows = torch.cat([torch.tensor(bos).expand(len(chosen), len(bos)).to(bodies), bodies], dim=1)
-    return CalibrationSet(
-        windows,
-        {
-            "source": text.name,
-            "origin": text.origin,
-            "documents": len(text.documents),
-            "text_tokens": len(stream),
-            "sequence_length": sequence_length,
-            "windows": len(windows),
-            "windows_asked_for": num_samples,
-            "windows_available": available,
-            "tokens": windows.numel(),
-            "bos": bool(bos),
-            "seed": seed,
-            "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
-        },
-    )
+    provenance = {
+        "source": text.name,
+        "origin": text.origin,
+        "documents": len(text.documents),
+        "text_tokens": len(stream),
+        "sequence_length": sequence_length,
+        "windows": len(windows),
+        "windows_asked_for": num_samples,
+        "windows_available": available,
+        "tokens": windows.numel(),
+        "bos": bool(bos),
+        "seed": seed,
+        "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
+    }
+    return CalibrationSet(windows, provenance)
 
 
 @dataclass(frozen=True)
 class TextWindows:
-    """A text cut into windows.
+    """A text cut into windows, in its order; each begins with a BOS if the tokenizer adds one."""
 
-    Attributes:
-        windows: token ids, (windows, tokens), in the order of the text; each begins with a BOS if the tokenizer adds
-            one.
-        first: the first position of a window that predicts; the positions before it are context.
-        provenance: source and its hash, tokens, window, stride, BOS.
-    """
-
-    windows: Tensor
-    first: int
-    provenance: dict[str, Any]
+    windows: Tensor  # token ids, (windows, tokens)
+    first: int  # the first position of a window that predicts; the positions before it are context
+    provenance: dict[str, Any]  # source and its hash, tokens, window, stride, BOS
 
 
 def text_windows(
@@ -144,9 +110,8 @@ def text_windows(
         raise TextError(f"--num-samples must be at least 1, not {limit}.")
     if stride is not None and not 1 <= stride < length:
         raise TextError(f"--stride must be 1 to {length - 1}, less than --sequence-length, not {stride}.")
-    text = as_text(text)
-    bos, tokens = _tokens_for_windows(text, tokenizer, length)
-    body = length - len(bos)
+    text = read_text(text)
+    bos, tokens, body = _tokens_for_windows(text, tokenizer, length)
     starts = range(0, len(tokens) - body + 1, stride or body)[:limit]
     windows = torch.tensor([bos + tokens[start : start + body] for start in starts])
     first = 0 if stride is None else length - 1 - stride
@@ -165,32 +130,22 @@ def text_windows(
     return TextWindows(windows, first, provenance)
 
 
-def _tokens_for_windows(text: Text, tokenizer: PreTrainedTokenizerBase, length: int) -> tuple[list[int], list[int]]:
-    """The BOS of each window, and the tokens of the text, which are enough for a window of `length`."""
+def _tokens_for_windows(
+    text: Text, tokenizer: PreTrainedTokenizerBase, length: int
+) -> tuple[list[int], list[int], int]:
+    """The BOS of each window, the tokens of the text, joined by a blank line, and how many of these a window holds."""
     if length < 2:
         raise TextError(f"--sequence-length must be at least 2, not {length}: a loss needs a next token.")
-    bos, tokens = bos_tokens(tokenizer), text_tokens(text, tokenizer)
+    bos, separator = bos_tokens(tokenizer), encode(tokenizer, "\n\n")
+    tokens: list[int] = []
+    for document in text.documents:
+        tokens += (separator if tokens else []) + encode(tokenizer, document)
     if len(tokens) < length - len(bos):
         raise TextError(
             f"The text {text.name} has {len(tokens)} tokens, too few for one window of {length}.",
             f"Give more text, or --sequence-length {max(2, len(tokens))} or less.",
         )
-    return bos, tokens
-
-
-def window_length(session: Session, asked: int | None, flag: str = "--sequence-length") -> int:
-    """Tokens of a window: `asked`, or SLEB's 2048, or the model's limit if that is less.
-
-    Raises:
-        TextError: `asked` is more than the model has positions.
-    """
-    most = getattr(session.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    length = asked or min(SEQUENCE_LENGTH, most or SEQUENCE_LENGTH)
-    if most and length > most:
-        raise TextError(
-            f"{flag} {length} is more than the {most} positions of {session.source.name}.", f"Use {most} or less."
-        )
-    return length
+    return bos, tokens, length - len(bos)
 
 
 def bos_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -202,14 +157,3 @@ def bos_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def encode(tokenizer: PreTrainedTokenizerBase, document: str) -> list[int]:
     """Token ids of a document without BOS or EOS; it may be longer than the model's context."""
     return list(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def text_tokens(text: Text, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of all documents, joined by a blank line."""
-    separator = encode(tokenizer, "\n\n")
-    stream: list[int] = []
-    for document in text.documents:
-        if stream:
-            stream += separator
-        stream += encode(tokenizer, document)
-    return stream

@@ -15,7 +15,6 @@ from streamliner.model.session import Session, open_models
 from streamliner.runs.files import check_result_file, write_json
 from streamliner.runs.folder import environment
 from streamliner.runs.reporter import Reporter
-from streamliner.runs.terminal import Terminal
 from streamliner.settings import BenchmarkSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def benchmark(
     """
     check_result_file(settings.output, overwrite=settings.overwrite)
     sessions = open_models(models, settings.dense, None, model_settings)
-    return benchmark_models(sessions, settings, Terminal(settings.quiet))
+    return benchmark_models(sessions, settings, Reporter(settings.quiet))
 
 
 def benchmark_models(sessions: Sequence[Session], settings: BenchmarkSettings, reporter: Reporter) -> Benchmark:

@@ -16,13 +16,12 @@ from streamliner.cut.structure import Structure
 from streamliner.cut.verification import reference_outputs, sample_tokens, verify_checkpoint
 from streamliner.errors import RemovalError
 from streamliner.model.fingerprint import checkpoint_hash
+from streamliner.model.parts import count_parameters
 from streamliner.model.session import Session, checkpoint_bytes, open_model
-from streamliner.model.size import count_parameters
 from streamliner.model.source import checkpoint_folder, weight_file_bytes
 from streamliner.model.stack import check_indices
 from streamliner.runs.files import MARK, PLAN_ATTRIBUTE, check_output, output_folder, write_json
 from streamliner.runs.reporter import Reporter
-from streamliner.runs.terminal import Terminal
 from streamliner.search.plan import Plan, check_plan, read_plan
 from streamliner.settings import CutSettings
 
@@ -46,7 +45,7 @@ def cut(model: ModelLike, plan: Plan | Iterable[int]) -> PreTrainedModel:
     """
     session = open_model(model)
     plan = _as_plan(session, plan)
-    result = cut_model(session.load(Terminal(quiet=True)).model, plan.removed)
+    result = cut_model(session.load(Reporter(quiet=True)).model, plan.removed)
     setattr(result, PLAN_ATTRIBUTE, plan)
     return result
 
@@ -56,47 +55,47 @@ def cut_to_folder(
 ) -> dict[str, Any]:
     """Write the cut checkpoint and verify it; only then `out` appears. The session's loaded weights are released.
 
-    Returns:
-        JSON value: removed, blocks, parameters and bytes before and after, verification.
-
-    Raises:
-        UserError: the request cannot be fulfilled; the message says why.
-        VerificationError: the written checkpoint is not the dense model with the blocks bypassed.
+    Returns a JSON value: removed, blocks, parameters and bytes before and after, verification. A UserError says why the
+    request cannot be fulfilled; a VerificationError, that the result is not the dense model with the blocks bypassed.
     """
-    reporter = Terminal(settings.quiet)
-    plan = _as_plan(session, plan)
+    reporter, plan = Reporter(settings.quiet), _as_plan(session, plan)
     check_output(out, overwrite=settings.overwrite, model_folder=session.source.path or None)
-    structure = Structure(session.shell)
-    sizes = _sizes(session, structure, plan.removed)
+    structure, removed = Structure(session.shell), plan.removed
+    structure.changes(removed)  # refuses what cannot be cut before any weight is read
+    result: dict[str, Any] = {
+        "removed": list(removed),
+        "verification": None,
+        "blocks_before": session.num_blocks,
+        "blocks_after": session.num_blocks - len(removed),
+        "parameters_before": session.parameters,
+        "parameters_after": count_parameters(structure.cut_shell(removed)),
+        "bytes_before": checkpoint_bytes(session),
+    }
     reference = None
     if settings.verify:
-        reference = reference_outputs(session.load(reporter), plan.removed, sample_tokens(session.config))
-    verification = None
+        reference = reference_outputs(session.load(reporter), removed, sample_tokens(session.config))
     with output_folder(out, overwrite=settings.overwrite) as partial:
         reporter.say(f"Writing {out} ...")
-        _write_checkpoint(session, structure, plan.removed, partial, reporter)
+        if session.source.kind in ("gguf", "memory"):
+            _write_rebuilt(session, removed, partial, reporter)
+        else:
+            cut_checkpoint(checkpoint_folder(session.source), partial, structure, removed)
         session.release()  # from here on only the cut model is needed
         if reference is not None:
             reporter.say("Verifying: reload, logits against bypass, generation with and without cache ...")
-            place = session.device_map(structure.cut_shell(plan.removed))
-            trusted = session.settings.trust_remote_code
-            verification = verify_checkpoint(partial, reference, trust_remote_code=trusted, device_map=place).to_json()
-        result = {"removed": list(plan.removed), "verification": verification} | sizes
-        result |= {"bytes_after": weight_file_bytes(partial)}
+            place, trusted = session.device_map(structure.cut_shell(removed)), session.settings.trust_remote_code
+            found = verify_checkpoint(partial, reference, trust_remote_code=trusted, device_map=place)
+            result["verification"] = found.to_json()
+        result["bytes_after"] = weight_file_bytes(partial)
         mark = plan.to_json()
         mark["model"] = mark["model"] | session.identity | {"checkpoint": checkpoint_hash(session.source)}
         write_json(partial / MARK, mark | {"cut": result})
-        write_model_card(partial, session, plan, result)
+        write_model_card(partial, session.source.name, plan, result)
     return result | {"output": str(out)}
 
 
 def chosen_plan(settings: CutSettings) -> Plan | tuple[int, ...]:
-    """The plan that is named by `plan`, or the blocks named by `blocks`.
-
-    Raises:
-        RemovalError: none or both are given, or `blocks` is not a list of block indices.
-        PlanError: the plan cannot be read.
-    """
+    """The plan named by `plan`, or the blocks named by `blocks`; a RemovalError unless one is given and valid."""
     if (settings.plan is None) == (settings.blocks is None):
         raise RemovalError("Say which blocks to remove.", "Give --plan FILE or --blocks 3,7,9 (one of them).")
     if settings.plan is not None:
@@ -109,12 +108,6 @@ def chosen_plan(settings: CutSettings) -> Plan | tuple[int, ...]:
         raise RemovalError(f"--blocks {blocks} is not a list of block numbers.", "Write for instance 3,7,9.") from error
 
 
-def save_as_folder(session: Session, out: str | Path) -> None:
-    """Write a GGUF model, dequantised, as an ordinary folder with safetensors and tokenizer files, uncut."""
-    with output_folder(out) as partial:
-        _write_rebuilt(session, (), partial, Terminal(quiet=True))
-
-
 def _as_plan(session: Session, plan: Plan | Iterable[int]) -> Plan:
     """The plan, checked against the model; block indices become a plan of method "manual"."""
     if not isinstance(plan, Plan):
@@ -124,27 +117,6 @@ def _as_plan(session: Session, plan: Plan | Iterable[int]) -> Plan:
     if not plan.removed:
         raise RemovalError("The plan removes no block.")
     return plan
-
-
-def _sizes(session: Session, structure: Structure, removed: tuple[int, ...]) -> dict[str, Any]:
-    """Compare the structure of all kept blocks, without weights; returns sizes before and after."""
-    structure.changes(removed)
-    return {
-        "blocks_before": session.num_blocks,
-        "blocks_after": session.num_blocks - len(removed),
-        "parameters_before": count_parameters(session.shell),
-        "parameters_after": count_parameters(structure.cut_shell(removed)),
-        "bytes_before": checkpoint_bytes(session),
-    }
-
-
-def _write_checkpoint(
-    session: Session, structure: Structure, removed: tuple[int, ...], partial: Path, reporter: Reporter
-) -> None:
-    if session.source.kind in ("gguf", "memory"):
-        _write_rebuilt(session, removed, partial, reporter)
-    else:
-        cut_checkpoint(checkpoint_folder(session.source), partial, structure, removed)
 
 
 def _write_rebuilt(session: Session, removed: tuple[int, ...], partial: Path, reporter: Reporter) -> None:

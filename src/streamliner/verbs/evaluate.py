@@ -16,7 +16,6 @@ from streamliner.model.session import Session, open_model, open_models
 from streamliner.runs.files import check_result_file, write_json
 from streamliner.runs.folder import environment
 from streamliner.runs.reporter import Reporter
-from streamliner.runs.terminal import Terminal
 from streamliner.settings import EvaluateSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ def evaluate(
     check_result_file(settings.output, overwrite=settings.overwrite)
     sessions = open_models(models, settings.dense, settings.tokenizer, model_settings)
     parent = None if settings.as_draft_for is None else open_model(settings.as_draft_for, model_settings)
-    return evaluate_models(sessions, settings, Terminal(settings.quiet), parent)
+    return evaluate_models(sessions, settings, Reporter(settings.quiet), parent)
 
 
 def evaluate_models(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from streamliner.cut.structure import Structure
+from streamliner.model.parts import count_parameters
 from streamliner.model.session import Session, checkpoint_bytes
-from streamliner.model.size import count_parameters
 from streamliner.model.stack import block_kinds
 
 

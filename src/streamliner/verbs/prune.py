@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamliner.heal.prepare import prepare_healing
+from streamliner.heal.healing import prepare_healing
 from streamliner.heal.state import RUN
 from streamliner.model.session import Session
 from streamliner.runs.files import MARK, check_output, finite
 from streamliner.runs.folder import check_run_folder
-from streamliner.runs.terminal import Terminal
+from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found
 from streamliner.search.plan import Plan, read_plan
 from streamliner.settings import CutSettings, HealSettings, PruneSettings, SearchSettings
 from streamliner.verbs.cut import cut_to_folder
-from streamliner.verbs.heal import heal_checkpoint
+from streamliner.verbs.heal import heal_to_folder
 from streamliner.verbs.search import search
 
 
@@ -89,7 +89,7 @@ def _prune_and_heal(
         wanted = {"network": healing.network_depth} | settings.method_settings
         settings = dataclasses.replace(settings, set=wanted, search_effort=None)
     check_run_folder(folder / "healing", RUN)
-    prepare_healing(session, healing, Terminal(quiet=True))  # finds mistakes before hours of search
+    prepare_healing(session, healing, Reporter(quiet=True))  # finds mistakes before hours of search
     found = search(session, settings)
     cut_folder = folder / "cut"
     result: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def _prune_and_heal(
             cut_to_folder(session, found.plan(), cut_folder, cutting)
         result = json.loads((cut_folder / MARK).read_text(encoding="utf-8"))["cut"] | {"output": str(cut_folder)}
     session.ranks.wait()
-    healed = heal_checkpoint(session, cut_folder, dataclasses.replace(healing, run=folder / "healing"), out)
+    healed = heal_to_folder(cut_folder, out, dataclasses.replace(healing, run=folder / "healing"), session)
     return Pruned(found, result, healed)
 
 

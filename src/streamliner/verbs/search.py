@@ -18,7 +18,6 @@ from streamliner.runs.files import SCHEMA_VERSIONS, write_json
 from streamliner.runs.folder import check_run_folder, environment
 from streamliner.runs.journal import Journal, open_journal
 from streamliner.runs.reporter import Reporter
-from streamliner.runs.terminal import Terminal
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found
 from streamliner.search.limits import check_limit, parse_increase, parse_remove
@@ -27,7 +26,8 @@ from streamliner.search.registry import full_name, make_method
 from streamliner.search.run_method import run_method
 from streamliner.settings import SearchSettings
 from streamliner.text.sources import default_text
-from streamliner.text.windows import CalibrationSet, calibration_set, window_length
+from streamliner.text.calibration import CalibrationSet
+from streamliner.text.windows import calibration_set
 
 if TYPE_CHECKING:
     from streamliner.settings import ModelLike
@@ -53,7 +53,7 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
         arXiv 2402.09025 (SLEB), arXiv 2403.19135 (LLM-Streamline); see `streamliner methods` for the others.
     """
     session = open_model(model)
-    reporter = Terminal(settings.quiet or session.ranks.rank > 0)
+    reporter = Reporter(settings.quiet or session.ranks.rank > 0)
     method = make_method(settings.method, settings.method_settings)
     folder = None if settings.run is None else check_run_folder(settings.run)
     structure = Structure(session.shell)
@@ -147,7 +147,7 @@ def _calibration(session: Session, settings: SearchSettings, reporter: Reporter)
     given = settings.calibration
     if isinstance(given, CalibrationSet):
         return given
-    length = window_length(session, settings.sequence_length)
+    length = session.window_length(settings.sequence_length)
     calibration = calibration_set(
         default_text(session.source.kind == "hub", reporter.say) if given is None else given,
         settings.tokenizer or session.tokenizer(),

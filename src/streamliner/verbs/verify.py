@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamliner.cut.parent import dense_model_of, plan_of
-from streamliner.cut.verification import (
-    Verification,
-    reference_outputs,
-    sample_tokens,
-    verify_checkpoint,
-    verify_model,
-)
+from streamliner.cut.verification import Verification, reference_outputs, sample_tokens, verify_checkpoint, verify_model
 from streamliner.errors import PlanError
 from streamliner.model.session import Session, open_model
 from streamliner.runs.files import MARK
-from streamliner.runs.terminal import Terminal
+from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import check_plan
 from streamliner.settings import ModelSettings, VerifySettings
 
@@ -44,7 +38,7 @@ def verify(
     """
     blocks = tuple(plan_of(cut).removed if removed is None else sorted(removed))
     session = open_model(dense)
-    reference = reference_outputs(session.load(Terminal(quiet=True)), blocks, sample_tokens(session.config))
+    reference = reference_outputs(session.load(Reporter(quiet=True)), blocks, sample_tokens(session.config))
     if isinstance(cut, (str, Path)):
         return verify_checkpoint(Path(cut), reference)
     return verify_model(cut, reference)
@@ -56,7 +50,7 @@ def verify_folder(cut: str, settings: VerifySettings, model_settings: ModelSetti
     Raises:
         PlanError: the folder does not say what was removed, or was healed.
     """
-    reporter, folder = Terminal(settings.quiet), Path(cut).expanduser()
+    reporter, folder = Reporter(settings.quiet), Path(cut).expanduser()
     plan = plan_of(folder)
     if "healing" in json.loads((folder / MARK).read_text(encoding="utf-8")):
         raise PlanError(

@@ -10,9 +10,9 @@ from streamliner.benchmark.engine import MemoryUse, TokenIds, clock_seconds
 from streamliner.benchmark.workload import Workload
 from streamliner.errors import EvaluationError
 from streamliner.model.devices import best_device, wait_for
-from streamliner.model.generate import fill_cache, greedy
+from streamliner.model.generate import cache_bytes, fill_cache, greedy
+from streamliner.model.parts import weight_bytes
 from streamliner.model.session import Session
-from streamliner.model.size import cache_bytes, weight_bytes
 from streamliner.model.stack import has_encoder
 from streamliner.runs.reporter import Reporter
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from streamliner.benchmark.engine import MemoryUse, TokenIds, clock_seconds
 from streamliner.benchmark.workload import Workload
 from streamliner.errors import EvaluationError
+from streamliner.model.generate import cache_numbers
 from streamliner.model.session import Session
-from streamliner.model.size import cache_numbers
 from streamliner.runs.reporter import Reporter
 
 GPU_SHARE = 0.85

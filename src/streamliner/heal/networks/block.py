@@ -11,24 +11,19 @@ from streamliner.errors import HealingError
 from streamliner.heal.gaps import Gap
 from streamliner.model.blocks import Blocks
 
-RANDOM_SCALE = 0.02
-"""Standard deviation of random weights where the config has no `initializer_range`."""
-
 
 def make_block(blocks: Blocks, gap: Gap, number: int, init: str, generator: torch.Generator) -> nn.Module:
     """A copy of the block at the gap's place `number`, so of its kind and index, with weights as `init` says.
 
-    Raises:
-        HealingError: the blocks that `init` names have other shapes.
+    Raises HealingError if the blocks that `init` names have other shapes.
     """
     place, inside = gap.places[number], range(gap.start, gap.stop)
     network = copy.deepcopy(blocks.modules[place])
     if init == "random":  # norms and biases stay as they are
-        scale = getattr(blocks.config, "initializer_range", None) or RANDOM_SCALE
+        scale = getattr(blocks.config, "initializer_range", None) or 0.02
         for parameter in network.parameters():
             if parameter.ndim > 1:
-                noise = torch.randn(parameter.shape, generator=generator) * scale
-                parameter.data = noise.to(parameter)
+                parameter.data = (torch.randn(parameter.shape, generator=generator) * scale).to(parameter)
         return network
     sources = {"first": inside[number : number + 1], "last": [inside[number - len(gap.places)]], "mean": inside}[init]
     states = [blocks.modules[index].state_dict() for index in sources]

@@ -24,8 +24,7 @@ FEED_FORWARDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "ffn": FFN}
 def make_networks(blocks: Blocks, gaps: Sequence[Gap], settings: HealSettings) -> dict[int, nn.Module]:
     """A module for each place of each gap, in float32 and trainable, by the block whose place it takes.
 
-    Raises:
-        HealingError: the blocks of a gap have other shapes, or the config has no width of the residual stream.
+    Raises HealingError if blocks of a gap have other shapes, or the config has no width of the residual stream.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     networks: dict[int, nn.Module] = {}

@@ -35,11 +35,9 @@ class Exhaustive:
         candidates = range(self.protect_first, probe.num_blocks - self.protect_last)
         sets = self.losses_left(probe, (), limit)
         if sets > self.most_sets:
-            raise MethodError(
-                f"An exhaustive search of up to {limit} of {len(candidates)} blocks tries {sets} sets, "
-                f"more than most_sets {self.most_sets}.",
-                f"Remove fewer blocks, or allow it: --set most_sets={sets}",
-            )
+            tried = f"An exhaustive search of up to {limit} of {len(candidates)} blocks tries {sets} sets"
+            hint = f"Remove fewer blocks, or allow it: --set most_sets={sets}"
+            raise MethodError(f"{tried}, more than most_sets {self.most_sets}.", hint)
         for count in range(1, limit + 1):
             chosen_sets = itertools.combinations(candidates, count)
             losses = {chosen: probe.loss(chosen) for chosen in chosen_sets if not probe.refusal(chosen)}

@@ -53,12 +53,10 @@ class Sleb:
 
     def losses_left(self, probe: Probe, removed: tuple[int, ...], limit: int) -> int:
         """One loss per candidate and round; of "one-shot" and "similarity" one per point."""
-        rounds = limit - len(removed)
+        rounds, candidates = limit - len(removed), len(removable(probe, self, removed))
         if self.metric == "iterative":
-            candidates = len(removable(probe, self, removed))
             return sum(max(0, candidates - done) for done in range(rounds))
-        once = self.metric == "one-shot" and not removed
-        return rounds + (len(removable(probe, self)) if once else 0)
+        return rounds + (candidates if self.metric == "one-shot" and not removed else 0)
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
         """Points of 1 to `limit` blocks; each contains the one before."""
@@ -93,9 +91,8 @@ class Sleb:
             point = race.point()
             assert point.candidates is not None
             increases |= {block: loss - before for block, loss in point.candidates.items()}
-            yield dataclasses.replace(
-                point, window_losses=race.window_losses, margin=margin if math.isfinite(margin) else None
-            )
+            least = margin if math.isfinite(margin) else None
+            yield dataclasses.replace(point, window_losses=race.window_losses, margin=least)
             removed, before = point.removed, point.score
 
     def _race_lazily(self, race: Race, candidates: list[int], increases: dict[int, float], before: float) -> float:

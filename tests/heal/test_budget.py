@@ -6,7 +6,7 @@ import pytest
 
 from healing import settings, training_text
 from streamliner.errors import HealingError, UserError
-from streamliner.heal.schedule import count_steps
+from streamliner.heal.healing import count_steps
 
 
 def test_budgets(tokenizer):

@@ -1,0 +1,34 @@
+"""The calibration set: what a search measures a model on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUM_SAMPLES, SEQUENCE_LENGTH = 128, 2048
+"""SLEB's calibration set (arXiv 2402.09025, section 4.1)."""
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Windows of tokens on which a model is measured.
+
+    Attributes:
+        windows: token ids, (windows, tokens); each begins with a BOS if the tokenizer adds one.
+        provenance: source and its hash, how the windows were chosen, and how many tokens there are.
+    """
+
+    windows: Tensor
+    provenance: dict[str, Any]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all windows."""
+        return self.windows.numel()
+
+    def __str__(self) -> str:
+        count, length = self.windows.shape
+        return f"{self.provenance['source']}: {count} windows of {length} tokens, {self.num_tokens} in all"
