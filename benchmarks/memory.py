@@ -22,8 +22,8 @@ from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_model
 from streamliner.model.source import locate
-from streamliner.search.run_method import run_method
 from streamliner.search.registry import make_method
+from streamliner.search.run_method import run_method
 from streamliner.text.calibration import CalibrationSet
 
 

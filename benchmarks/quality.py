@@ -13,15 +13,15 @@ import argparse
 import dataclasses
 import json
 
-from streamliner.runs.reporter import Reporter
 from streamliner.measure.loss import Loss
 from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_model, load_tokenizer, silenced_transformers
 from streamliner.model.source import locate
 from streamliner.runs.folder import environment
-from streamliner.search.run_method import run_method
+from streamliner.runs.reporter import Reporter
 from streamliner.search.registry import make_method
+from streamliner.search.run_method import run_method
 from streamliner.text.windows import calibration_set
 
 

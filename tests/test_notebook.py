@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import nbformat
 from nbclient import NotebookClient
+
 from places import ROOT, TINY
 
 

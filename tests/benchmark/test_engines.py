@@ -156,4 +156,5 @@ def test_models_in_memory_need_transformers(engine, message):
     if engine == "llama.cpp":
         pytest.importorskip("xllamacpp", reason="needs the llama-cpp extra")
     with pytest.raises(EvaluationError, match=message):
-        load_engines([Session.of(make_model("llama"), name="m")], BenchmarkSettings(engine=engine), Reporter(quiet=True))
+        session = Session.of(make_model("llama"), name="m")
+        load_engines([session], BenchmarkSettings(engine=engine), Reporter(quiet=True))

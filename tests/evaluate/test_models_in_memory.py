@@ -43,7 +43,8 @@ def test_perplexities_are_those_of_folders(tiny, cut, tokenizer, text, tmp_path)
 def test_models_stay_where_they_are(tiny, cut, tokenizer, text):
     sessions = in_memory(tiny, cut, tokenizer)
     before = tiny(torch.arange(8)[None]).logits
-    evaluate_models(sessions, EvaluateSettings(perplexity=str(text), sequence_length=64, num_samples=1), Reporter(quiet=True))
+    settings = EvaluateSettings(perplexity=str(text), sequence_length=64, num_samples=1)
+    evaluate_models(sessions, settings, Reporter(quiet=True))
     assert [session.load().model for session in sessions] == [tiny, cut]
     assert torch.equal(tiny(torch.arange(8)[None]).logits, before)
 

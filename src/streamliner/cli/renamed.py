@@ -6,11 +6,7 @@ import sys
 
 RENAMED = {
     "evaluate": {"--window": "--sequence-length", "--max-windows": "--num-samples"},
-    "heal": {
-        "--batch-size": "--global-batch-size",
-        "--lr": "--learning-rate",
-        "--min-lr": "--min-learning-rate",
-    },
+    "heal": {"--batch-size": "--global-batch-size", "--lr": "--learning-rate", "--min-lr": "--min-learning-rate"},
 }
 """Verb -> flag -> its name of today."""
 HEAL_SETTINGS = {"batch_size": "global_batch_size", "lr": "learning_rate", "min_lr": "min_learning_rate"}

@@ -108,6 +108,6 @@ class ForkedPath:
     def _head_losses(self, rows: Tensor, window: Tensor) -> list[float]:
         """Loss of each row of streams at depth N, (rows, tokens, hidden...), which are all of one window."""
         fit = positions_that_fit(self._blocks, self._budget // 2)
-        parts = rows.split(max(1, fit // len(window)))
+        parts = torch.split(rows, max(1, fit // len(window)))
         losses = (head_losses(self._blocks, some, window.expand(len(some), -1), fit) for some in parts)
         return torch.cat(list(losses)).tolist()  # type: ignore[no-any-return]

@@ -111,7 +111,8 @@ def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     targets = targets.to(logits.device)
     sums = torch.zeros(len(targets), dtype=torch.float64)
     for row, target in enumerate(targets):  # the vocabulary stays the contiguous axis: five times faster on a CPU
-        for predicted, chunk in zip(logits[row].split(POSITIONS_AT_ONCE), target.split(POSITIONS_AT_ONCE), strict=True):
+        pieces = (torch.split(each, POSITIONS_AT_ONCE) for each in (logits[row], target))
+        for predicted, chunk in zip(*pieces, strict=True):
             sums[row] += functional.cross_entropy(predicted.float(), chunk, reduction="none").double().sum().cpu()
     return sums
 
@@ -128,7 +129,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 def mean_divergence(dense: Tensor, cut: Tensor) -> Tensor:
     """Mean divergence of `cut` from `dense`, both logits, in float32: (windows, tokens, vocabulary) -> (windows,)."""
     sums = torch.zeros(len(dense), dtype=torch.float64)
-    for chunks in zip(dense.split(POSITIONS_AT_ONCE, 1), cut.split(POSITIONS_AT_ONCE, 1), strict=True):
+    for chunks in zip(*(torch.split(each, POSITIONS_AT_ONCE, 1) for each in (dense, cut)), strict=True):
         p, q = (functional.log_softmax(logits.float(), -1) for logits in chunks)
         sums += divergence(p, q).double().sum(1).cpu()
     return sums / dense.shape[1]

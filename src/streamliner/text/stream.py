@@ -116,7 +116,9 @@ class _Packer:
         self._tokenizer, self._held_out = tokenizer, held_out
         self._bos, self._separator = bos_tokens(tokenizer), encode(tokenizer, "\n\n")
         self._body = length - len(self._bos)
-        self._rewind()
+        self._reader: Iterator[str] | None = None
+        self._rest: list[int] = []  # tokens after the last window
+        self._documents = self._packed = 0  # of this pass
 
     def next(self) -> list[int]:
         while True:
@@ -176,9 +178,7 @@ class _Packer:
         return window
 
     def _rewind(self) -> None:
-        self._reader: Iterator[str] | None = None
-        self._rest: list[int] = []  # tokens after the last window
-        self._documents = self._packed = 0  # of this pass
+        self._reader, self._rest, self._documents, self._packed = None, [], 0, 0
 
 
 def _shares(count: int, weights: Sequence[float]) -> list[int]:

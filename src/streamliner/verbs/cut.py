@@ -87,9 +87,8 @@ def cut_to_folder(
             found = verify_checkpoint(partial, reference, trust_remote_code=trusted, device_map=place)
             result["verification"] = found.to_json()
         result["bytes_after"] = weight_file_bytes(partial)
-        mark = plan.to_json()
-        mark["model"] = mark["model"] | session.identity | {"checkpoint": checkpoint_hash(session.source)}
-        write_json(partial / MARK, mark | {"cut": result})
+        model = plan.model | session.identity | {"checkpoint": checkpoint_hash(session.source)}
+        write_json(partial / MARK, plan.to_json() | {"model": model, "cut": result})
         write_model_card(partial, session.source.name, plan, result)
     return result | {"output": str(out)}
 

@@ -25,8 +25,8 @@ from streamliner.search.method import Method
 from streamliner.search.registry import full_name, make_method
 from streamliner.search.run_method import run_method
 from streamliner.settings import SearchSettings
-from streamliner.text.sources import default_text
 from streamliner.text.calibration import CalibrationSet
+from streamliner.text.sources import default_text
 from streamliner.text.windows import calibration_set
 
 if TYPE_CHECKING:
