@@ -12,6 +12,7 @@ from typer.main import get_command
 from command import run
 from places import TINY
 from streamliner.cli import app
+from streamliner.cli.renamed import RENAMED
 from streamliner.cut.rules import FIELDS
 from streamliner.search.registry import method_names
 
@@ -46,6 +47,7 @@ def test_help_of_every_verb(verb, capsys):
 def test_no_documented_flag_is_gone():
     parameters = [parameter for verb in VERBS.values() for parameter in verb.params]
     known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
+    known |= {old for names in RENAMED.values() for old in names}  # told under "Renamed flags"
     for text in (CLI, README):
         assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
 

@@ -121,7 +121,7 @@ def test_healed_and_verified(folder, tmp_path, network, loss):
     torch.set_num_threads(2)
     result = heal_to_folder(folder / "cut-from-gguf", tmp_path / "healed", settings, session)
     torch.set_num_threads(threads)
-    assert [gap["places"] for gap in result["gaps"]] == [[6], [9], [12]]
+    assert [list(gap["places"]) for gap in result["gaps"]] == [[6], [9], [12]]
     assert result["verification"]["cached_generation"]
     assert result["custom_code"] == (network == "swiglu")
     assert result["training"]["best_loss"] < result["training"]["first_loss"]

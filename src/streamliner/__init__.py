@@ -3,8 +3,6 @@
 Importing this package imports nothing heavy; each name is loaded when it is first used.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from types import ModuleType

@@ -3,8 +3,6 @@
 They work on models in memory, and on names of models: hub ids, folders and GGUF files.
 """
 
-from __future__ import annotations
-
 from streamliner.flags import with_keywords
 from streamliner.settings import BenchmarkSettings, EvaluateSettings, HealSettings, SearchSettings
 from streamliner.verbs import benchmark as _benchmark

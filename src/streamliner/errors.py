@@ -1,7 +1,5 @@
 """Every error that a user can cause. The message says what is wrong and what was found; `hint` says what to do next."""
 
-from __future__ import annotations
-
 
 class StreamlinerError(Exception):
     """A failure that is explained without a traceback. Ends the command line tool with `exit_code`."""

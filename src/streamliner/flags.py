@@ -4,8 +4,6 @@ From the field come the flag of the command line with its help, the key in a `--
 Python. This module has what such a field may say, and how text becomes a value. It imports nothing heavy.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """The command line: one short file per verb, which parses, calls `verbs/` and prints."""
 
-from __future__ import annotations
-
 import json
 import signal
 import sys

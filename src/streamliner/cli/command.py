@@ -1,7 +1,5 @@
 """A verb of the command line, made from settings: flags, `--config` and their values as settings objects."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """Results go to stdout, errors to stderr."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence

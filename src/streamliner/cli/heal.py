@@ -1,7 +1,5 @@
 """`streamliner heal`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from streamliner.cli.command import Argument, Given, command

@@ -1,7 +1,5 @@
 """`streamliner inspect`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from streamliner.cli.command import MODEL, Given, command

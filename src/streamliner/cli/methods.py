@@ -1,7 +1,5 @@
 """`streamliner methods`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from streamliner.cli.command import Given, command

@@ -1,7 +1,5 @@
 """`streamliner prune`."""
 
-from __future__ import annotations
-
 from streamliner.cli.command import MODEL, Given, command
 from streamliner.cli.console import print_tables, show
 from streamliner.cli.cut import OUT, print_cut

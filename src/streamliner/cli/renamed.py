@@ -1,7 +1,5 @@
 """Flags of earlier releases: they still work, and a line says their names of today."""
 
-from __future__ import annotations
-
 import sys
 
 RENAMED = {

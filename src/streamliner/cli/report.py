@@ -1,7 +1,5 @@
 """`streamliner report`."""
 
-from __future__ import annotations
-
 from streamliner.cli.command import Argument, Given, command
 from streamliner.cli.console import print_line, show
 from streamliner.settings import ReportSettings

@@ -1,7 +1,5 @@
 """`streamliner search`."""
 
-from __future__ import annotations
-
 from streamliner.cli.command import MODEL, Argument, Given, command
 from streamliner.cli.console import print_line, print_tables, show
 from streamliner.settings import ModelSettings, SearchSettings

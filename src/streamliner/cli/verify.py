@@ -1,7 +1,5 @@
 """`streamliner verify`."""
 
-from __future__ import annotations
-
 from streamliner.cli.command import Argument, Given, command
 from streamliner.cli.console import print_line, show
 from streamliner.cli.cut import print_verification

@@ -1,7 +1,5 @@
 """The model card of a cut or healed checkpoint."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ No model is built, and no more than one tensor is in memory. Bytes are copied as
 quantised format comes along. Only tensors that a fold changes (`folds.py`) or that have slices for blocks are read.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from dataclasses import replace

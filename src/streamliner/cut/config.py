@@ -4,8 +4,6 @@ A field that depends on the position of blocks must follow the removal; otherwis
 one. What no rule can express is refused, naming the key.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import re

@@ -4,8 +4,6 @@ A config.json is not what its class would write: keys are missing where the clas
 or are for other engines. So the rules run on the complete config of the class, and what they change is carried over.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from functools import reduce

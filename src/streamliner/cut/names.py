@@ -1,7 +1,5 @@
 """Where the blocks are in a checkpoint, and the new names of tensors and modules when blocks are removed."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping

@@ -1,7 +1,5 @@
 """accelerate's `Accelerator` for a training run: devices, precision, processes, trackers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """LoRA adapters on the remaining blocks (arXiv 2106.09685), with `peft`; merged into the weights at the end."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

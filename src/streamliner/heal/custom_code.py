@@ -4,8 +4,6 @@ Its model type is new, so that nothing loads it as the stock architecture by mis
 transformers refuses it, and so do engines that do not know the type.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

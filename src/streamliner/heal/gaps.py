@@ -1,7 +1,5 @@
 """Where lightweight networks go: each run of removed blocks, with the kept blocks that its network replaces."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from streamliner.errors import RemovalError

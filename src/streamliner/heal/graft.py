@@ -4,8 +4,6 @@ Nothing is stored: a network's input and its target come from the same forward, 
 run. So memory does not grow with the data.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One healing: what can be checked before it starts, its run folder, the training, and its result."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -11,8 +11,6 @@ p the dense model's distribution and y the next token, the losses of the head an
 where T are the k likeliest tokens of the dense model, and P and Q what p and q leave for all others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Put what was trained into the model: adapters into the weights, networks into blocks that can express them."""
 
-from __future__ import annotations
-
 import copy
 from contextlib import nullcontext
 from itertools import product

@@ -1,7 +1,5 @@
 """Token windows -> loss, as one module, so that accelerate can wrap it on any devices."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -6,8 +6,6 @@ tensor has the precision that it has in the cut one, and if it did not change it
 model was loaded in a lower precision. Tensors of custom networks get the precision of most tensors.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The files of a training run, from which it continues after a kill."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

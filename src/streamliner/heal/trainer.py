@@ -1,7 +1,5 @@
 """The training loop: AdamW, a cosine schedule, validation, and a state that survives a kill."""
 
-from __future__ import annotations
-
 import json
 import math
 import signal

@@ -1,7 +1,5 @@
 """What the measurements of a search cost, and how far they are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

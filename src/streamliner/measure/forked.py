@@ -1,7 +1,5 @@
 """The forked path: losses of many removals from one forward per window, checked against the plain path."""
 
-from __future__ import annotations
-
 import math
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Next-token loss, perplexity, and divergence of next-token distributions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

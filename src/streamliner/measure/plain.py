@@ -1,7 +1,5 @@
 """The plain path: one forward of the whole model for each set of removed blocks. It defines what is right."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Streams kept from one round of a search to the next: blocks before the first changed one need not run again."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

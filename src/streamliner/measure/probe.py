@@ -1,7 +1,5 @@
 """The probe: everything that a search method sees of a model. Methods see measurements, never the model."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """Similarity of the residual streams at any two depths, from one pass that stores no hidden states."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ residual stream, and how it passes it on. They are found by structure and checke
 that works otherwise is refused. All else, from embeddings and masks to the head, stays in the model's own `forward`.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager

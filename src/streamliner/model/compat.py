@@ -1,7 +1,5 @@
 """Private names of other libraries, each with the release it was seen in and the reason. No other module uses one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Devices: where the parts of a model are, weights that are loaded when needed, the precision that is fast here."""
 
-from __future__ import annotations
-
 import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager

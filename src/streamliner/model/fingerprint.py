@@ -1,7 +1,5 @@
 """Identity of a model's weights, config and tokenizer: what a journal or a cache may rely on."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any

@@ -13,8 +13,6 @@ Block 0 runs on one row instead of three. Each block is called once with the row
 weights are read once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial

@@ -1,7 +1,5 @@
 """Generate text, with a cache token by token or through the `generate` of transformers; the size of a cache."""
 
-from __future__ import annotations
-
 from typing import Any
 from unittest.mock import patch
 

@@ -1,7 +1,5 @@
 """The parts of a block, its linear maps, gated parts and norms; and parameters: shared ones, and their size."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Shells: a model's structure without its weights; comparing two of them, and filling one with weights."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 from collections.abc import Mapping

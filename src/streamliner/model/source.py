@@ -1,7 +1,5 @@
 """Where a model is: a hub id, a folder, a GGUF file, or the memory of this process."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Find the stack: where a model keeps its blocks, which config describes them, and what its forward takes."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Results kept between runs, so that a dense model is measured once."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Write files and folders whole or not at all, and decide which existing ones may be replaced."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

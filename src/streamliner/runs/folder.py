@@ -1,7 +1,5 @@
 """The run folder: whose run it is, and the environment that `run.json` records."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

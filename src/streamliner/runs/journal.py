@@ -1,7 +1,5 @@
 """The journal: measured losses in an append-only file, from which a search that was killed continues."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The processes of one run under `accelerate launch` or `torchrun`. Each has a number, its rank."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 

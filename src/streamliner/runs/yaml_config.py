@@ -1,7 +1,5 @@
 """A run's settings as a YAML file: read for `--config`, written into the run folder so that it can be repeated."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path

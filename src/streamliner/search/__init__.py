@@ -1,7 +1,5 @@
 """The methods that choose blocks to remove, and their results: frontier and plan."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

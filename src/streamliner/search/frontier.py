@@ -1,7 +1,5 @@
 """The frontier: for every number of removed blocks the best set found."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

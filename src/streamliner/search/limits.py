@@ -1,7 +1,5 @@
 """How much to remove."""
 
-from __future__ import annotations
-
 import math
 import re
 

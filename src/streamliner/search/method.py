@@ -1,7 +1,5 @@
 """What a search method is, and the steps that methods share."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol

@@ -1,7 +1,5 @@
 """The plan: which blocks to remove, and how they were chosen. A JSON file, and all that cutting needs."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

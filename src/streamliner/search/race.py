@@ -1,7 +1,5 @@
 """A race of candidates: measured window by window, and dropped when they are clearly worse than the best."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from statistics import fmean, stdev

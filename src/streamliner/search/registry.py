@@ -3,8 +3,6 @@
 On the command line `methods/block_influence.py` is `block-influence`. `path/to/file.py:Class` is a user's own method.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import importlib

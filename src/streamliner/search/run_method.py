@@ -1,7 +1,5 @@
 """Run a search method on a probe, up to a number of blocks or a loss."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

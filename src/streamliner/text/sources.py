@@ -5,8 +5,6 @@ every Python has in `pydoc_data`, so they need no network), a text file, a `.jso
 `hf:dataset[/config][:split[:field]]`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """What a model is, which of its blocks can go and what that saves: from its config alone, no weights are read."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from streamliner.cut.structure import Structure

@@ -1,7 +1,5 @@
 """`streamliner methods`: what the search methods are."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import sys

@@ -1,7 +1,5 @@
 """`streamliner prune`: search and cut, and heal if asked to."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from dataclasses import dataclass

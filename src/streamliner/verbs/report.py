@@ -1,7 +1,5 @@
 """`streamliner report`: one page of what runs found."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A block of the model's own architecture as the lightweight network: LLM-Streamline's "transformer layer"."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -1,7 +1,5 @@
 """What lightweight networks without attention share: a norm before, and a sum with the residual stream after."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

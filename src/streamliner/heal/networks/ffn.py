@@ -1,7 +1,5 @@
 """The FFN network of LLM-Streamline (arXiv 2403.19135, section 3.2)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

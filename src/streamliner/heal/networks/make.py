@@ -1,7 +1,5 @@
 """Make the lightweight networks of a plan's gaps: the choice by name."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

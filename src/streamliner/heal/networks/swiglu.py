@@ -1,7 +1,5 @@
 """The SwiGLU network of LLM-Streamline (arXiv 2403.19135, section 3.2)."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional
 

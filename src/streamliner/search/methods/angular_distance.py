@@ -1,7 +1,5 @@
 """Gromov et al., "The Unreasonable Ineffectiveness of the Deeper Layers"."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar

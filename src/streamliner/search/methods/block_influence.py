@@ -1,7 +1,5 @@
 """ShortGPT: Men et al., "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect"."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,7 +1,5 @@
 """Every set of blocks: the optimum on the calibration set, to compare methods with. Small stacks only."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The control: random blocks. A method that is not better knows nothing about the model."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """SLEB: Song et al., "Streamlining LLMs through Redundancy Verification and Elimination of Transformer Blocks"."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator

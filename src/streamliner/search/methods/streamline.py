@@ -1,7 +1,5 @@
 """LLM-Streamline's layer pruning: Chen et al., "Streamlining Redundant Layers to Compress Large Language Models"."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
