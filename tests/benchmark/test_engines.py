@@ -155,6 +155,6 @@ def test_vllm_is_asked_for_by_name(monkeypatch):
 def test_models_in_memory_need_transformers(engine, message):
     if engine == "llama.cpp":
         pytest.importorskip("xllamacpp", reason="needs the llama-cpp extra")
+    session = Session.of(make_model("llama"), name="m")
     with pytest.raises(EvaluationError, match=message):
-        session = Session.of(make_model("llama"), name="m")
         load_engines([session], BenchmarkSettings(engine=engine), Reporter(quiet=True))

@@ -20,7 +20,13 @@ from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.memory import cut_model
 from streamliner.cut.names import stack_prefix
 from streamliner.cut.structure import Structure
-from streamliner.cut.verification import reference_outputs, sample_tokens, verify_checkpoint, verify_model
+from streamliner.cut.verification import (
+    Verification,
+    reference_outputs,
+    sample_tokens,
+    verify_checkpoint,
+    verify_model,
+)
 from streamliner.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
 from streamliner.model.blocks import Blocks
 from streamliner.runs.files import output_folder
@@ -152,6 +158,13 @@ def test_verification_says_what_was_compared():
     assert 0 <= found.max_logit_difference <= found.tolerance < 1e-3
     assert "on 64 tokens in float32" in repr(found)
     assert "generation with a cache equals generation without, also left-padded" in repr(found)
+
+
+def test_a_record_of_an_earlier_release_is_read():
+    record = {"max_logit_difference": 0.0, "exact": True, "cached_generation": True, "padded_generation": False}
+    check = Verification.from_json(record | {"tokens": 256, "dtype": "bfloat16"})
+    assert "not left-padded" in check.generation
+    assert Verification.from_json(check.to_json()).to_json().keys() == check.to_json().keys()
 
 
 def test_the_sample_leaves_out_special_tokens():

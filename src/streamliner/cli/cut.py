@@ -45,5 +45,5 @@ def print_verification(check: dict[str, Any] | None, reference: str) -> None:
         return
     print_line(
         f"Verified in {check['dtype']} on {check['tokens']} tokens: reloads with clean keys; logits differ by at most "
-        f"{check['max_logit_difference']:.2g} from {reference}; {Verification(**check).generation}."
+        f"{check['max_logit_difference']:.2g} from {reference}; {Verification.from_json(check).generation}."
     )

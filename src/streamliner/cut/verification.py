@@ -70,6 +70,11 @@ class Verification:
     tokens: int
     dtype: str
 
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Verification:
+        """From what `to_json` wrote, also by an earlier release: `exact` in place of `tolerance`."""
+        return cls(**{"tolerance": float("nan")} | {key: item for key, item in value.items() if key != "exact"})
+
     def __repr__(self) -> str:
         return (
             f"Verification: on {self.tokens} tokens in {self.dtype}, logits within {self.max_logit_difference:.2g} of "
