@@ -5,10 +5,7 @@ They work on models in memory, and on names of models: hub ids, folders and GGUF
 
 from streamliner.flags import with_keywords
 from streamliner.settings import BenchmarkSettings, EvaluateSettings, HealSettings, SearchSettings
-from streamliner.verbs import benchmark as _benchmark
-from streamliner.verbs import evaluate as _evaluate
-from streamliner.verbs import heal as _heal
-from streamliner.verbs import search as _search
+from streamliner.verbs import benchmark as _benchmark, evaluate as _evaluate, heal as _heal, search as _search
 
 search = with_keywords(SearchSettings)(_search.search)
 heal = with_keywords(HealSettings)(_heal.heal)

@@ -79,5 +79,13 @@ class VerificationError(StreamlinerError):
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's error message, or the name of its type if it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    return _lines(error)[0][:300]
+
+
+def last_line(error: BaseException) -> str:
+    """The last line, where other libraries say the cause after where it was found."""
+    return _lines(error)[-1][:200]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

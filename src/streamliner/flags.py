@@ -168,9 +168,7 @@ def weights(value: str | Iterable[Any] | Mapping[str, float], flag: str) -> tupl
         try:
             result.append((str(name), float(weight)))
         except (TypeError, ValueError) as error:
-            raise UserError(
-                f"{flag} {name}={weight}: {weight} is not a weight.", f"Write {flag} {name}=0.5."
-            ) from error
+            raise UserError(f"{flag} {name}={weight}: that is not a weight.", f"Write {flag} {name}=0.5.") from error
         if not 0 < result[-1][1] < float("inf"):
             raise UserError(f"The weight of {flag} {name} must be more than 0, not {weight}.")
     return tuple(result)

@@ -108,6 +108,20 @@ class Table:
         return f"{above}<table><tr><th>{'</th><th>'.join(head)}</th></tr>{rows}</table>{below}"
 
 
+class Tables:
+    """A result that is shown as tables, as text and in a notebook."""
+
+    def tables(self) -> list[Table]:
+        """The tables, the most important first."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return "\n\n".join(table.text() for table in self.tables())
+
+    def _repr_html_(self) -> str:
+        return "".join(table.html() for table in self.tables())
+
+
 def model_table(models: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> Table:
     """A table of models: a few of them in columns, more of them in rows.
 

@@ -5,24 +5,19 @@ in Python (see `flags.py`). Defaults are the papers' where they have any.
 """
 
 # Long: one file for all settings, so that each is found in one guess.
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any
 
 from streamliner.errors import EvaluationError, HealingError, MethodError
 from streamliner.flags import check_values, default_of, flag, long_name, names, number, pairs, weights
 from streamliner.text.calibration import NUM_SAMPLES, CalibrationSet
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    ModelLike = Union[str, Path, PreTrainedModel]  # noqa: UP007
-    """A hub id, a folder, a GGUF file, or a model in memory."""
+from streamliner.types import ModelLike, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+EFFORTS = ("exact", "adaptive")
+PRECISIONS = ("no", "bf16", "fp16")
 ENGINES = ("transformers", "vllm", "llama.cpp")
 NETWORKS = ("block", "swiglu", "ffn", "none")
 INITS = ("first", "last", "mean", "random")
@@ -68,9 +63,7 @@ class SearchSettings:
     method: str = flag("sleb", "Search method; see: streamliner methods", metavar="NAME")
     remove: int | str | None = flag(None, "Blocks to remove: 7, or 20% (rounded up)", metavar="N|P%")
     max_perplexity_increase: str | None = flag(None, "Largest increase of calibration perplexity", metavar="P%")
-    search_effort: str | None = flag(
-        None, "adaptive skips candidates very unlikely to win", choices=("exact", "adaptive")
-    )
+    search_effort: str | None = flag(None, "adaptive skips candidates very unlikely to win", choices=EFFORTS)
     set: Mapping[str, object] | Iterable[str] = flag(
         (), "Setting of the method; repeatable", metavar="KEY=VALUE", repeatable=True
     )
@@ -153,9 +146,7 @@ class HealSettings:
     warmup: float = flag(0.03, "Warm-up, as a share of the steps", minimum=0)
     weight_decay: float = flag(1e-3, "Weight decay of AdamW")
     clip: float = flag(5.0, "Largest gradient norm")
-    mixed_precision: str | None = flag(
-        None, "Mixed precision (default: the model's own)", choices=("no", "bf16", "fp16")
-    )
+    mixed_precision: str | None = flag(None, "Mixed precision (default: the model's own)", choices=PRECISIONS)
     validations: int = flag(20, "Number of validations in the run", minimum=1)
     save_every: int | None = flag(None, "Steps between saved states (default: about a minute)", minimum=1)
     track: str | Iterable[str] = flag((), "Tracker of accelerate; repeatable", metavar="NAME", repeatable=True)
@@ -170,9 +161,8 @@ class HealSettings:
         losses, _, _ = self.losses, self.texts, self.trackers
         wrong = next((name for name in losses if name not in STREAM_LOSSES + HEAD_LOSSES), None)
         if wrong is not None or not losses:
-            raise HealingError(
-                f"--loss has no {wrong or 'value'}.", f"Choose one of {', '.join(STREAM_LOSSES + HEAD_LOSSES)}."
-            )
+            known = ", ".join(STREAM_LOSSES + HEAD_LOSSES)
+            raise HealingError(f"--loss has no {wrong or 'value'}.", f"Choose one of {known}.")
         if self.network != "block" and self.init != "first":
             raise HealingError("--init is for block networks.", "Add --network block, or leave it out.")
         if self.network == "none" and not self.lora:
@@ -257,11 +247,10 @@ class EvaluateSettings:
             ("tasks", self.task_names, ("tasks_path", "limit", "num_fewshot", "batch_size")),
             ("as_draft_for", self.as_draft_for, ("draft_prompts", "draft_tokens")),
         ):
-            idle = [
-                name for name in dependent if not given and getattr(self, name) != default_of(EvaluateSettings, name)
-            ]
+            cls = type(self)
+            idle = [name for name in dependent if not given and getattr(self, name) != default_of(cls, name)]
             if idle:
-                name, flag = (long_name(EvaluateSettings, each) for each in (idle[0], needed))
+                name, flag = (long_name(cls, each) for each in (idle[0], needed))
                 raise EvaluationError(f"{name} has no effect without {flag}.", f"Add {flag}, or leave it out.")
 
     @property
@@ -306,9 +295,7 @@ class VerifySettings:
 class ReportSettings:
     """Where the report goes."""
 
-    output: str = flag(
-        "report.html", "HTML file; Markdown and pictures go next to it", "--output", "-o", metavar="FILE"
-    )
+    output: str = flag("report.html", "HTML file; Markdown and pictures next to it", "--output", "-o", metavar="FILE")
     overwrite: bool = flag(False, OVERWRITE)
     quiet: bool = flag(False, QUIET, "--quiet", "-q")
 

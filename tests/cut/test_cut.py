@@ -20,13 +20,7 @@ from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.memory import cut_model
 from streamliner.cut.names import stack_prefix
 from streamliner.cut.structure import Structure
-from streamliner.cut.verification import (
-    Verification,
-    reference_outputs,
-    sample_tokens,
-    verify_checkpoint,
-    verify_model,
-)
+from streamliner.cut.verification import Verification, reference_outputs, sample_tokens, verify_checkpoint, verify_model
 from streamliner.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
 from streamliner.model.blocks import Blocks
 from streamliner.runs.files import output_folder

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import zoo
 from odd import OddConfig, OddForText
-from streamliner.cut import checkpoint as checkpoint_module
-from streamliner.cut import config as config_module
+from streamliner.cut import checkpoint as checkpoint_module, config as config_module
 from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.folds import BLOCK_AXIS, FOLDS, no_change
 from streamliner.cut.memory import cut_model

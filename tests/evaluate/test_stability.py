@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from streamliner.evaluate.compare import Flips, accuracy_difference, flips
 from streamliner.evaluate.stability import Answer, answers, question_weights, stability

@@ -6,8 +6,7 @@ import math
 from statistics import fmean, stdev
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from streamliner.measure.loss import Loss
 from streamliner.search.race import Race

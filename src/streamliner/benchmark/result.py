@@ -7,7 +7,7 @@ from typing import Any
 from streamliner.benchmark.engine import MemoryUse
 from streamliner.benchmark.timing import Times
 from streamliner.benchmark.workload import Workload
-from streamliner.format import Table, human_bytes, model_table, number, short_names
+from streamliner.format import Table, Tables, human_bytes, model_table, number, short_names
 from streamliner.runs.files import BENCHMARK_KINDS, SCHEMA_VERSIONS
 
 MEMORY = {
@@ -81,7 +81,7 @@ class SpeedComparison:
 
 
 @dataclass(frozen=True, repr=False)
-class Benchmark:
+class Benchmark(Tables):
     """The result of a benchmark.
 
     Attributes:
@@ -132,12 +132,6 @@ class Benchmark:
                 rows.append([label, *(human_bytes(round(count)) for count in used)])
         named = zip(short_names(names)[1:], self.compared, strict=False)
         return [model_table(names, rows, title), *(compared.table(name) for name, compared in named)]
-
-    def __repr__(self) -> str:
-        return "\n\n".join(table.text() for table in self.tables())
-
-    def _repr_html_(self) -> str:
-        return "".join(table.html() for table in self.tables())
 
 
 def _rates(times: Times) -> str:

@@ -23,19 +23,8 @@ app = typer.Typer(
     "Start with: streamliner inspect MODEL, then streamliner prune MODEL --remove 20% -o OUT. "
     "A MODEL is a hub id, a folder or a GGUF file.",
 )
-for verb in (
-    inspect.inspect,
-    search.search,
-    cut.cut,
-    prune.prune,
-    heal.heal,
-    evaluate.evaluate,
-    benchmark.benchmark,
-    report.report,
-    verify.verify,
-    methods.methods,
-):
-    app.command()(verb)
+for verb in (inspect, search, cut, prune, heal, evaluate, benchmark, report, verify, methods):  # in the order of --help
+    app.command()(getattr(verb, verb.__name__.rpartition(".")[2]))
 
 
 def _version(asked: bool) -> None:

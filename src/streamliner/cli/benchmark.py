@@ -1,7 +1,7 @@
 """`streamliner benchmark`."""
 
 from streamliner.cli.command import MODELS, Given, command
-from streamliner.cli.console import print_tables, show
+from streamliner.cli.console import print_tables
 from streamliner.errors import Interrupted
 from streamliner.format import counted
 from streamliner.settings import BenchmarkSettings, ModelSettings
@@ -17,9 +17,7 @@ def benchmark(given: Given) -> None:
 
     settings = given.settings(BenchmarkSettings)
     result = run_benchmark(given.argument(MODELS), settings, given.settings(ModelSettings))
-    show(
-        result.to_json(), settings.output, lambda: print_tables(result.tables()), as_json=given.json, quiet=given.quiet
-    )
+    given.show(result.to_json(), settings.output, lambda: print_tables(result.tables()))
     if result.stopped:
         if given.json:  # which says so, and must be alone on stdout
             raise SystemExit(Interrupted.exit_code)

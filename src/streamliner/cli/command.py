@@ -1,6 +1,7 @@
 """A verb of the command line, made from settings: flags, `--config` and their values as settings objects."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,9 +20,7 @@ OUTPUT = "Output"
 METAVARS = {bool: " ", int: "N", float: "X"}
 OUTPUT_FIELDS = ("run", "output", "verify", "overwrite", "quiet")
 
-CONFIG = Annotated[
-    Path | None, typer.Option(help="YAML file of settings; flags win", metavar="FILE", rich_help_panel=OUTPUT)
-]
+CONFIG = Annotated[Path | None, typer.Option(help="YAML file of settings", metavar="FILE", rich_help_panel=OUTPUT)]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON value on stdout", metavar=" ", rich_help_panel=OUTPUT)]
 
 
@@ -82,10 +81,21 @@ class Given:
             raise UserError(f"{name} is missing: {argument.help}.", f"Add it, or `{argument.name}:` in --config FILE.")
         return [value] if argument.several and isinstance(value, str) else value
 
-    def settings(self, cls: Callable[..., Settings], **more: Any) -> Settings:
-        """A settings object from the values given; `more` are further ones."""
+    def settings(self, cls: Callable[..., Settings]) -> Settings:
+        """A settings object from the values given."""
         fields = flags_of(cls)  # type: ignore[arg-type]
-        return cls(**{name: value for name, value in self._values.items() if name in fields} | more)
+        return cls(**{name: value for name, value in self._values.items() if name in fields})
+
+    def show(self, value: Any, path: Any, table: Callable[[], None]) -> None:
+        """Print a result: as JSON, or its path alone if quiet, otherwise as a table."""
+        if self.json:
+            from streamliner.runs.files import finite
+
+            print(json.dumps(finite(value), indent=2, ensure_ascii=False))
+        elif not self.quiet:
+            table()
+        elif path is not None:
+            print(path)
 
 
 Verb = Callable[[Given], None]

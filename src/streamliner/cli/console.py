@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,29 +14,10 @@ from streamliner.format import Table
 console = Console(highlight=False)
 error_console = Console(stderr=True, highlight=False)
 KEPT = {
-    **dict.fromkeys(
-        ("search", "prune", "heal"), "Finished work is kept in the run folder: the same command continues."
-    ),
+    **dict.fromkeys(("search", "prune", "heal"), "Done work is kept in the run folder: the same command continues."),
     "evaluate": "Finished texts and tasks are kept: the same command continues.",
 }
 """What is kept after Ctrl-C, by verb."""
-
-
-def print_json(value: Any) -> None:
-    """One JSON value on stdout."""
-    from streamliner.runs.files import finite
-
-    print(json.dumps(finite(value), indent=2, ensure_ascii=False))
-
-
-def show(value: Any, path: Any, table: Callable[[], None], *, as_json: bool, quiet: bool) -> None:
-    """Print a result: as JSON, or its path alone if quiet, otherwise as a table."""
-    if as_json:
-        print_json(value)
-    elif not quiet:
-        table()
-    elif path is not None:
-        print(path)
 
 
 class Reported(SystemExit):
@@ -74,8 +55,3 @@ def print_tables(tables: Iterable[Table]) -> None:
         console.print(shown)
         if table.caption:
             print_line(table.caption)
-
-
-def indices(blocks: Sequence[int]) -> str:
-    """The full list, never a range."""
-    return ", ".join(map(str, blocks))

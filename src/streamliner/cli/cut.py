@@ -3,8 +3,8 @@
 from typing import Any
 
 from streamliner.cli.command import MODEL, Argument, Given, command
-from streamliner.cli.console import console, indices, print_line, show
-from streamliner.format import human_bytes
+from streamliner.cli.console import print_line, print_tables
+from streamliner.format import Table, human_bytes
 from streamliner.settings import CutSettings, ModelSettings
 
 OUT = Argument("output", "Folder for the checkpoint", "OUT", ("--output", "-o"))
@@ -19,19 +19,17 @@ def cut(given: Given) -> None:
     settings, out = given.settings(CutSettings), given.argument(OUT)
     model, choose = given.argument(MODEL), chosen_plan(settings)
     result = cut_to_folder(open_model(model, given.settings(ModelSettings)), choose, out, settings)
-    show(result, out, lambda: print_cut(result), as_json=given.json, quiet=given.quiet)
+    given.show(result, out, lambda: print_cut(result))
 
 
 def print_cut(result: dict[str, Any]) -> None:
     """What was written, in the three measures of sparsity."""
-    from rich.table import Table
-
-    table = Table("", "dense", "cut", "saved", title=f"Removed blocks: {indices(result['removed'])}")
+    rows = [["", "dense", "cut", "saved"]]
     for name in ("blocks", "parameters", "bytes"):
         before, after = result[f"{name}_before"], result[f"{name}_after"]
         number = human_bytes if name == "bytes" else "{:,}".format
-        table.add_row(name, number(before), number(after), f"{1 - after / before:.1%}" if before else "")
-    console.print(table)
+        rows.append([name, number(before), number(after), f"{1 - after / before:.1%}" if before else ""])
+    print_tables([Table(rows, f"Removed blocks: {', '.join(map(str, result['removed']))}")])
     print_verification(result["verification"], "bypass on the dense model")
     print_line(f"Written to {result['output']}")
 

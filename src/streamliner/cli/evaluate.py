@@ -1,7 +1,7 @@
 """`streamliner evaluate`."""
 
 from streamliner.cli.command import MODELS, Given, command
-from streamliner.cli.console import print_tables, show
+from streamliner.cli.console import print_tables
 from streamliner.settings import EvaluateSettings, ModelSettings
 
 
@@ -15,6 +15,4 @@ def evaluate(given: Given) -> None:
 
     settings = given.settings(EvaluateSettings)
     result = run_evaluate(given.argument(MODELS), settings, given.settings(ModelSettings))
-    show(
-        result.to_json(), settings.output, lambda: print_tables(result.tables()), as_json=given.json, quiet=given.quiet
-    )
+    given.show(result.to_json(), settings.output, lambda: print_tables(result.tables()))

@@ -3,9 +3,9 @@
 from typing import Any
 
 from streamliner.cli.command import Argument, Given, command
-from streamliner.cli.console import console, print_line, show
+from streamliner.cli.console import print_line, print_tables
 from streamliner.cli.cut import OUT, print_verification
-from streamliner.format import number
+from streamliner.format import Table, number
 from streamliner.settings import HealSettings, ModelSettings
 
 CUT = Argument("cut", "Folder that streamliner cut or prune wrote", "CUT")
@@ -23,21 +23,18 @@ def heal(given: Given) -> None:
     out, model_settings = given.argument(OUT), given.settings(ModelSettings)
     result = heal_to_folder(given.argument(CUT), out, given.settings(HealSettings), model_settings)
     if result:  # empty in all processes but the first
-        show(result, out, lambda: print_healed(result), as_json=given.json, quiet=given.quiet)
+        given.show(result, out, lambda: print_healed(result))
 
 
 def print_healed(result: dict[str, Any]) -> None:
     """What became of the blocks, and the effect."""
-    from rich.table import Table
-
     gaps = [f"{gap['stop'] - gap['start']} blocks become {len(gap['places'])}" for gap in result["gaps"]]
     before, after = result["blocks_before"], result["blocks_after"]
     title = f"{before} blocks dense, {after} healed" + (f" ({', '.join(gaps)})" if gaps else "")
     perplexity = {name: value for name, value in result["validation_perplexity"].items() if value is not None}
     if perplexity:
-        table = Table("", *perplexity, title=title)
-        table.add_row("perplexity on held-out windows", *map(number, perplexity.values()))
-        console.print(table)
+        cells = ["perplexity on held-out windows", *map(number, perplexity.values())]
+        print_tables([Table([["", *perplexity], cells], title)])
     else:
         print_line(title)
     training = result["training"]

@@ -3,8 +3,8 @@
 from typing import Any
 
 from streamliner.cli.command import MODEL, Given, command
-from streamliner.cli.console import console, print_line, show
-from streamliner.format import human_bytes
+from streamliner.cli.console import print_line, print_tables
+from streamliner.format import Table, human_bytes
 from streamliner.settings import InspectSettings, ModelSettings
 
 
@@ -17,13 +17,11 @@ def inspect(given: Given) -> None:
     session = open_model(given.argument(MODEL), given.settings(ModelSettings))
     result = run_inspect(session)
     path = session.source.path or session.source.name
-    show(result, path, lambda: print_inspection(result), as_json=given.json, quiet=given.quiet)
+    given.show(result, path, lambda: print_inspection(result))
 
 
 def print_inspection(result: dict[str, Any]) -> None:
     """The model in two lines, and its blocks as a table."""
-    from rich.table import Table
-
     from streamliner.cut.structure import by_reason
 
     share = result["parameters_in_blocks"] / result["parameters"]
@@ -37,15 +35,11 @@ def print_inspection(result: dict[str, Any]) -> None:
         f"{result['parameters']:,} parameters, {share:.0%} of them in blocks; "
         f"weight files: {human_bytes(result['bytes'])}"
     )
-    table = Table("block", "kind", "parameters", "share", "removable")
+    rows = [["block", "kind", "parameters", "share", "removable"]]
     for block in result["blocks"]:
-        table.add_row(
-            str(block["index"]),
-            block["kind"],
-            f"{block['parameters']:,}",
-            f"{block['parameters'] / result['parameters']:.2%}",
-            "no" if str(block["index"]) in result["not_removable"] else "yes",
-        )
-    console.print(table)
+        index, count = str(block["index"]), block["parameters"]
+        removable = "no" if index in result["not_removable"] else "yes"
+        rows.append([index, block["kind"], f"{count:,}", f"{count / result['parameters']:.2%}", removable])
+    print_tables([Table(rows)])
     for reason, blocks in by_reason(result["not_removable"]).items():
         print_line(f"{blocks} cannot be removed alone: {reason}")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from streamliner.cli.command import Given, command
-from streamliner.cli.console import console, print_line, show
+from streamliner.cli.console import console, print_line
 from streamliner.settings import InspectSettings
 
 
@@ -13,13 +13,7 @@ def methods(given: Given) -> None:
     from streamliner.verbs.methods import methods as list_methods
 
     found = list_methods()
-    show(
-        found,
-        "\n".join(method["name"] for method in found),
-        lambda: print_methods(found),
-        as_json=given.json,
-        quiet=given.quiet,
-    )
+    given.show(found, "\n".join(method["name"] for method in found), lambda: print_methods(found))
 
 
 def print_methods(found: list[dict[str, Any]]) -> None:

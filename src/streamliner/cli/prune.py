@@ -1,7 +1,7 @@
 """`streamliner prune`."""
 
 from streamliner.cli.command import MODEL, Given, command
-from streamliner.cli.console import print_tables, show
+from streamliner.cli.console import print_tables
 from streamliner.cli.cut import OUT, print_cut
 from streamliner.cli.heal import print_healed
 from streamliner.errors import UserError
@@ -33,7 +33,7 @@ def prune(given: Given) -> None:
         if pruned.healed is not None:
             print_healed(pruned.healed)
 
-    show(pruned.to_json(), given.argument(OUT), table, as_json=given.json, quiet=given.quiet)
+    given.show(pruned.to_json(), given.argument(OUT), table)
 
 
 def _heal_settings(given: Given) -> HealSettings | None:

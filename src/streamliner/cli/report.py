@@ -1,7 +1,7 @@
 """`streamliner report`."""
 
 from streamliner.cli.command import Argument, Given, command
-from streamliner.cli.console import print_line, show
+from streamliner.cli.console import print_line
 from streamliner.settings import ReportSettings
 
 SOURCES = Argument("sources", "Run folders; JSON files of evaluate and benchmark", "RUN...", several=True)
@@ -13,10 +13,4 @@ def report(given: Given) -> None:
     from streamliner.verbs.report import report as write
 
     files = [str(file) for file in write(given.argument(SOURCES), given.settings(ReportSettings))]
-    show(
-        {"files": files},
-        files[0],
-        lambda: print_line(f"Written to {' and '.join(files)}"),
-        as_json=given.json,
-        quiet=given.quiet,
-    )
+    given.show({"files": files}, files[0], lambda: print_line(f"Written to {' and '.join(files)}"))

@@ -1,7 +1,7 @@
 """`streamliner search`."""
 
 from streamliner.cli.command import MODEL, Argument, Given, command
-from streamliner.cli.console import print_line, print_tables, show
+from streamliner.cli.console import print_line, print_tables
 from streamliner.settings import ModelSettings, SearchSettings
 
 RUN = Argument("run", "Run folder for journal, frontier and plan", "RUN", ("--output", "-o"))
@@ -23,4 +23,4 @@ def search(given: Given) -> None:
         print_tables(found.tables())
         print_line(f"Cut it with: streamliner cut {model} --plan {run} -o OUT")
 
-    show(found.to_json(), run, table, as_json=given.json, quiet=given.quiet)
+    given.show(found.to_json(), run, table)

@@ -1,11 +1,10 @@
 """`streamliner verify`."""
 
-from streamliner.cli.command import Argument, Given, command
-from streamliner.cli.console import print_line, show
+from streamliner.cli.command import Given, command
+from streamliner.cli.console import print_line
 from streamliner.cli.cut import print_verification
+from streamliner.cli.heal import CUT
 from streamliner.settings import ModelSettings, VerifySettings
-
-CUT = Argument("cut", "Folder that streamliner cut or prune wrote", "CUT")
 
 
 @command(CUT, without=("offload",), Verify=VerifySettings, Model=ModelSettings)
@@ -20,4 +19,4 @@ def verify(given: Given) -> None:
         print_verification(check, "bypass on the dense model")
         print_line(f"{cut} is right.")
 
-    show(check, cut, table, as_json=given.json, quiet=given.quiet)
+    given.show(check, cut, table)

@@ -29,10 +29,8 @@ def write_model_card(folder: Path, base: str, plan: Plan, result: dict[str, Any]
 def extend_model_card(folder: Path, result: dict[str, Any], code_file: str) -> None:
     """Add to README.md the `result` of a healing; `code_file` is the Python file that custom networks need."""
     settings, training = result["settings"], result["training"]
-    gaps = "; ".join(
-        f"blocks {', '.join(map(str, range(gap['start'], gap['stop'])))} became {len(gap['places'])}"
-        for gap in result["gaps"]
-    )
+    ranges = ((", ".join(map(str, range(gap["start"], gap["stop"]))), len(gap["places"])) for gap in result["gaps"])
+    gaps = "; ".join(f"blocks {blocks} became {count}" for blocks, count in ranges)
     lines = ["\n## Healing\n", f"Network: {settings['network']}" + (f" ({gaps})." if gaps else ".")]
     if settings["lora"]:
         lines.append(f"Adapters: LoRA of rank {settings['lora']}, merged.")

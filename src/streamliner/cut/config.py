@@ -11,7 +11,7 @@ from functools import reduce
 from typing import Any
 
 from streamliner.cut.rules import FIELDS, JOINT, NESTED, OUTER, Removal
-from streamliner.errors import UnsupportedModelError
+from streamliner.errors import UnsupportedModelError, last_line
 from streamliner.model.compat import copy_attention_kernel
 from streamliner.model.stack import COUNTS, DECODER_COUNTS, Stack, config_path
 
@@ -79,12 +79,6 @@ def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(full, dict) and isinstance(sliding, dict):
             old = {"rope_theta": full.get("rope_theta"), "rope_local_base_freq": sliding.get("rope_theta")}
     return config | {key: value for key, value in old.items() if key not in config}
-
-
-def last_line(error: BaseException) -> str:
-    """The last line of another library's error message, or the name of its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
 
 
 def _apply_rules(config: dict[str, Any], removal: Removal) -> dict[str, Any]:

@@ -4,10 +4,6 @@ Patching the model instead would keep whatever a block derived from its old inde
 derives it again, and `structure.py` has compared every block.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from streamliner.cut.folds import block_axis, keep_slices
@@ -17,9 +13,7 @@ from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.shell import fill_shell, scales_weights_by_block
 from streamliner.model.stack import check_indices
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from streamliner.types import PreTrainedModel
 
 
 def cut_model(model: PreTrainedModel, removed: tuple[int, ...] | list[int]) -> PreTrainedModel:

@@ -1,10 +1,8 @@
 """Where a cut model came from: the plan that it carries, and its dense model."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamliner.errors import ModelError, PlanError
 from streamliner.model.fingerprint import checkpoint_hash
@@ -12,9 +10,7 @@ from streamliner.model.session import Session, open_model
 from streamliner.runs.files import MARK, PLAN_ATTRIBUTE
 from streamliner.search.plan import Plan, read_plan
 from streamliner.settings import ModelSettings
-
-if TYPE_CHECKING:
-    from streamliner.settings import ModelLike
+from streamliner.types import ModelLike
 
 
 def plan_of(cut: ModelLike) -> Plan:

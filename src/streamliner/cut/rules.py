@@ -5,12 +5,10 @@ A rule for one field takes its name, its value and the removal, and returns the 
 config and the removal, and returns the fields that it sets for the cut model, or raises.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from streamliner.errors import UnsupportedModelError
 
@@ -23,7 +21,7 @@ class Removal:
     num_blocks: int
 
     @classmethod
-    def of(cls, removed: tuple[int, ...], num_blocks: int) -> Removal:
+    def of(cls, removed: tuple[int, ...], num_blocks: int) -> Self:
         """The removal of these blocks."""
         return cls(tuple(index for index in range(num_blocks) if index not in removed), num_blocks)
 

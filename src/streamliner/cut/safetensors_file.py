@@ -98,9 +98,8 @@ def _read_file(path: Path) -> TensorFile:
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header: dict[str, Any] = json.loads(stream.read(length))
-    return TensorFile(
-        path, metadata=header.pop("__metadata__", {"format": "pt"}), tensors=header, data_start=8 + length
-    )
+    metadata = header.pop("__metadata__", {"format": "pt"})
+    return TensorFile(path, header, metadata, data_start=8 + length)
 
 
 def write_file(target: Path, source: TensorFile, tensors: Mapping[str, NewTensor]) -> int:

@@ -5,18 +5,16 @@ model: classes, plain attributes, shapes, fixed buffers. Where a block would be 
 no fold compensates for that, the removal is refused and the attribute named.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
-from streamliner.cut.config import as_json, cut_config_object, last_line
+from streamliner.cut.config import as_json, cut_config_object
 from streamliner.cut.folds import FOLDS, Change, block_axis
 from streamliner.cut.rules import Removal, indices
-from streamliner.errors import UnsupportedModelError
+from streamliner.errors import UnsupportedModelError, last_line
 from streamliner.model.parts import shared_parameters
 from streamliner.model.shell import Outline, make_shell, outline
 from streamliner.model.stack import check_indices, find_stack
@@ -38,7 +36,7 @@ class Structure:
         self._refusals: dict[tuple[int, ...], str] = {}
 
     @classmethod
-    def of(cls, model: nn.Module) -> Structure:
+    def of(cls, model: nn.Module) -> Self:
         """The structure of a model in memory, built again from its config."""
         return cls(make_shell(type(model), model.config))
 

@@ -1,11 +1,9 @@
 """Check that a cut model, in memory or in a folder, computes what the dense model does with the blocks bypassed."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,9 +13,7 @@ from streamliner.model.blocks import Blocks
 from streamliner.model.generate import greedy_scores, padding_token
 from streamliner.model.load import auto_class, folder_for_converted_weights
 from streamliner.model.stack import text_inputs
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from streamliner.types import PreTrainedModel
 
 SAMPLE_TOKENS = 256  # whose logits are compared
 PROMPT_TOKENS, PADDING, NEW_TOKENS = 12, 4, 8  # of greedy generation
@@ -71,7 +67,7 @@ class Verification:
     dtype: str
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Verification:
+    def from_json(cls, value: dict[str, Any]) -> Self:
         """From what `to_json` wrote, also by an earlier release: `exact` in place of `tolerance`."""
         return cls(**{"tolerance": float("nan")} | {key: item for key, item in value.items() if key != "exact"})
 

@@ -79,22 +79,18 @@ def compare_models(dense: ModelEvaluation, cut: ModelEvaluation) -> Comparison:
     """Compare two models that were evaluated on the same inputs."""
     pairs = zip(dense.perplexity, cut.perplexity, strict=True)
     increase = {after.text["source"]: _difference(before.loss, after.loss) for before, after in pairs}
-    tasks = {
-        name: _compare_answers(dense.tasks[name].answers, result.answers)
-        for name, result in cut.tasks.items()
-        if result.answers
-    }
+    tasks: dict[str, TaskComparison] = {}
+    for name, result in cut.tasks.items():
+        if result.answers:
+            pair = dense.tasks[name].answers, result.answers
+            table = flips(*pair)
+            tasks[name] = TaskComparison(table, accuracy_difference(table), stability(*pair))
     return Comparison(cut.name, increase, tasks)
 
 
 def _difference(dense: Loss, cut: Loss) -> Loss:
     """Window by window, so that its standard error is that of the differences."""
     return Loss(tuple(b - a for a, b in zip(dense.per_window, cut.per_window, strict=True)))
-
-
-def _compare_answers(dense: Sequence[Answer], cut: Sequence[Answer]) -> TaskComparison:
-    agreement, table = stability(dense, cut), flips(dense, cut)
-    return TaskComparison(table, accuracy_difference(table), agreement)
 
 
 def flips(dense: Sequence[Answer], cut: Sequence[Answer]) -> Flips:

@@ -9,7 +9,7 @@ from streamliner.evaluate.draft import TEXT_KINDS, Draft
 from streamliner.evaluate.model_evaluation import ModelEvaluation
 from streamliner.evaluate.samples import Sample
 from streamliner.evaluate.tasks import Task
-from streamliner.format import Table, model_table, number, share_with_error, short_names, with_error
+from streamliner.format import Table, Tables, model_table, number, share_with_error, short_names, with_error
 from streamliner.measure.loss import Loss
 from streamliner.runs.files import SCHEMA_VERSIONS
 from streamliner.settings import EvaluateSettings
@@ -23,7 +23,7 @@ RENAMED = {"perplexity": "texts", "window": "sequence_length", "max_windows": "n
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation:
+class Evaluation(Tables):
     """The result of an evaluation.
 
     Attributes:
@@ -68,12 +68,6 @@ class Evaluation:
             texts = zip(short, sample.continuations, strict=True)
             tables.append(Table([("", f"sample {place}"), ("prompt", sample.prompt), *texts]))
         return tables
-
-    def __repr__(self) -> str:
-        return "\n\n".join(table.text() for table in self.tables())
-
-    def _repr_html_(self) -> str:
-        return "".join(table.html() for table in self.tables())
 
     def _text_rows(self) -> Iterable[list[str]]:
         for place, name in enumerate(short_names([text.text["source"] for text in self.models[0].perplexity])):

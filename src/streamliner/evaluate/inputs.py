@@ -1,10 +1,7 @@
 """Read everything that models are evaluated on, and refuse what is not possible, before any weights are loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,9 +13,7 @@ from streamliner.model.stack import has_encoder
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import EvaluateSettings
 from streamliner.text.windows import TextWindows, text_windows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from streamliner.types import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ def read_inputs(
     reads_text = bool(settings.texts or settings.samples or parent)
     if not (reads_text or settings.task_names):
         raise EvaluationError(
-            "There is nothing to evaluate on.", "Add --perplexity wikitext2:test, or --tasks arc_easy."
+            "There is nothing to evaluate on.", "Add --perplexity wikitext2:test or --tasks arc_easy."
         )
     everyone = [*sessions, *([parent] if parent else [])]
     for session in everyone if reads_text else ():

@@ -1,9 +1,6 @@
 """Prompts from all over a text, for drafts and samples, and continuations to look at."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +9,7 @@ from streamliner.model.blocks import Blocks
 from streamliner.model.generate import continue_greedily
 from streamliner.runs.reporter import Reporter
 from streamliner.text.windows import text_windows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from streamliner.types import PreTrainedTokenizerBase
 
 PROMPT_TOKENS, NEW_TOKENS = 32, 40
 
@@ -36,9 +31,7 @@ def spread_prompts(source: str, tokenizer: PreTrainedTokenizerBase, count: int, 
         return torch.empty(0, PROMPT_TOKENS, dtype=torch.long)
     windows = text_windows(source, tokenizer, PROMPT_TOKENS).windows
     if len(windows) < count:
-        reporter.say(
-            f"{source} has only {len(windows)} of the {count} prompts asked for ({PROMPT_TOKENS} tokens each)."
-        )
+        reporter.say(f"{source} has only {len(windows)} of the {count} prompts ({PROMPT_TOKENS} tokens each).")
     return windows[torch.linspace(0, len(windows) - 1, min(count, len(windows))).long()]
 
 

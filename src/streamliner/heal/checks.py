@@ -1,11 +1,9 @@
 """Check, before a healing starts, that folders and models are those it needs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +15,7 @@ from streamliner.errors import HealingError, ModelError, OutputError
 from streamliner.model.stack import find_stack, has_encoder
 from streamliner.runs.files import MARK
 from streamliner.search.plan import Plan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from streamliner.types import PreTrainedModel
 
 ANOTHER_MODEL = "Give the model that it was cut from as the dense one."
 

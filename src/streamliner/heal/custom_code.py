@@ -21,8 +21,6 @@ FILE, PREFIX = "modeling_streamliner.py", "streamliner_"
 
 HEADER = '''"""{model} with lightweight networks in the places of blocks. Written by streamliner."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

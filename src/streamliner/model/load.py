@@ -1,23 +1,19 @@
 """Load a model's config, its tokenizer, or the model itself."""
 
-from __future__ import annotations
-
 import atexit
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from streamliner.errors import ModelError, UnsupportedModelError, first_line
 from streamliner.model.devices import best_device
 from streamliner.model.source import ModelSource, check_safetensors, explained, locate
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from streamliner.types import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 AUTO_CLASSES = {
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING",

@@ -1,14 +1,12 @@
 """A model in use: where it is, its structure without weights, and its blocks once loaded."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 
@@ -25,11 +23,7 @@ from streamliner.runs.ranks import Ranks, find_ranks
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import ModelSettings
 from streamliner.text.calibration import SEQUENCE_LENGTH
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-    from streamliner.settings import ModelLike
+from streamliner.types import ModelLike, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass
@@ -45,7 +39,7 @@ class Session:
     given_tokenizer: PreTrainedTokenizerBase | None = None  # the user's own; None for the one next to the weights
 
     @classmethod
-    def of(cls, model: PreTrainedModel, *, name: str = "", tokenizer: PreTrainedTokenizerBase | None = None) -> Session:
+    def of(cls, model: PreTrainedModel, *, name: str = "", tokenizer: PreTrainedTokenizerBase | None = None) -> Self:
         """The session of a model in memory; its `name` is by default the name or path that it was loaded from."""
         from transformers import PreTrainedModel
 

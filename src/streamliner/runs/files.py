@@ -12,14 +12,8 @@ from typing import Any
 from streamliner.errors import OutputError
 
 SCHEMA_VERSIONS = {
-    "plan": 1,
-    "run": 1,
-    "journal": 2,
-    "frontier": 1,
-    "similarity": 1,
-    "healing": 1,
-    "evaluation": 3,
-    "benchmark": 3,
+    **dict.fromkeys(("plan", "run", "frontier", "similarity", "healing"), 1),
+    **{"journal": 2, "evaluation": 3, "benchmark": 3},
 }
 """The `schema_version` of each kind of JSON file that this release writes and reads."""
 

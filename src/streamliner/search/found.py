@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamliner.errors import MissingExtraError
-from streamliner.format import Table, exp, perplexity_of
+from streamliner.format import Table, Tables, exp, perplexity_of
 from streamliner.measure.counters import Counters
 from streamliner.search.frontier import Frontier
 from streamliner.search.plan import Plan
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Found:
+class Found(Tables):
     """The result of a search.
 
     Attributes:
@@ -95,9 +95,3 @@ class Found:
         axes.set(xlabel="blocks removed", ylabel="calibration perplexity", title=str(self.model.get("name", "")))
         axes.legend()
         return axes
-
-    def __repr__(self) -> str:
-        return "\n\n".join(table.text() for table in self.tables())
-
-    def _repr_html_(self) -> str:
-        return "".join(table.html() for table in self.tables())

@@ -4,13 +4,11 @@ No source is held in memory. The state of the stream is small and exact, so a ru
 window that would have come next.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +16,7 @@ from torch import Tensor
 from streamliner.errors import TextError
 from streamliner.text.sources import stream_documents
 from streamliner.text.windows import bos_tokens, encode
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from streamliner.types import PreTrainedTokenizerBase
 
 PRESETS: dict[str, tuple[tuple[str, float], ...]] = {"slimpajama": (("hf:DKYoon/SlimPajama-6B", 1.0),)}
 """`slimpajama`: the sample that LLM-Streamline (arXiv 2403.19135) trains on. Its rows have the proportions of

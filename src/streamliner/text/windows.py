@@ -1,11 +1,9 @@
 """Text and a tokenizer -> windows of tokens, for calibration and for perplexity."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +11,7 @@ from torch import Tensor
 from streamliner.errors import TextError
 from streamliner.text.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet
 from streamliner.text.sources import Text, read_text
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from streamliner.types import PreTrainedTokenizerBase
 
 
 def calibration_set(

@@ -1,11 +1,8 @@
 """`streamliner benchmark`: time models in turn, and compare them with the dense one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from streamliner.benchmark.choose_engine import load_engines
 from streamliner.benchmark.result import Benchmark, ModelSpeed, compare_speed
@@ -16,9 +13,7 @@ from streamliner.runs.files import check_result_file, write_json
 from streamliner.runs.folder import environment
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import BenchmarkSettings, ModelSettings
-
-if TYPE_CHECKING:
-    from streamliner.settings import ModelLike
+from streamliner.types import ModelLike
 
 
 def benchmark(

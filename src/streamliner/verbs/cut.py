@@ -1,11 +1,9 @@
 """`streamliner cut`: remove the blocks of a plan, from a model in memory or from a checkpoint."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamliner.cut.card import write_model_card
 from streamliner.cut.checkpoint import cut_checkpoint
@@ -24,11 +22,7 @@ from streamliner.runs.files import MARK, PLAN_ATTRIBUTE, check_output, output_fo
 from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import Plan, check_plan, read_plan
 from streamliner.settings import CutSettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from streamliner.settings import ModelLike
+from streamliner.types import ModelLike, PreTrainedModel
 
 
 def cut(model: ModelLike, plan: Plan | Iterable[int]) -> PreTrainedModel:

@@ -1,10 +1,7 @@
 """`streamliner evaluate`: measure models on the same texts and tasks, and compare them with the dense one."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from streamliner.evaluate.compare import compare_models
 from streamliner.evaluate.draft import measure_draft, write_texts
@@ -17,9 +14,7 @@ from streamliner.runs.files import check_result_file, write_json
 from streamliner.runs.folder import environment
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import EvaluateSettings, ModelSettings
-
-if TYPE_CHECKING:
-    from streamliner.settings import ModelLike
+from streamliner.types import ModelLike
 
 
 def evaluate(

@@ -1,12 +1,10 @@
 """`streamliner heal`: train what takes the place of removed blocks, in models in memory or in a cut checkpoint."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamliner.cut.card import extend_model_card
 from streamliner.cut.memory import cut_model
@@ -27,11 +25,8 @@ from streamliner.runs.files import MARK, PLAN_ATTRIBUTE, check_output, output_fo
 from streamliner.runs.folder import check_run_folder
 from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import Plan, check_plan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from streamliner.settings import HealSettings, ModelSettings
+from streamliner.settings import HealSettings, ModelSettings
+from streamliner.types import PreTrainedModel
 
 
 def heal(cut: PreTrainedModel, settings: HealSettings) -> PreTrainedModel:
@@ -105,9 +100,8 @@ def heal_to_folder(
     check_apart(Path(out), folder, cut_folder)
     prepared = prepare_healing(dense, settings, reporter)
     check_checkpoint(cut_folder, dense.load(reporter).model, plan.removed)
-    healing = Healing(
-        dense, plan.removed, prepared, folder, cut_folder, reporter, {"cut": str(cut), "output": str(out)}
-    )
+    arguments = {"cut": str(cut), "output": str(out)}
+    healing = Healing(dense, plan.removed, prepared, folder, cut_folder, reporter, arguments)
     graft, result = healing.train(usual_precision(cut_folder))
     if dense.ranks.rank:  # one process writes
         return {}

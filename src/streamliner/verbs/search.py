@@ -1,11 +1,9 @@
 """`streamliner search`: find the blocks to remove."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from streamliner.cut.structure import Structure, by_reason
 from streamliner.errors import RemovalError, UnsupportedModelError
@@ -28,9 +26,7 @@ from streamliner.settings import SearchSettings
 from streamliner.text.calibration import CalibrationSet
 from streamliner.text.sources import default_text
 from streamliner.text.windows import calibration_set
-
-if TYPE_CHECKING:
-    from streamliner.settings import ModelLike
+from streamliner.types import ModelLike
 
 
 def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
@@ -76,9 +72,8 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
         frontier = run_method(probe, method, full_name(settings.method), limit, increase)
     found = Found(frontier, probe.counters, calibration, session.identity, session.num_blocks)
     if folder and not session.ranks.rank:
-        write_json(
-            folder / "frontier.json", {"schema_version": SCHEMA_VERSIONS["frontier"]} | dataclasses.asdict(frontier)
-        )
+        value = {"schema_version": SCHEMA_VERSIONS["frontier"]} | dataclasses.asdict(frontier)
+        write_json(folder / "frontier.json", value)
         write_json(folder / "plan.json", found.plan().to_json())
         if probe.measured_similarity is not None:
             cosine = probe.measured_similarity.cosine.tolist()

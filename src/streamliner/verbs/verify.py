@@ -1,11 +1,8 @@
 """`streamliner verify`: compare a cut model with bypass on its dense model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from streamliner.cut.parent import dense_model_of, plan_of
 from streamliner.cut.verification import Verification, reference_outputs, sample_tokens, verify_checkpoint, verify_model
@@ -15,11 +12,7 @@ from streamliner.runs.files import MARK
 from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import check_plan
 from streamliner.settings import ModelSettings, VerifySettings
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from streamliner.settings import ModelLike
+from streamliner.types import ModelLike, PreTrainedModel
 
 
 def verify(
