@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from streamliner.cli.console import human_bytes
+from streamliner.format import human_bytes
 from streamliner.model.load import load_config
 from streamliner.model.source import locate
 from streamliner.runs.folder import environment

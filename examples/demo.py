@@ -7,8 +7,6 @@ blocks on text that every Python carries, the checkpoint is cut and verified, a 
 ones, and all models are measured on text that neither search nor training saw.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path
@@ -19,8 +17,8 @@ import streamliner as sl
 from streamliner.model.devices import faster_precision
 from streamliner.model.load import silenced_transformers
 from streamliner.model.session import open_model
+from streamliner.runs.files import output_folder
 from streamliner.settings import HealSettings, PruneSettings, SearchSettings
-from streamliner.verbs.cut import save_as_folder
 from streamliner.verbs.prune import prune
 
 NAME = "gemma-3-270m"
@@ -72,7 +70,9 @@ def get_model(folder: Path) -> Path:
 
         gguf = assemble(folder / f"{NAME}.gguf")
         print(f"Converting {gguf} to {dense}: about a minute, once ...")
-        save_as_folder(open_model(str(gguf)), dense)
+        with output_folder(dense) as partial:
+            sl.load_model(gguf).save_pretrained(partial)
+            sl.load_tokenizer(gguf).save_pretrained(partial)
     return dense
 
 

@@ -49,5 +49,5 @@ def calibration(tokenizer):
 
 
 def pytest_collection_modifyitems(items):
-    """The real models first: with files shared among workers, the longest file must not start last."""
+    """The real models first: their tests are the longest, and must not start last."""
     items.sort(key=lambda item: item.path.name != "test_real.py")

@@ -31,11 +31,6 @@ def test_folders_do_not_hide_functions_of_the_same_name():
     assert plan.Plan is sl.Plan
 
 
-def test_a_name_of_an_earlier_release_says_what_to_use():
-    with pytest.raises(AttributeError, match=r"use streamliner\.cut"):
-        sl.cut_model  # noqa: B018
-
-
 def test_from_search_to_saved_model_in_memory(tokenizer, tiny, tmp_path):
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
     text = sl.calibration_set(["one text " * 200, "another " * 200], tokenizer, num_samples=2, sequence_length=64)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
+import importlib
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "streamliner"
+from places import ROOT
+
+SOURCE = ROOT / "src" / "streamliner"
 ROOMS = (
-    *("errors", "format", "flags", "text", "settings", "runs", "model", "measure", "search", "cut", "heal"),
+    *("errors", "types", "format", "flags", "text", "settings", "runs", "model", "measure", "search", "cut", "heal"),
     *("evaluate", "benchmark", "report", "verbs", "api", "cli"),
 )
 """In the order of the data's way: a room imports from those before it, and from itself."""
@@ -24,6 +26,7 @@ REASON = "# Long:"
 """A comment in a longer file or function that says why it is one."""
 OUTSIDE = ("__init__", "__main__", "_version")
 MODULES = sorted(SOURCE.rglob("*.py"))
+EXAMPLES = sorted(path for folder in ("examples", "benchmarks") for path in (ROOT / folder).glob("*.py"))
 
 
 def name_of(path):
@@ -55,6 +58,15 @@ def test_imports_follow_the_data(path):
     place = ROOMS.index(room(name_of(path)))
     for other in imports_of(path) - set(OUTSIDE):
         assert ROOMS.index(room(other)) <= place, f"{name_of(path)} imports {other}"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_examples_and_benchmarks_use_names_that_exist(path):
+    """They run for minutes, so no test runs them whole."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "streamliner":
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
 def test_no_circles():

@@ -78,6 +78,6 @@ def test_custom_code_imports_only_torch_and_transformers(tmp_path):
     healed(tmp_path, "llama", network="ffn")
     code = (tmp_path / "healed" / FILE).read_text()
     imports = re.findall(r"^\s*(?:from|import) (\w+)", code, re.MULTILINE)
-    assert set(imports) == {"__future__", "typing", "torch", "transformers"}
+    assert set(imports) == {"typing", "torch", "transformers"}
     assert "class FFN" in code
     assert "class SwiGLU" not in code

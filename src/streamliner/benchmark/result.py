@@ -101,7 +101,7 @@ class Benchmark(Tables):
     models: tuple[ModelSpeed, ...]
     compared: tuple[SpeedComparison, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As a JSON value: what `streamliner benchmark` writes."""
         return {
             "schema_version": SCHEMA_VERSIONS["benchmark"],

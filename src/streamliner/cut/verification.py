@@ -86,7 +86,7 @@ class Verification:
             return "generation with a cache equals generation without (not left-padded, as in the dense model)"
         return "generation not compared: in the dense model it differs with and without a cache"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As a JSON value."""
         return asdict(self)
 

@@ -42,7 +42,7 @@ class Evaluation(Tables):
     drafts: tuple[Draft, ...] = ()
     samples: tuple[Sample, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As a JSON value: what `streamliner evaluate` writes."""
         return {
             "schema_version": SCHEMA_VERSIONS["evaluation"],

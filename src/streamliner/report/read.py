@@ -79,7 +79,7 @@ def _read_result(path: Path) -> tuple[str, JsonObject]:
     value = _read_json(path)
     if not (isinstance(value, dict) and {"models", "compared", "schema_version"} <= value.keys()):
         raise OutputError(
-            f"{path} is no result of evaluate or benchmark.", "For a run, give its folder, not a file in it."
+            f"{path} is not a result of evaluate or benchmark.", "For a run, give its folder, not a file."
         )
     kind = "benchmark" if "device" in value else "evaluation"
     if value["schema_version"] != SCHEMA_VERSIONS[kind]:
