@@ -17,7 +17,7 @@ import streamliner as sl
 from streamliner.model.devices import faster_precision
 from streamliner.model.load import silenced_transformers
 from streamliner.model.session import open_model
-from streamliner.runs.files import output_folder
+from streamliner.runs.outputs import output_folder
 from streamliner.settings import HealSettings, PruneSettings, SearchSettings
 from streamliner.verbs.prune import prune
 

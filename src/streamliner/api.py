@@ -3,7 +3,7 @@
 They work on models in memory, and on names of models: hub ids, folders and GGUF files.
 """
 
-from streamliner.flags import with_keywords
+from streamliner.fields import with_keywords
 from streamliner.settings import BenchmarkSettings, EvaluateSettings, HealSettings, SearchSettings
 from streamliner.verbs import benchmark as _benchmark, evaluate as _evaluate, heal as _heal, search as _search
 

@@ -1,7 +1,7 @@
 """Every setting, named once: a frozen dataclass for each verb, and one for how a model is loaded.
 
 The fields become the flags of `streamliner VERB`, the keys of a `--config` file and the keywords of `streamliner.VERB`
-in Python (see `flags.py`). Defaults are the papers' where they have any.
+in Python (see `fields.py`). Defaults are the papers' where they have any.
 """
 
 # Long: one file for all settings, so that each is found in one guess.
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.errors import EvaluationError, HealingError, MethodError
-from streamliner.flags import check_values, default_of, flag, long_name, names, number, pairs, weights
+from streamliner.fields import check_values, default_of, flag, long_name, names, number, pairs, weights
 from streamliner.text.calibration import NUM_SAMPLES, CalibrationSet
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
 

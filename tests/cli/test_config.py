@@ -10,7 +10,7 @@ import yaml
 
 from command import run
 from places import TINY
-from streamliner.flags import flags_of, kind_of
+from streamliner.fields import flags_of, kind_of
 from streamliner.settings import (
     BenchmarkSettings,
     CutSettings,

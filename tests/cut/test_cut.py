@@ -23,7 +23,7 @@ from streamliner.cut.structure import Structure
 from streamliner.cut.verification import Verification, reference_outputs, sample_tokens, verify_checkpoint, verify_model
 from streamliner.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
 from streamliner.model.blocks import Blocks
-from streamliner.runs.files import output_folder
+from streamliner.runs.outputs import output_folder
 
 REMOVALS = [(2,), (1, 3), (0,), (5,), (0, 1, 5)]
 OUTSIDER = SUPPORT / "outsider.py"

@@ -12,16 +12,14 @@ import pytest
 
 from streamliner.errors import OutputError
 from streamliner.runs.files import (
-    MARK,
     append_json_line,
-    check_result_file,
     drop_unfinished_line,
-    output_folder,
     read_json_lines,
     write_json,
     write_text,
     write_whole,
 )
+from streamliner.runs.outputs import MARK, check_result_file, output_folder
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import typer
 
 from streamliner.cli.console import fail
 from streamliner.errors import Interrupted, StreamlinerError, UserError
-from streamliner.flags import Flag, default_of, flags_of, kind_of
+from streamliner.fields import Flag, default_of, flags_of, kind_of
 from streamliner.settings import ModelSettings
 
 Settings = TypeVar("Settings")
@@ -70,11 +70,7 @@ class Given:
         self.quiet = bool(values.get("quiet"))
 
     def argument(self, argument: Argument) -> Any:
-        """The value of an argument.
-
-        Raises:
-            UserError: it was not given.
-        """
+        """The value of an argument. A UserError if it was not given."""
         value = self._values.get(argument.name)
         if not value:
             name = argument.flags[0] if argument.flags else argument.metavar

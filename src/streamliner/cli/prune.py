@@ -5,7 +5,7 @@ from streamliner.cli.console import print_tables
 from streamliner.cli.cut import OUT, print_cut
 from streamliner.cli.heal import print_healed
 from streamliner.errors import UserError
-from streamliner.flags import flags_of, long_name
+from streamliner.fields import flags_of, long_name
 from streamliner.settings import HealSettings, ModelSettings, PruneSettings, SearchSettings
 
 

@@ -21,7 +21,7 @@ from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.source import INDEX_FILE
 from streamliner.model.stack import check_indices
-from streamliner.runs.files import MARK
+from streamliner.runs.outputs import MARK
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
 

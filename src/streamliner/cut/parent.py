@@ -7,7 +7,8 @@ from typing import Any
 from streamliner.errors import ModelError, PlanError
 from streamliner.model.fingerprint import checkpoint_hash
 from streamliner.model.session import Session, open_model
-from streamliner.runs.files import MARK, PLAN_ATTRIBUTE
+from streamliner.runs.files import PLAN_ATTRIBUTE
+from streamliner.runs.outputs import MARK
 from streamliner.search.plan import Plan, read_plan
 from streamliner.settings import ModelSettings
 from streamliner.types import ModelLike

@@ -31,10 +31,8 @@ def stability(dense: Sequence[Answer], cut: Sequence[Answer]) -> float:
 
     `s_i` is the standard deviation of the dense model's scores over the options: a question has more weight if its
     options differ more. It is 0 without options, or if a score is not finite. S is 1 if both models are right on the
-    same questions, 0 if each is right exactly where the other is wrong.
-
-    Raises:
-        ValueError: the questions differ, or there are none.
+    same questions, 0 if each is right exactly where the other is wrong. A ValueError if questions differ or there are
+    none.
     """
     if not dense or [a.item for a in dense] != [b.item for b in cut]:
         raise ValueError("The two models did not answer the same questions.")

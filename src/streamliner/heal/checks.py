@@ -13,7 +13,7 @@ from streamliner.cut.parent import plan_of
 from streamliner.cut.safetensors_file import read_checkpoint
 from streamliner.errors import HealingError, ModelError, OutputError
 from streamliner.model.stack import find_stack, has_encoder
-from streamliner.runs.files import MARK
+from streamliner.runs.outputs import MARK
 from streamliner.search.plan import Plan
 from streamliner.types import PreTrainedModel
 

@@ -18,7 +18,8 @@ from streamliner.model.parts import count_parameters, weight_bytes
 from streamliner.model.shell import make_shell
 from streamliner.model.source import ModelSource, explained, locate, weight_file_bytes
 from streamliner.model.stack import Stack, find_stack
-from streamliner.runs.files import MARK, PLAN_ATTRIBUTE
+from streamliner.runs.files import PLAN_ATTRIBUTE
+from streamliner.runs.outputs import MARK
 from streamliner.runs.ranks import Ranks, find_ranks
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import ModelSettings

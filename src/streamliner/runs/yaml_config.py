@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from streamliner.errors import UserError
-from streamliner.flags import flags_of, recorded
+from streamliner.fields import flags_of, recorded
 from streamliner.runs.files import write_text
 
 CONFIG = "config.yaml"

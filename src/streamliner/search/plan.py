@@ -8,7 +8,8 @@ from typing import Any
 from streamliner.errors import PlanError
 from streamliner.format import perplexity_of
 from streamliner.model.stack import check_indices
-from streamliner.runs.files import MARK, SCHEMA_VERSIONS
+from streamliner.runs.files import SCHEMA_VERSIONS
+from streamliner.runs.outputs import MARK
 
 PLAN_FILES = ("plan.json", MARK)
 """The name of the plan in a run folder and in a cut checkpoint."""

@@ -31,11 +31,7 @@ def full_name(name: str) -> str:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method by name, or from `path/to/file.py:Class`.
-
-    Raises:
-        MethodError: there is none.
-    """
+    """The class of a method by name, or from `path/to/file.py:Class`. A MethodError if there is none."""
     if ".py:" in name:
         return _class_from_file(*name.rsplit(":", 1))
     known = method_names()
@@ -53,8 +49,7 @@ def method_class(name: str) -> type[Method]:
 def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     """The search method `name`, with some of its fields set; text is converted to the type of the field.
 
-    Raises:
-        MethodError: no such method, no such setting, or a value that does not fit.
+    A MethodError if there is no such method or setting, or a value does not fit.
     """
     cls, settings = method_class(name), settings or {}
     hints, fields = typing.get_type_hints(cls), {field.name for field in dataclasses.fields(cls)}

@@ -9,8 +9,9 @@ from streamliner.benchmark.result import Benchmark, ModelSpeed, compare_speed
 from streamliner.benchmark.timing import time_models
 from streamliner.benchmark.workload import random_texts
 from streamliner.model.session import Session, open_models
-from streamliner.runs.files import check_result_file, write_json
+from streamliner.runs.files import write_json
 from streamliner.runs.folder import environment
+from streamliner.runs.outputs import check_result_file
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import BenchmarkSettings, ModelSettings
 from streamliner.types import ModelLike

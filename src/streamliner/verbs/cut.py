@@ -18,7 +18,8 @@ from streamliner.model.parts import count_parameters
 from streamliner.model.session import Session, checkpoint_bytes, open_model
 from streamliner.model.source import checkpoint_folder, weight_file_bytes
 from streamliner.model.stack import check_indices
-from streamliner.runs.files import MARK, PLAN_ATTRIBUTE, check_output, output_folder, write_json
+from streamliner.runs.files import PLAN_ATTRIBUTE, write_json
+from streamliner.runs.outputs import MARK, check_output, output_folder
 from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import Plan, check_plan, read_plan
 from streamliner.settings import CutSettings

@@ -10,8 +10,9 @@ from streamliner.evaluate.inputs import read_inputs
 from streamliner.evaluate.model_evaluation import evaluate_model
 from streamliner.evaluate.samples import Sample, continuations
 from streamliner.model.session import Session, open_model, open_models
-from streamliner.runs.files import check_result_file, write_json
+from streamliner.runs.files import write_json
 from streamliner.runs.folder import environment
+from streamliner.runs.outputs import check_result_file
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import EvaluateSettings, ModelSettings
 from streamliner.types import ModelLike

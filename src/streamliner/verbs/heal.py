@@ -21,8 +21,9 @@ from streamliner.model.devices import is_spread
 from streamliner.model.load import load_model
 from streamliner.model.session import Session, open_model
 from streamliner.model.source import locate
-from streamliner.runs.files import MARK, PLAN_ATTRIBUTE, check_output, output_folder, write_json
+from streamliner.runs.files import PLAN_ATTRIBUTE, write_json
 from streamliner.runs.folder import check_run_folder
+from streamliner.runs.outputs import MARK, check_output, output_folder
 from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import Plan, check_plan
 from streamliner.settings import HealSettings, ModelSettings

@@ -9,8 +9,9 @@ from typing import Any
 from streamliner.heal.healing import prepare_healing
 from streamliner.heal.state import RUN
 from streamliner.model.session import Session
-from streamliner.runs.files import MARK, check_output, finite
+from streamliner.runs.files import finite
 from streamliner.runs.folder import check_run_folder
+from streamliner.runs.outputs import MARK, check_output
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found

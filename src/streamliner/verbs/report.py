@@ -5,7 +5,7 @@ from pathlib import Path
 
 from streamliner.errors import OutputError
 from streamliner.report.render import pictures_folder, write_report
-from streamliner.runs.files import check_result_file
+from streamliner.runs.outputs import check_result_file
 from streamliner.settings import ReportSettings
 
 

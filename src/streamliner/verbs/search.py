@@ -7,7 +7,7 @@ from typing import Any
 
 from streamliner.cut.structure import Structure, by_reason
 from streamliner.errors import RemovalError, UnsupportedModelError
-from streamliner.flags import recorded
+from streamliner.fields import recorded
 from streamliner.measure.probe import Probe
 from streamliner.model.fingerprint import weights_hash
 from streamliner.model.session import Session, open_model

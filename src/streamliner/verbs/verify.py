@@ -8,7 +8,7 @@ from streamliner.cut.parent import dense_model_of, plan_of
 from streamliner.cut.verification import Verification, reference_outputs, sample_tokens, verify_checkpoint, verify_model
 from streamliner.errors import PlanError
 from streamliner.model.session import Session, open_model
-from streamliner.runs.files import MARK
+from streamliner.runs.outputs import MARK
 from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import check_plan
 from streamliner.settings import ModelSettings, VerifySettings

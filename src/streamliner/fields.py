@@ -134,11 +134,7 @@ def with_keywords(
 
 
 def number(text: str | float, flag: str, unit: str) -> int:
-    """A count or a size in decimal units: "500MB", "60M", "1.3G" or a number.
-
-    Raises:
-        UserError: it is none, or less than 1.
-    """
+    """A count or size in decimal units: "500MB", "60M", "1.3G" or a number; a UserError if it is none, or below 1."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", str(text).strip(), re.IGNORECASE)
     count = round(float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " ")) if match else 0
     if count < 1:
@@ -155,8 +151,7 @@ def names(value: str | Iterable[str]) -> tuple[str, ...]:
 def weights(value: str | Iterable[Any] | Mapping[str, float], flag: str) -> tuple[tuple[str, float], ...]:
     """Names with weights: "a", ["a", "b=0.5"], [["a", 1.0]] or {"a": 1.0} -> (("a", 1.0), ("b", 0.5)).
 
-    Raises:
-        UserError: a weight is not a number above 0.
+    A UserError if a weight is not a number above 0.
     """
     if isinstance(value, Mapping):
         pairs: list[tuple[Any, Any]] = list(value.items())
@@ -180,11 +175,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def pairs(value: Iterable[str] | Mapping[str, Any], flag: str) -> dict[str, Any]:
-    """KEY=VALUE texts as a dict.
-
-    Raises:
-        UserError: a text has no "=".
-    """
+    """KEY=VALUE texts as a dict. A UserError if a text has no "="."""
     if isinstance(value, Mapping):
         return dict(value)
     result = {}
