@@ -46,13 +46,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def probe(folder):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
     source = locate(str(folder / "dense"))
     text = calibration_set("python-docs", load_tokenizer(source), num_samples=2, sequence_length=24)
     assert text.provenance["bos"], "Gemma's losses mean nothing without BOS"
-    yield Probe(Blocks(load_model(source)), text)
-    torch.set_num_threads(threads)
+    return Probe(Blocks(load_model(source)), text)
 
 
 def test_sleb_equals_the_naive_loop_for_2_of_18(probe):
@@ -117,10 +114,7 @@ def test_healed_and_verified(folder, tmp_path, network, loss):
         validation_windows=1,
     )
     session = open_model(str(folder / "dense"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
     result = heal_to_folder(folder / "cut-from-gguf", tmp_path / "healed", settings, session)
-    torch.set_num_threads(threads)
     assert [list(gap["places"]) for gap in result["gaps"]] == [[6], [9], [12]]
     assert result["verification"]["cached_generation"]
     assert result["custom_code"] == (network == "swiglu")
