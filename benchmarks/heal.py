@@ -33,7 +33,7 @@ from streamliner.runs.folder import environment
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import HealSettings
 from streamliner.text.stream import TrainingText
-from streamliner.text.windows import bos_tokens, calibration_set
+from streamliner.text.windows import calibration_set, prefix_tokens
 
 RECIPES: dict[str, dict[str, Any]] = {
     "block-mse": {"loss": {"mse": 1.0}},
@@ -98,7 +98,7 @@ def main() -> None:
         with silenced_transformers():
             blocks = Blocks(load_model(source, dtype=arguments.dtype))
         graft = make_graft(blocks, removed, settings)
-        objective = Objective(graft, settings, bos=bool(bos_tokens(tokenizer)))
+        objective = Objective(graft, settings, first=len(prefix_tokens(tokenizer)))
         text = TrainingText(
             settings.texts, tokenizer, sequence_length=arguments.sequence_length, validation_windows=16, seed=0
         )

@@ -73,8 +73,20 @@ class MissingExtraError(UserError):
         super().__init__(f"{what} needs an optional library.", f"Install it with: pip install 'streamliner[{extra}]'")
 
 
+class NotEnoughMemoryError(StreamlinerError):
+    """There was not enough memory; the message says for what."""
+
+
 class VerificationError(StreamlinerError):
     """What was written or measured does not match the definition of removal. Nothing was kept."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python or torch means that there was not enough memory."""
+    # On a CPU torch raises a RuntimeError like any other.
+    words = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+    own = isinstance(error, (RuntimeError, OSError)) and any(each in str(error).lower() for each in words)
+    return own or isinstance(error, (MemoryError, NotEnoughMemoryError))
 
 
 def first_line(error: BaseException) -> str:

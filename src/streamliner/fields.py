@@ -171,7 +171,8 @@ def weights(value: str | Iterable[Any] | Mapping[str, float], flag: str) -> tupl
 
 def _pair(text: str) -> tuple[str, str]:
     name, equals, weight = text.rpartition("=")
-    return (name, weight) if equals else (text, "1")
+    is_path = any(Path(each).expanduser().exists() for each in (text, text.rpartition(":")[0]) if each)
+    return (name, weight) if equals and not is_path else (text, "1")  # a folder may be called year=2024
 
 
 def pairs(value: Iterable[str] | Mapping[str, Any], flag: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def test_a_model_is_measured_once(capsys, text, tmp_path):
 
 def test_the_cache_is_of_the_same_windows_and_config(capsys, text, tmp_path, monkeypatch):
     """Without a BOS, two windows hold the same numbers as one that is twice as long; a config counts, too."""
-    monkeypatch.setattr("streamliner.text.windows.bos_tokens", lambda tokenizer: [])
+    monkeypatch.setattr("streamliner.text.windows.prefix_tokens", lambda tokenizer: [])
 
     def measured(folder, window, count):
         shape = ["--sequence-length", window, "--num-samples", count]

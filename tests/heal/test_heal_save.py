@@ -35,7 +35,7 @@ def healed(tmp_path, family, **settings):
     cut_to_folder(session, removed, tmp_path / "cut", CutSettings(verify=False, quiet=True))
     blocks, chosen = Blocks(model), HealSettings(**settings)
     model.requires_grad_(False)
-    objective = Objective(make_graft(blocks, removed, chosen), chosen, bos=False)
+    objective = Objective(make_graft(blocks, removed, chosen), chosen, first=0)
     graft = objective.graft
     torch.manual_seed(1)
     for parameter in objective.trainable().values():

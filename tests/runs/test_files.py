@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -53,11 +54,17 @@ def test_a_file_keeps_its_old_content_until_the_new_one_is_whole(tmp_path):
     assert names(tmp_path) == ["a.json"]
 
 
-def test_temporary_files_of_killed_processes_go_and_others_stay(tmp_path, dead_pid):
-    for name in (f".a.json.{dead_pid}", f".a.json.{os.getppid()}", ".a.json.backup", f".b.json.{dead_pid}"):
+def test_temporary_files_of_killed_processes_go_and_others_stay(tmp_path):
+    for name, age in (
+        (".a.json.tmp-1", 7200),
+        (".a.json.tmp-2", 60),
+        (".a.json.backup", 7200),
+        (".b.json.tmp-3", 7200),
+    ):
         (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
     write_text(tmp_path / "a.json", "new")
-    assert names(tmp_path) == sorted(["a.json", f".a.json.{os.getppid()}", ".a.json.backup", f".b.json.{dead_pid}"])
+    assert names(tmp_path) == sorted(["a.json", ".a.json.tmp-2", ".a.json.backup", ".b.json.tmp-3"])
 
 
 def test_json_has_null_for_what_is_not_finite(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -22,8 +23,8 @@ NAMES = {
 }
 
 
-def write_gguf(folder: Path, path: Path) -> Path:
-    """Convert a Llama checkpoint with a byte-level BPE tokenizer to `path`, in float32."""
+def write_gguf(folder: Path, path: Path, add: Callable[[gguf.GGUFWriter], None] | None = None) -> Path:
+    """Convert a Llama checkpoint with a byte-level BPE tokenizer to `path`, in float32; `add` adds keys and tensors."""
     config = json.loads((folder / "config.json").read_text())
     tokenizer = json.loads((folder / "tokenizer.json").read_text())["model"]
     writer = gguf.GGUFWriter(path, "llama")
@@ -53,6 +54,8 @@ def write_gguf(folder: Path, path: Path) -> Path:
     writer.add_add_bos_token(True)
     for name, tensor in load_file(folder / "model.safetensors").items():
         writer.add_tensor(_name(name), _value(name, tensor.float(), config).numpy())
+    if add:
+        add(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

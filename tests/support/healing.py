@@ -43,7 +43,7 @@ def training_text(tokenizer, chosen):
 
 def objective_of(model, removed=REMOVED, **changes):
     chosen = settings(**changes)
-    return Objective(make_graft(Blocks(model), removed, chosen), chosen, bos=False)
+    return Objective(make_graft(Blocks(model), removed, chosen), chosen, first=0)
 
 
 def heal(model, tokenizer, folder, removed=REMOVED, **changes):

@@ -1,6 +1,7 @@
 """The command line: one short file per verb, which parses, calls `verbs/` and prints."""
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = renamed(sys.argv[1:] if arguments is None else arguments)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _interrupt)
+        if os.environ.get("WORLD_SIZE", "1") == "1":  # a launcher stops its processes at once
+            signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(arguments)
     except SystemExit as stop:

@@ -13,8 +13,10 @@ def benchmark(given: Given) -> None:
 
     Ctrl-C after the first round keeps what was measured.
     """
+    from streamliner.runs.ranks import check_alone
     from streamliner.verbs.benchmark import benchmark as run_benchmark
 
+    check_alone("benchmark")
     settings = given.settings(BenchmarkSettings)
     result = run_benchmark(given.argument(MODELS), settings, given.settings(ModelSettings))
     given.show(result.to_json(), settings.output, lambda: print_tables(result.tables()))

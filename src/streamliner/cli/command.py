@@ -1,5 +1,6 @@
 """A verb of the command line, made from settings: flags, `--config` and their values as settings objects."""
 
+import errno
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -18,6 +19,9 @@ from streamliner.settings import ModelSettings
 Settings = TypeVar("Settings")
 OUTPUT = "Output"
 METAVARS = {bool: " ", int: "N", float: "X"}
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+DISK_HINT = "Make room or choose another place; what a run folder has is kept, and the same command continues."
+"""Errors of a disk, which say nothing about the program."""
 OUTPUT_FIELDS = ("run", "output", "verify", "overwrite", "quiet")
 
 CONFIG = Annotated[Path | None, typer.Option(help="YAML file of settings", metavar="FILE", rich_help_panel=OUTPUT)]
@@ -133,6 +137,11 @@ def command(
                     verb(Given((read_config(config, known) if config else {}) | typed, json=json))
             except (StreamlinerError, Interrupted) as error:
                 fail(error, callback.__name__, as_json=json)
+            except OSError as error:
+                if error.errno not in DISK:
+                    raise
+                found = StreamlinerError(f"{error.strerror}: {error.filename or 'the disk'}.", DISK_HINT)
+                fail(found, callback.__name__, as_json=json)
 
         extra = [_parameter("config", CONFIG, None), _parameter("json", JSON, False)]
         context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)

@@ -14,8 +14,10 @@ OUT = Argument("output", "Folder for the checkpoint", "OUT", ("--output", "-o"))
 def cut(given: Given) -> None:
     """Write the checkpoint without the blocks of a plan, and verify it against bypass on the dense model."""
     from streamliner.model.session import open_model
+    from streamliner.runs.ranks import check_alone
     from streamliner.verbs.cut import chosen_plan, cut_to_folder
 
+    check_alone("cut")
     settings, out = given.settings(CutSettings), given.argument(OUT)
     model, choose = given.argument(MODEL), chosen_plan(settings)
     result = cut_to_folder(open_model(model, given.settings(ModelSettings)), choose, out, settings)

@@ -11,8 +11,10 @@ def evaluate(given: Given) -> None:
 
     Every result is cached at once: a stopped evaluation continues, and a dense model is measured once.
     """
+    from streamliner.runs.ranks import check_alone
     from streamliner.verbs.evaluate import evaluate as run_evaluate
 
+    check_alone("evaluate")
     settings = given.settings(EvaluateSettings)
     result = run_evaluate(given.argument(MODELS), settings, given.settings(ModelSettings))
     given.show(result.to_json(), settings.output, lambda: print_tables(result.tables()))

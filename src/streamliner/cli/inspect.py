@@ -41,5 +41,7 @@ def print_inspection(result: dict[str, Any]) -> None:
         removable = "no" if index in result["not_removable"] else "yes"
         rows.append([index, block["kind"], f"{count:,}", f"{count / result['parameters']:.2%}", removable])
     print_tables([Table(rows)])
+    for note in result["notes"]:
+        print_line(note)
     for reason, blocks in by_reason(result["not_removable"]).items():
         print_line(f"{blocks} cannot be removed alone: {reason}")

@@ -10,8 +10,10 @@ from streamliner.settings import ModelSettings, VerifySettings
 @command(CUT, without=("offload",), Verify=VerifySettings, Model=ModelSettings)
 def verify(given: Given) -> None:
     """Compare a cut checkpoint with its dense model, whose removed blocks are bypassed."""
+    from streamliner.runs.ranks import check_alone
     from streamliner.verbs.verify import verify_folder
 
+    check_alone("verify")
     cut = given.argument(CUT)
     check = verify_folder(cut, given.settings(VerifySettings), given.settings(ModelSettings)).to_json()
 

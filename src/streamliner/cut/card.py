@@ -1,29 +1,56 @@
 """The model card of a cut or healed checkpoint."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from streamliner.model.source import HUB_ID
 from streamliner.search.plan import Plan
+
+KEPT = (
+    *("license", "license_name", "license_link", "language", "tags", "datasets", "pipeline_tag", "base_model"),
+    *("extra_gated_prompt", "extra_gated_heading", "extra_gated_button_content"),
+)
+"""Fields of the dense model's card that hold for the cut model too."""
 
 
 def write_model_card(folder: Path, base: str, plan: Plan, result: dict[str, Any]) -> None:
     """Write README.md of a model cut from `base`; that of the dense model becomes README.dense.md."""
-    card = folder / "README.md"
+    card, meta = folder / "README.md", _metadata(folder / "README.md", base)
     if card.exists():
-        card.rename(folder / "README.dense.md")
+        names = ("README.dense.md", *(f"README.dense-{number}.md" for number in range(2, 100)))
+        card.rename(next(folder / name for name in names if not (folder / name).exists()))
     losses = ""
     if plan.loss is not None and plan.dense_loss is not None and plan.calibration:
         source = plan.calibration["source"]
         losses = f"\nCalibration loss ({source}): {plan.dense_loss:.4f} before, {plan.loss:.4f} after.\n"
     card.write_text(
-        f"---\nlibrary_name: transformers\nbase_model: {base}\n---\n\n"
+        f"---\n{yaml.safe_dump(meta, sort_keys=False, allow_unicode=True)}---\n\n"
         f"# {Path(base).name} without {len(plan.removed)} of {plan.num_blocks} blocks\n\n"
         f"Removed blocks (0-based): {', '.join(map(str, plan.removed))}. Method: {plan.method}.\n{losses}\n"
         f"Parameters: {result['parameters_before']:,} before, {result['parameters_after']:,} after.\n"
         "Made with streamliner; `streamliner.json` has the plan. The licence is that of the base model.\n",
         encoding="utf-8",
     )
+
+
+def _metadata(card: Path, base: str) -> dict[str, Any]:
+    """What the hub reads at the top of a card: the licence and languages of the dense model's, and which that is.
+
+    A path on this machine is no name on the hub, which would refuse the card: then the dense card's own base stays.
+    """
+    meta: dict[str, Any] = {}
+    if card.is_file():
+        parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+        with suppress(yaml.YAMLError, IndexError):
+            found = yaml.safe_load(parts[1]) if not parts[0].strip() else None
+            meta = {key: value for key, value in found.items() if key in KEPT} if isinstance(found, dict) else {}
+    if HUB_ID.fullmatch(base) and "/" in base and not Path(base).exists():
+        meta |= {"base_model": base, "base_model_relation": "finetune"}
+    return {"library_name": "transformers"} | meta
 
 
 def extend_model_card(folder: Path, result: dict[str, Any], code_file: str) -> None:

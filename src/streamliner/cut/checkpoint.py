@@ -5,7 +5,7 @@ quantised format comes along. Only tensors that a fold changes (`folds.py`) or t
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from streamliner.cut.rules import Removal
 from streamliner.cut.safetensors_file import FLOATS, NewTensor, TensorFile, read_checkpoint, write_file
 from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
+from streamliner.model.compat import names_in_memory
 from streamliner.model.source import INDEX_FILE
 from streamliner.model.stack import check_indices
 from streamliner.runs.outputs import MARK
@@ -38,7 +39,7 @@ def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple
     changes = structure.changes(removed)
     files = read_checkpoint(folder)
     file_of = {name: file for file in files for name in file.tensors}
-    prefix = stack_prefix(file_of, structure.stack.path, len(structure))
+    prefix = find_prefix(file_of, structure)
     configs = cut_config_files(folder, structure, removed, prefix)
     names = renamed_tensors(file_of, prefix, removal, structure.shared_with_kept(removed))
     tensors = {name: _slice(name, file_of[old].unchanged(old), removal) for name, old in names.items()}
@@ -50,16 +51,29 @@ def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple
     copy_other_files(folder, out)
 
 
-def copy_other_files(folder: Path, out: Path, *, weights: bool = False) -> None:
-    """Copy the files of a checkpoint that `out` does not have yet: tokenizer, templates, code.
+def find_prefix(names: Iterable[str], structure: Structure) -> str:
+    """Where the blocks are in a checkpoint with tensors of these names; an UnsupportedModelError if they are not."""
+    in_memory = names_in_memory(structure.shell, names)
+    return stack_prefix(in_memory, structure.stack.path, len(structure), in_memory)
 
-    Hidden files and the plan are left out, and weights too unless `weights` is true.
+
+def check_names(folder: Path, structure: Structure) -> None:
+    """Raise UnsupportedModelError if the blocks are not found in the checkpoint in `folder`; reads headers alone."""
+    find_prefix([name for file in read_checkpoint(folder) for name in file.tensors], structure)
+
+
+def copy_other_files(folder: Path, out: Path, *, weights: bool = False) -> None:
+    """Copy the files of a checkpoint that `out` does not have yet: tokenizer, templates, code, also in folders.
+
+    Hidden files and the plan are left out, and weights too unless `weights` is true; links to folders are not followed.
     """
-    for file in sorted(folder.iterdir()):
-        if not file.is_file() or file.name.startswith(".") or file.name == MARK or (out / file.name).exists():
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts) or file.name == MARK or (out / name).exists():
             continue
-        if weights or not file.name.endswith(WEIGHT_SUFFIXES):
-            shutil.copyfile(file, out / file.name)
+        if file.is_file() and (weights or not file.name.endswith(WEIGHT_SUFFIXES)):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, out / name)
 
 
 def _slice(name: str, tensor: NewTensor, removal: Removal) -> NewTensor:

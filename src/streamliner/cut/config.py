@@ -66,19 +66,30 @@ def cut_config_object(config: Any, stack: Stack, removed: tuple[int, ...]) -> An
     return result
 
 
-def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """Add `rope_theta` where only the `rope_parameters` of transformers 5 have it.
+OLD_SCALINGS = ("linear", "dynamic", "yarn", "longrope", "llama3")
+"""Kinds of rotary scaling that releases before 5 know."""
 
-    Releases before 5, and engines that read configs as they did, ignore `rope_parameters` and silently use 10000.
+
+def with_legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
+    """Add `rope_theta` and `rope_scaling` where only the `rope_parameters` of transformers 5 have them.
+
+    Releases before 5, and engines that read configs as they did, ignore `rope_parameters`, and would silently use 10000
+    and no scaling.
     """
     rope, old = config.get("rope_parameters"), dict[str, Any]()
-    if isinstance(rope, dict) and "rope_theta" in rope:
-        old = {"rope_theta": rope["rope_theta"]}
-    elif isinstance(rope, dict):
-        full, sliding = rope.get("full_attention"), rope.get("sliding_attention")
-        if isinstance(full, dict) and isinstance(sliding, dict):
-            old = {"rope_theta": full.get("rope_theta"), "rope_local_base_freq": sliding.get("rope_theta")}
-    return config | {key: value for key, value in old.items() if key not in config}
+    if isinstance(rope, dict):
+        nested = isinstance(rope.get("full_attention"), dict)
+        full, sliding = (rope["full_attention"], rope.get("sliding_attention")) if nested else (rope, None)
+        if "rope_theta" in full:
+            old["rope_theta"] = full["rope_theta"]
+        if isinstance(sliding, dict) and "rope_theta" in sliding:
+            old["rope_local_base_freq"] = sliding["rope_theta"]
+        if "partial_rotary_factor" in full and not nested:
+            old["partial_rotary_factor"] = full["partial_rotary_factor"]
+        if full.get("rope_type") in OLD_SCALINGS:
+            new = ("rope_theta", "partial_rotary_factor")
+            old["rope_scaling"] = {key: value for key, value in full.items() if key not in new}
+    return config | {key: value for key, value in old.items() if config.get(key) is None}
 
 
 def _apply_rules(config: dict[str, Any], removal: Removal) -> dict[str, Any]:

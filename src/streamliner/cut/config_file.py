@@ -20,7 +20,17 @@ from streamliner.model.stack import COUNTS, DECODER_COUNTS, Stack, config_path
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json")
 """Files of ModelOpt and GPTQ next to config.json, which name modules too."""
 
-NOT_COMPARED = ("transformers_version", "dtype", "torch_dtype", "_name_or_path", "quantization_config", "architectures")
+PATTERNS = ("sliding_window_pattern", "_sliding_window_pattern")
+"""Periods of sliding and full attention, which say nothing where a config lists the kinds of blocks."""
+NOT_COMPARED = (
+    *PATTERNS,
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "_name_or_path",
+    "quantization_config",
+    "architectures",
+)
 
 
 def cut_config_files(folder: Path, structure: Structure, removed: tuple[int, ...], prefix: str) -> dict[str, Any]:
@@ -54,11 +64,25 @@ def _cut_config_json(
     part = _part_of_file(content, path, cut, stack)
     part |= _changed_fields(part, cut, stack, removal)
     part |= with_legacy_rope(part)
+    _follow_pattern(part, cut)
     for where in (content,) if part is content else (content, part):  # each once: numbers must not move twice
         if "quantization_config" in where:
             where["quantization_config"] = renamed_modules(where["quantization_config"], paths, removal.numbers)
     _check_read_back(content, structure, removed)
     return content
+
+
+def _follow_pattern(part: dict[str, Any], cut: dict[str, Any]) -> None:
+    """Change or remove a period of sliding and full attention beside the list of kinds that says otherwise."""
+    kinds = cut.get("layer_types")
+    for key in PATTERNS:
+        if isinstance(kinds, list) and type(part.get(key)) is int:
+            full = [index + 1 for index, kind in enumerate(kinds) if kind == "full_attention"]
+            period = full[0] if full else len(kinds) + 1
+            if full == list(range(period, len(kinds) + 1, period)):
+                part[key] = period
+            else:
+                del part[key]
 
 
 def _part_of_file(content: dict[str, Any], path: tuple[str, ...], cut: dict[str, Any], stack: Stack) -> dict[str, Any]:

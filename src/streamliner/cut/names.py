@@ -12,17 +12,26 @@ MULTI_TOKEN_PREDICTION = re.compile(r"(^|\.)mtp\.")
 """Tensors of multi-token prediction where they do not follow the last block."""
 
 
-def stack_prefix(names: Iterable[str], stack_path: str, num_blocks: int) -> str:
+def stack_prefix(
+    names: Iterable[str], stack_path: str, num_blocks: int, in_memory: Mapping[str, str] | None = None
+) -> str:
     """Where the blocks are in a checkpoint: P such that its tensors are called `P.{0..N-1}.*`.
 
-    `names` are those of all its tensors. Only the last part of `stack_path`, where the blocks are in memory, must be
-    the same on disk. An UnsupportedModelError if no prefix fits, or if several do.
+    `names` are those of all its tensors. In memory the blocks are at `stack_path`; the last part of the path must be
+    the same on disk, unless loading renames the tensors: `in_memory` has their names then. An UnsupportedModelError if
+    no prefix fits, or if several do.
     """
     last = stack_path.split(".")[-1]
     pattern = re.compile(rf"((?:[^.]+\.)*?{re.escape(last)})\.(\d+)\.")
+    loaded = re.compile(rf"{re.escape(stack_path)}\.(\d+)\.")
     found: dict[str, set[int]] = {}
-    for match in filter(None, map(pattern.match, names)):
-        found.setdefault(match[1], set()).add(int(match[2]))
+    for name in names:
+        if match := pattern.match(name):
+            found.setdefault(match[1], set()).add(int(match[2]))
+        elif (match := loaded.match((in_memory or {}).get(name, ""))) and (
+            place := re.search(rf"\.{match[1]}\.", name)
+        ):
+            found.setdefault(name[: place.start()], set()).add(int(match[1]))
     fitting = {p: _likeness(p, stack_path) for p, indices in found.items() if indices >= set(range(num_blocks))}
     best = [prefix for prefix, likeness in fitting.items() if likeness == max(fitting.values())]
     if len(best) != 1:

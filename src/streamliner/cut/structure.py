@@ -14,7 +14,7 @@ from torch import nn
 from streamliner.cut.config import as_json, cut_config_object
 from streamliner.cut.folds import FOLDS, Change, block_axis
 from streamliner.cut.rules import Removal, indices
-from streamliner.errors import UnsupportedModelError, last_line
+from streamliner.errors import UnsupportedModelError, is_out_of_memory, last_line
 from streamliner.model.parts import shared_parameters
 from streamliner.model.shell import Outline, make_shell, outline
 from streamliner.model.stack import check_indices, find_stack
@@ -22,6 +22,8 @@ from streamliner.model.stack import check_indices, find_stack
 INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_idx", "idx", "index")
 """Attributes in which a module keeps the index of its block, or of one of its caches (LongCat has two per block)."""
 
+MOST_OUTLINES = 100
+"""Outlines that are kept: each takes up to a megabyte."""
 REPORT = "If this model should work, please report it with its config.json: its architecture is new to streamliner."
 
 
@@ -90,6 +92,8 @@ class Structure:
         try:
             return make_shell(type(self.shell), config)  # type: ignore[no-any-return]
         except Exception as error:  # model classes raise errors of many types
+            if is_out_of_memory(error):
+                raise
             name = type(self.shell).__name__
             raise UnsupportedModelError(f"{name} cannot be built from the cut config: {last_line(error)}") from error
 
@@ -97,6 +101,8 @@ class Structure:
         # Many removals leave the same config: in a model of equal blocks, all removals of one block.
         key = as_json(config.to_dict())
         if key not in self._outlines:
+            if len(self._outlines) >= MOST_OUTLINES:
+                del self._outlines[next(iter(self._outlines))]
             shell = self._build(config)
             self._outlines[key] = outline(shell, find_stack(shell))
         return self._outlines[key]

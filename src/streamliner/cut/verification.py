@@ -8,10 +8,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from streamliner.errors import StreamlinerError, VerificationError
+from streamliner.errors import StreamlinerError, VerificationError, is_out_of_memory
 from streamliner.model.blocks import Blocks
 from streamliner.model.generate import greedy_scores, padding_token
-from streamliner.model.load import auto_class, folder_for_converted_weights
+from streamliner.model.load import UNUSED_ATTRIBUTE, auto_class, folder_for_converted_weights
 from streamliner.model.stack import text_inputs
 from streamliner.types import PreTrainedModel
 
@@ -43,6 +43,7 @@ class Reference:
     device: torch.device
     stack_path: str  # where its blocks are, such as "model.layers"
     source: str = "the dense model with the blocks bypassed"  # what computed `logits`, for messages
+    unused: frozenset[str] = frozenset()  # tensors of the dense checkpoint without a place in its model; numbers are N
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,7 +112,12 @@ def reference_outputs(blocks: Blocks, removed: tuple[int, ...], sample: Tensor) 
     with torch.inference_mode(), blocks.bypass(removed):
         logits: Tensor = blocks.forward(sample).logits
     cached, padded = _same_generation(blocks.model, sample.to(blocks.device), blocks.dtype)
-    return Reference(sample, logits.cpu(), cached, padded, blocks.dtype, blocks.device, blocks.path)
+    unused = frozenset(map(_without_numbers, getattr(blocks.model, UNUSED_ATTRIBUTE, ())))
+    return Reference(sample, logits.cpu(), cached, padded, blocks.dtype, blocks.device, blocks.path, unused=unused)
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\.\d+\.", ".N.", name)
 
 
 def verify_model(model: PreTrainedModel, reference: Reference) -> Verification:
@@ -162,10 +168,13 @@ def verify_checkpoint(
     except StreamlinerError:
         raise
     except Exception as error:  # transformers raises errors of many types
+        if is_out_of_memory(error):
+            raise
         raise VerificationError(f"transformers does not load the written checkpoint: {str(error).strip()}") from error
     # Tensors that belong to another class, such as an encoder's, are copied as they were. In a block there are none.
     block = re.compile(rf"(^|\.){re.escape('.'.join(reference.stack_path.split('.')[-2:]))}\.\d+\.")
-    unexpected = [name for name in info["unexpected_keys"] if block.search(name)]
+    extra = (str(name) for name in info["unexpected_keys"] if block.search(str(name)))
+    unexpected = [name for name in extra if _without_numbers(name) not in reference.unused]
     missing, mismatched = info["missing_keys"], info["mismatched_keys"]
     for kind, names in (("missing", missing), ("unexpected", unexpected), ("mismatched", mismatched)):
         if names:
@@ -208,7 +217,9 @@ def _same_with_cache(model: Any, ids: Tensor, mask: Tensor, pad: int, dtype: tor
                 # Two tokens with almost the same score are a tie. After it the texts may differ.
                 gap = (score.gather(1, token) - score.gather(1, other_token)).abs().max().item()
                 return gap <= 4 * _tolerance(dtype, largest)
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError):
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         return False  # some models cannot generate at all, or not left-padded
     return True
 

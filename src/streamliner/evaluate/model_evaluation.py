@@ -10,7 +10,7 @@ from streamliner.evaluate.inputs import EvaluationInputs
 from streamliner.evaluate.perplexity import Perplexity, perplexity
 from streamliner.evaluate.tasks import TaskResult
 from streamliner.measure.loss import Loss
-from streamliner.model.fingerprint import config_hash, tokenizer_hash, weights_hash
+from streamliner.model.fingerprint import config_values, fingerprint, tokenizer_hash
 from streamliner.model.session import Session
 from streamliner.runs.cache import CacheEntry
 from streamliner.runs.reporter import Reporter
@@ -52,8 +52,8 @@ def evaluate_model(
 ) -> ModelEvaluation:
     """Measure perplexities and tasks of one model; each result is stored in the cache at once."""
     settings, blocks, name = inputs.settings, session.load(reporter), session.source.name
-    weights, dtype = weights_hash(blocks.model), str(blocks.dtype).removeprefix("torch.")
-    key: list[Any] = [weights, dtype, config_hash(blocks.model.config)]
+    identity, dtype = fingerprint(blocks), str(blocks.dtype).removeprefix("torch.")
+    key: list[Any] = [identity]
     texts, tasks = [], {}
     for text in inputs.texts:
         entry = CacheEntry(settings.cache, "perplexity", key, text.provenance["sha256"], text.first)
@@ -63,13 +63,13 @@ def evaluate_model(
     if inputs.harness is not None:
         tokenizer = inputs.tokenizer_of(session)
         # Perplexities depend on token ids alone; answers also on the tokenizer and on how the model generates.
-        generation = config_hash(getattr(blocks.model, "generation_config", None))
+        generation = config_values(getattr(blocks.model, "generation_config", None))
         key = [*key, settings.batch_size, tokenizer_hash(tokenizer), generation, version("lm_eval")]
         for task in inputs.tasks:
             entry = CacheEntry(settings.cache, "task", key, task.sha256, task.num_fewshot)
             run = partial(inputs.harness.run, task, blocks.model, tokenizer, settings.batch_size)
             tasks[task.name] = TaskResult.from_json(_measured(entry, f"{name}: {task.name}", run, reporter))
-    return ModelEvaluation(description, weights, dtype, tuple(texts), tasks)
+    return ModelEvaluation(description, identity["weights"], dtype, tuple(texts), tasks)
 
 
 def _measured(
@@ -79,6 +79,8 @@ def _measured(
     if entry.value is None:
         with reporter.progress(label) as progress:
             entry.store(asdict(measure(progress)))
+        if entry.warning:
+            reporter.say(entry.warning)
     else:
         reporter.say(f"{label}: from the cache.")
     return entry.value  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,8 +22,10 @@ from streamliner.heal.state import STATE, load_tensors, open_run
 from streamliner.heal.trainer import Prepared, Trainer
 from streamliner.measure.loss import text_loss
 from streamliner.model.blocks import Blocks
-from streamliner.model.fingerprint import weights_hash
+from streamliner.model.devices import enough_memory
+from streamliner.model.fingerprint import fingerprint
 from streamliner.model.session import Session
+from streamliner.runs.lock import one_writer
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.settings import HealSettings
@@ -104,11 +107,15 @@ class Healing:
 
         Returns the merged graft and the result, a JSON value, not yet verified; {} in all processes but the first.
         """
+        with one_writer(self.folder, "heal") if not self.dense.ranks.rank else nullcontext():
+            return self._train(precision)
+
+    def _train(self, precision: torch.dtype | None) -> tuple[Graft, dict[str, Any]]:
         settings, blocks = self.prepared.settings, self.dense.load(self.reporter)
         graft = make_graft(blocks, self.removed, settings)
         accelerator = make_accelerator(settings, blocks.dtype, blocks.device, self.folder)
         self._enter_folder(graft)
-        objective = Objective(graft, settings, bos=self.prepared.text.has_bos)
+        objective = Objective(graft, settings, first=self.prepared.text.prefix)
         self._describe(objective)
         if settings.trackers:
             values = record_of(settings).items()
@@ -116,7 +123,8 @@ class Healing:
             accelerator.init_trackers("streamliner", config=config)
         perplexity = self._perplexities(graft) if self.dense.ranks.rank == 0 else {}
         trainer = Trainer(objective, self.prepared, accelerator, self.folder)
-        with self.reporter.training(self.prepared.steps) as on_row:
+        smaller = "--micro-batch 1, --sequence-length 512, --dtype bfloat16 or --network none --lora 8"
+        with self.reporter.training(self.prepared.steps) as on_row, enough_memory("training", smaller):
             trained = trainer.run(on_row)
         if settings.trackers:
             accelerator.end_training()
@@ -142,10 +150,10 @@ class Healing:
     def _enter_folder(self, graft: Graft) -> None:
         """Create the run folder, or find it as this run left it; before a run starts, try out its networks."""
         ranks, settings = self.dense.ranks, self.prepared.settings
-        identity = {
-            "model": self.dense.identity | {"weights": weights_hash(graft.blocks.model)},
+        found = fingerprint(graft.blocks)
+        identity = found | {
+            "model": self.dense.identity | {"weights": found.pop("weights")},
             "removed": list(self.removed),
-            "dtype": str(graft.blocks.dtype),
             "steps": self.prepared.steps,
             "text": self.prepared.text.fingerprint,
             "settings": identity_of(settings),

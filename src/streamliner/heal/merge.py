@@ -7,7 +7,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from streamliner.errors import VerificationError
+from streamliner.errors import VerificationError, is_out_of_memory
 from streamliner.heal.graft import Graft
 from streamliner.heal.networks.feed_forward import FeedForward
 from streamliner.heal.networks.swiglu import SwiGLU
@@ -114,7 +114,9 @@ def _as_stock_block(network: FeedForward, blocks: Blocks, place: int, sample: Te
 def _computes(block: nn.Module, call: Call, wanted: Tensor) -> bool:
     try:
         found = stream_out(call.run(block))
-    except (RuntimeError, TypeError, ValueError):
+    except (RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         return False
     return found.shape == wanted.shape and bool((found - wanted).abs().max() <= TOLERANCE * wanted.abs().max())
 

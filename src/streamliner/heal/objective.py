@@ -14,14 +14,14 @@ from streamliner.settings import HealSettings
 class Objective(nn.Module):
     """The weighted sum of the losses of a graft, which gets adapters if the settings ask for them.
 
-    With `bos`, stream losses leave out the first position of each window.
+    Stream losses leave out the positions before `first`: what the tokenizer puts before a text.
     """
 
-    def __init__(self, graft: Graft, settings: HealSettings, *, bos: bool) -> None:
+    def __init__(self, graft: Graft, settings: HealSettings, *, first: int) -> None:
         super().__init__()
         if settings.lora:
             graft.adapters = Adapters(graft.blocks, graft.kept_blocks, settings.lora, settings.seed)
-        self.graft, self._first = graft, int(bos)
+        self.graft, self._first = graft, first
         self.model = graft.blocks.model
         self.networks = nn.ModuleDict({str(place): network for place, network in graft.networks.items()})
         self._on_streams, self._of_head = settings.stream_losses, settings.head_losses

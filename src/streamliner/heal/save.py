@@ -22,7 +22,7 @@ from streamliner.cut.config_file import write_config
 from streamliner.cut.memory import cut_model
 from streamliner.cut.safetensors_file import FLOATS, NewTensor, TensorFile, read_checkpoint, write_file
 from streamliner.cut.verification import Reference, reference_outputs, verify_checkpoint
-from streamliner.errors import HealingError, first_line
+from streamliner.errors import HealingError, first_line, is_out_of_memory
 from streamliner.heal.custom_code import FILE, write_code
 from streamliner.heal.graft import Graft
 from streamliner.heal.merge import stock_blocks
@@ -100,9 +100,11 @@ def try_out(graft: Graft, cut_folder: Path, folder: Path, sample: Tensor, report
             reference = healed_reference(trial, sample)
             write_healed(trial, cut_folder, Path(name))
             verify_checkpoint(Path(name), reference, trust_remote_code=True)
-    except (HealingError, OSError, MemoryError, torch.OutOfMemoryError):
+    except (HealingError, OSError):
         raise  # these do not depend on the architecture
     except Exception as error:  # an architecture may fail with such a network in ways of its own
+        if is_out_of_memory(error):
+            raise
         raise HealingError(
             f"{type(graft.blocks.model).__name__} does not work with such a network: "
             f"{type(error).__name__}: {first_line(error)}",

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from streamliner.errors import StreamlinerError
+from streamliner.errors import StreamlinerError, is_out_of_memory
 from streamliner.measure.counters import Counters
 from streamliner.measure.loss import head_losses, positions_that_fit
 from streamliner.measure.plain import PlainPath
@@ -68,9 +68,11 @@ class ForkedPath:
         numbers = range(min(2, self.windows_at_once))
         try:
             forked = self.losses(numbers, some)
-        except (StreamlinerError, MemoryError, OSError, torch.OutOfMemoryError):
+        except (StreamlinerError, OSError):
             raise  # this says nothing about the model
         except Exception as error:  # a model that does not accept a growing batch may raise anything
+            if is_out_of_memory(error):
+                raise
             return f"{type(error).__name__}: {str(error)[:100]}"
         for removed, found in zip(some, forked, strict=True):
             plain = [self._plain.losses(self._windows[[number]], removed)[0] for number in numbers]

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
+from streamliner.errors import OutputError
 from streamliner.measure.counters import Counters, Progress
-from streamliner.measure.forked import ForkedPath
+from streamliner.measure.forked import TOLERANCE, ForkedPath
 from streamliner.measure.loss import Loss, mean_divergence
 from streamliner.measure.plain import PlainPath
 from streamliner.measure.similarity import Similarity, SimilaritySum
@@ -86,6 +87,18 @@ class Probe:
         """Loss of the model without `removed`."""
         key = check_indices(removed, self.num_blocks)
         return self.losses([key])[key]
+
+    def check_a_known_loss(self) -> None:
+        """Measure a loss from the journal again; an OutputError if it is another one now."""
+        key, known = next(((key, losses) for key, losses in self._losses.items() if losses), ((), {}))
+        for number, before in list(known.items())[:1]:
+            now = self._plain.losses(self._windows[[number]], key)[0]
+            if not abs(now - before) <= 10 * TOLERANCE.get(self._blocks.dtype, 1e-5) * abs(before):
+                raise OutputError(
+                    f"The run folder is of an earlier release, and its losses are not those of this model here: "
+                    f"{before:.6g} there and {now:.6g} now. The config, the device or a release may differ.",
+                    "Choose another folder, or add --overwrite to start it again from the beginning.",
+                )
 
     def losses_without_each(self, removed: Iterable[int], candidates: Iterable[int]) -> dict[int, Loss]:
         """For each candidate, the loss of the model without `removed` and without that block."""

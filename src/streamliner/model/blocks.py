@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from streamliner.errors import StreamlinerError, UnsupportedModelError
+from streamliner.errors import StreamlinerError, UnsupportedModelError, is_out_of_memory
 from streamliner.model.devices import offloaded_bytes
 from streamliner.model.handoff import Call, find_handoffs, stream_out, trace
 from streamliner.model.stack import check_indices, find_stack, text_inputs
@@ -69,6 +69,8 @@ class Blocks:
         except StreamlinerError:
             raise
         except Exception as error:  # a model that needs more than text may raise anything
+            if is_out_of_memory(error):
+                raise
             name, reason = type(self.model).__name__, f"{type(error).__name__}: {error}"
             raise UnsupportedModelError(f"{name} does not run on text alone: {reason}") from error
 

@@ -1,7 +1,9 @@
 """Private names of other libraries, each with the release it was seen in and the reason. No other module uses one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -25,9 +27,14 @@ def from_config(model_class: Any, config: Any) -> Any:
     return model_class._from_config(config)
 
 
+def attention_kernel(config: Any) -> str:
+    """The attention kernel (eager, sdpa, ...) of a config."""
+    # transformers 5.24 can set the kernel of a model in public, but not read it.
+    return str(config._attn_implementation)
+
+
 def copy_attention_kernel(source: Any, target: Any) -> None:
     """Give the config `target` the attention kernel (eager, sdpa, ...) of the config `source`."""
-    # transformers 5.24 can set the kernel of a model in public, but not read it.
     target._attn_implementation = source._attn_implementation
 
 
@@ -43,6 +50,18 @@ def tensors_as_on_disk(dense: nn.Module, model: nn.Module) -> dict[str, Tensor]:
     return revert_weight_conversion(model, model.state_dict())  # type: ignore[no-any-return]
 
 
+def names_in_memory(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Names of tensors on disk -> their names in memory, as far as transformers only renames them on loading."""
+    # transformers 5.24: the mapping is public for reading by model type, not for a model with its parts.
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    every: Any = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+    kinds = ([each for each in every if isinstance(each, kind)] for kind in (WeightRenaming, WeightConverter))
+    renamings, converters = kinds
+    return {name: rename_source_key(name, renamings, converters)[0] for name in names}
+
+
 def reset_accelerator() -> None:
     """Forget the settings of an earlier `Accelerator` of this process, such as another precision."""
     # accelerate 1.15 keeps them in a singleton with no public reset; `Accelerator.free_memory` leaves them as they are.
@@ -55,6 +74,35 @@ def continuation_tokens(lm: Any, context: str, continuation: str) -> list[int]:
     """Token ids of `continuation` after `context`, as the model `lm` of lm-eval scores them."""
     # lm-eval 0.4.13: the samples that it logs have texts only.
     return list(lm._encode_pair(context, continuation)[1])
+
+
+GGUF_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
+
+
+def gguf_keys_read(architecture: str) -> set[str] | None:
+    """Keys of a GGUF architecture, without its name, from which transformers derives the config.
+
+    None where it derives the config with a function of its own, which needs all that the architecture has.
+    """
+    # transformers 5.24: no public table. Before 5.24 there are no such functions.
+    own: Any = find_spec("transformers.integrations.gguf") and import_module("transformers.integrations.gguf")
+    if architecture in getattr(own, "GGUF_CONFIG_ARCHS", ()):
+        return None
+    from transformers.modeling_gguf_pytorch_utils import GGUF_TO_TRANSFORMERS_MAPPING
+
+    table = GGUF_TO_TRANSFORMERS_MAPPING["config"].get(GGUF_NAMES.get(architecture, architecture), {})
+    return {key for key, field in table.items() if field not in (None, -1)}
+
+
+def gguf_tensors_read(architecture: str, shell: Any) -> set[str]:
+    """Names of the tensors of a GGUF file that transformers loads into a model; empty where it reports others."""
+    # transformers 5.24: it silently leaves out all others.
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    if gguf_keys_read(architecture) is None:
+        return set()
+    processor = loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)
+    return set(loader.get_gguf_hf_weights_map(shell, processor(config=shell.config.to_dict())))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Devices: where the parts of a model are, weights that are loaded when needed, the precision that is fast here."""
 
+import os
 import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from streamliner.errors import NotEnoughMemoryError, first_line, is_out_of_memory
+from streamliner.format import human_bytes
 from streamliner.model.compat import offload_hook
 
 
@@ -29,6 +32,30 @@ def wait_for(device: torch.device) -> None:
             torch.cuda.synchronize(number)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+@contextmanager
+def enough_memory(doing: str, help: str) -> Iterator[None]:
+    """While open, a lack of memory becomes an error that says while doing what, and what would `help`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not is_out_of_memory(error):
+            raise
+        found = f"Out of memory while {doing}: {first_line(error).rstrip('.')}. {_free_memory()}"
+        raise NotEnoughMemoryError(found, f"What would help: {help}.") from error
+
+
+def _free_memory() -> str:
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"The GPU has {human_bytes(total)}, of which {human_bytes(free)} are free now."
+    names = ("SC_PAGE_SIZE", "SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
+    try:
+        page, free, total = map(os.sysconf, names)
+    except (ValueError, AttributeError):  # macOS and Windows do not say
+        return ""
+    return f"The machine has {human_bytes(page * total)}, of which {human_bytes(page * free)} are free now."
 
 
 def release_cached_memory() -> None:

@@ -1,12 +1,16 @@
 """Identity of a model's weights, config and tokenizer: what a journal or a cache may rely on."""
 
 import hashlib
+import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from streamliner.model.blocks import Blocks
+from streamliner.model.compat import attention_kernel
 from streamliner.model.devices import loaded_tensor
 from streamliner.model.source import ModelSource, checkpoint_folder
 from streamliner.runs.cache import json_hash
@@ -36,12 +40,28 @@ def checkpoint_hash(source: ModelSource) -> str | None:
     return digest.hexdigest()
 
 
-def config_hash(config: Any) -> str:
-    """Hash of a config or generation config without the model's name and the release; "" for None."""
-    if config is None:
-        return ""
+def fingerprint(blocks: Blocks) -> dict[str, Any]:
+    """All that measurements of a loaded model depend on besides their input, as a JSON value.
+
+    Its name and where it lies are no part of it. Of releases the first two numbers count.
+    """
+    config = blocks.model.config
+    releases = {name: ".".join(version(name).split(".")[:2]) for name in ("torch", "transformers")}
+    return {
+        "weights": weights_hash(blocks.model),
+        "config": config_values(config),
+        "attention": attention_kernel(config),
+        "dtype": str(blocks.dtype),
+        "device": blocks.device.type,
+        "releases": releases,
+    }
+
+
+def config_values(config: Any) -> dict[str, Any]:
+    """The fields of a config or generation config, without the model's name and the release; empty for None."""
     names = ("_name_or_path", "transformers_version")
-    return json_hash({key: value for key, value in config.to_dict().items() if key not in names})
+    fields = {} if config is None else {key: value for key, value in config.to_dict().items() if key not in names}
+    return json.loads(json.dumps(fields, sort_keys=True, default=str))  # type: ignore[no-any-return]
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -83,7 +83,12 @@ def greedy_scores(
     settings = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     settings |= {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "pad_token_id": pad}
     settings |= {"use_cache": use_cache, "return_dict_in_generate": True, "output_scores": True}
-    output = model.generate(input_ids=ids, attention_mask=mask, **settings)
+    from transformers import GenerationConfig
+
+    # The checkpoint's may stop at strings, load another cache or another model. An encoder's start tokens are in it.
+    neutral = model.generation_config if model.config.is_encoder_decoder else GenerationConfig()
+    with patch.object(model, "generation_config", neutral):
+        output = model.generate(input_ids=ids, attention_mask=mask, **settings)
     return output.sequences[:, -new_tokens:], list(output.scores)
 
 

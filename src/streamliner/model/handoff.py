@@ -103,6 +103,11 @@ class Handoff:
         return stream if self.make is None else self.make([stream, *map(call.get, self.arrives_at)])
 
 
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal; values that are not numbers are, too."""
+    return torch.equal(one, other) or torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
 @dataclass(frozen=True)
 class BlockRun:
     """One run of a block: what it was called with and what it returned."""
@@ -139,7 +144,7 @@ def find_handoffs(runs: list[BlockRun], stack: Stack, model_name: str) -> list[H
     for run, following in pairwise(runs):
         handoffs[run.index] = Handoff.of(run.output, following.call)
         returned, taken = stream_out(run.output), following.call.stream
-        if returned.shape != taken.shape or not torch.equal(returned.to(taken.device), taken):
+        if returned.shape != taken.shape or not _same(returned.to(taken.device), taken):
             raise UnsupportedModelError(
                 f"In {model_name} the input of block {run.index + 1} is not the output of block {run.index}: "
                 f"{stack.path} is not a plain stack.",

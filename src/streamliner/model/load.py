@@ -1,10 +1,12 @@
 """Load a model's config, its tokenizer, or the model itself."""
 
 import atexit
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch
 
 from streamliner.errors import ModelError, UnsupportedModelError, first_line
 from streamliner.model.devices import best_device
+from streamliner.model.gguf_config import check_tensors, complete_config
+from streamliner.model.gguf_header import read_header
 from streamliner.model.source import ModelSource, check_safetensors, explained, locate
 from streamliner.types import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,14 +30,38 @@ AUTO_CLASSES = {
 names another in `architectures`."""
 
 
+MOST_PARTS, LARGEST_SIZE = 20_000, 1 << 20
+"""More blocks or experts than any model has, and a width that none has."""
+WIDTHS = ("hidden_size", "intermediate_size", "head_dim", "_heads", "n_embd", "d_model", "d_ff", "_rank")
+SIZES = ("_id", "_size", "_dim", "_token", "_window")
+"""How names of fields end that are no numbers of blocks or experts, though they have such a word in them."""
+UNUSED_ATTRIBUTE = "streamliner_unused"
+"""Attribute of a loaded model: names of the checkpoint's tensors that it has no place for."""
+
+
 def load_config(model: str | Path | ModelSource) -> PretrainedConfig:
     """The config of a model; of a GGUF file the one that transformers derives from its metadata (about 15 seconds)."""
     from transformers import AutoConfig
 
     source = locate(model)
-    config = explained(source, lambda: AutoConfig.from_pretrained(**source.load_arguments()))
+    arguments = source.load_arguments()
+    header = read_header(Path(source.path) / source.gguf_file) if source.kind == "gguf" else None
+    config = explained(source, lambda: AutoConfig.from_pretrained(**arguments))
+    if header is not None:
+        complete_config(config, header)
+    _check_sizes(config, source.name)
     config.name_or_path = source.name
     return config
+
+
+def _check_sizes(config: Any, name: str) -> None:
+    """Raise ModelError for numbers of parts that no model has: to build such a model would take hours."""
+    parts = [config, *(value for value in vars(config).values() if hasattr(value, "model_type"))]
+    for key, value in ((key, value) for part in parts for key, value in vars(part).items()):
+        counts = any(each in key for each in ("layer", "expert", "block")) and not key.endswith(SIZES)
+        most = MOST_PARTS if counts else LARGEST_SIZE if key.endswith(WIDTHS) else math.inf
+        if type(value) is int and value > most:
+            raise ModelError(f"The config of {name} says {key} = {value}, which cannot be.", "Is the file broken?")
 
 
 def auto_class(config: PretrainedConfig) -> Any:
@@ -59,6 +87,12 @@ def auto_class(config: PretrainedConfig) -> Any:
     return found[0]
 
 
+def check_gguf_tensors(source: ModelSource, model: Any) -> None:
+    """Raise UnsupportedModelError if a GGUF file has tensors that the model, with or without weights, does not have."""
+    if source.kind == "gguf":
+        check_tensors(read_header(Path(source.path) / source.gguf_file), model)
+
+
 def load_tokenizer(model: str | Path | ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer of a model.
 
@@ -73,10 +107,21 @@ def load_tokenizer(model: str | Path | ModelSource) -> PreTrainedTokenizerBase:
     source = locate(model)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source.load_arguments())
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # tokenizers raise errors of their own types
         hint = "A search needs the tokenizer files next to the weights."
+        absent = [name for name in ("sentencepiece", "google.protobuf") if not _is_installed(name)]
+        if absent and (Path(source.path) / "tokenizer.model").is_file():
+            packages = " ".join(name.replace("google.", "") for name in absent)
+            hint = f"Its tokenizer.model needs a library: pip install {packages}"
         raise ModelError(f"The tokenizer of {source.name} cannot be loaded: {first_line(error)}", hint) from error
     return tokenizer
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # of the package around it
+        return False
 
 
 def load_model(
@@ -103,7 +148,7 @@ def load_model(
     arguments = source.load_arguments() | {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if source.kind == "gguf":
         cls, dense = AutoModelForCausalLM, {"dtype": torch.float32} if dtype == "auto" else {}
-        arguments |= dense | {"quantization_config": GgufConfig(dequantize=True)}
+        arguments |= dense | {"quantization_config": GgufConfig(dequantize=True), "config": load_config(source)}
     else:
         check_safetensors(source)
         cls, arguments["use_safetensors"] = auto_class(load_config(source)), True
@@ -111,12 +156,14 @@ def load_model(
     if spread:
         arguments |= {"device_map": spread, "offload_folder": folder_for_converted_weights()}
     loaded, info = explained(source, lambda: cls.from_pretrained(**arguments, output_loading_info=True))
+    check_gguf_tensors(source, loaded)
     missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
     if missing:
         raise ModelError(
             f"{len(missing)} tensors that the config of {source.name} asks for are missing, first {missing[0]}.",
             "transformers would fill them with random numbers. Is this the checkpoint of a causal language model?",
         )
+    setattr(loaded, UNUSED_ATTRIBUTE, frozenset(map(str, info["unexpected_keys"])))
     loaded.eval()
     loaded.requires_grad_(False)
     return loaded if spread else loaded.to(device or best_device())  # type: ignore[no-any-return]

@@ -12,11 +12,18 @@ import torch
 
 from streamliner.errors import EvaluationError, ModelError, TextError, UserError, first_line
 from streamliner.model.blocks import Blocks
-from streamliner.model.devices import best_device, faster_precision, is_spread, offload_map, release_cached_memory
-from streamliner.model.load import auto_class, load_config, load_model, load_tokenizer
+from streamliner.model.devices import (
+    best_device,
+    enough_memory,
+    faster_precision,
+    is_spread,
+    offload_map,
+    release_cached_memory,
+)
+from streamliner.model.load import auto_class, check_gguf_tensors, load_config, load_model, load_tokenizer
 from streamliner.model.parts import count_parameters, weight_bytes
 from streamliner.model.shell import make_shell
-from streamliner.model.source import ModelSource, explained, locate, weight_file_bytes
+from streamliner.model.source import HUB_ID, ModelSource, explained, locate, weight_file_bytes
 from streamliner.model.stack import Stack, find_stack
 from streamliner.runs.files import PLAN_ATTRIBUTE
 from streamliner.runs.outputs import MARK
@@ -61,7 +68,9 @@ class Session:
         vars(config).pop("quantization_config", None)
         cls = auto_class(config) if self.model is None else type(self.model)
         options = {"trust_remote_code": self.source.trust_remote_code} if hasattr(cls, "from_config") else {}
-        return explained(self.source, lambda: make_shell(cls, config, **options))  # type: ignore[no-any-return]
+        shell: PreTrainedModel = explained(self.source, lambda: make_shell(cls, config, **options))
+        check_gguf_tensors(self.source, shell)
+        return shell
 
     @cached_property
     def stack(self) -> Stack:
@@ -132,10 +141,13 @@ class Session:
         if self.blocks is not None:
             return self.blocks
         reporter, settings = reporter or Reporter(quiet=True), self.settings
-        reporter.say(f"Loading {self.source.name} ...")
+        shadows = self.source.kind == "folder" and HUB_ID.fullmatch(self.source.name) and "/" in self.source.name
+        which = ": the folder here, not the model of that name on the hub" if shadows else ""
+        reporter.say(f"Loading {self.source.name}{which} ...")
         device = settings.device or (str(self.ranks.device) if self.ranks.size > 1 else None)
         placed = self.device_map(self.shell) if settings.offload else None
-        self.blocks = Blocks(load_model(self.source, dtype=settings.dtype, device=device, device_map=placed))
+        with enough_memory(f"loading {self.source.name}", "--dtype bfloat16, --offload disk, or a larger machine"):
+            self.blocks = Blocks(load_model(self.source, dtype=settings.dtype, device=device, device_map=placed))
         dtype, place = self.blocks.dtype, self.blocks.device
         reporter.say(f"{len(self.blocks)} blocks in {self.blocks.path}, {dtype} on {place}.")
         faster = faster_precision(dtype, place)

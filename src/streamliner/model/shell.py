@@ -89,6 +89,7 @@ def fill_shell(shell: nn.Module, tensors: Mapping[str, Tensor], dense: nn.Module
     """
     unexpected = shell.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
     shell.tie_weights()  # type: ignore[operator]
+    _untie(shell, tensors)
     wrong = unexpected + [name for name, parameter in shell.named_parameters() if parameter.is_meta]
     if wrong:
         raise UnsupportedModelError(f"The cut {type(dense).__name__} has other tensors than expected: {wrong[0]}.")
@@ -101,6 +102,20 @@ def fill_shell(shell: nn.Module, tensors: Mapping[str, Tensor], dense: nn.Module
         shell.generation_config = copy.deepcopy(dense.generation_config)
     shell.requires_grad_(False)
     return shell.eval()
+
+
+def _untie(shell: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give parameters back that `tie_weights` replaced, though in `tensors` they are not tied.
+
+    A fine-tuned model may have a head of its own beside a config that says it has none.
+    """
+    for name, tensor in tensors.items():
+        if "." in name and (owner := shell.get_submodule(name.rpartition(".")[0])) is not None:
+            own = getattr(owner, name.rpartition(".")[2])
+            if isinstance(own, nn.Parameter) and own.data_ptr() != tensor.data_ptr() and not torch.equal(own, tensor):
+                setattr(owner, name.rpartition(".")[2], nn.Parameter(tensor, requires_grad=False))
+                for config in (shell.config, shell.config.get_text_config(decoder=True)):  # type: ignore[operator, union-attr]
+                    config.tie_word_embeddings = False  # type: ignore[union-attr]
 
 
 def scales_weights_by_block(model: nn.Module) -> bool:

@@ -7,10 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from streamliner.errors import MissingExtraError, ModelError, UnsupportedModelError, first_line
+from streamliner.errors import (
+    MissingExtraError,
+    ModelError,
+    StreamlinerError,
+    UnsupportedModelError,
+    first_line,
+    is_out_of_memory,
+)
+from streamliner.model.gguf_header import read_header
 
 INDEX_FILE = "model.safetensors.index.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+"""How the names of the parts of a GGUF file end."""
 NOT_DOWNLOADED = ["*.bin", "*.pt", "*.pth", "*.msgpack", "*.h5", "*.gguf", "*.onnx", "*.tflite"]
 NOT_DOWNLOADED += ["original/*", "consolidated*"]
 """Files of a hub model that are left on the hub: pickles and weights in other formats."""
@@ -59,14 +69,24 @@ def locate(
     if isinstance(model, ModelSource):
         return model
     name, path = str(model), Path(model).expanduser()
+    _check_adapter(path)
     if (path / "config.json").is_file():
         return ModelSource(name, "folder", str(path.resolve()), trust_remote_code=trust_remote_code)
     gguf_files = [path] if path.suffix.lower() == ".gguf" and path.is_file() else sorted(path.glob("*.gguf"))
-    if len(gguf_files) == 1:
-        return ModelSource(name, "gguf", str(gguf_files[0].parent.resolve()), gguf_files[0].name)
-    if gguf_files:
-        raise ModelError(f"The folder {name} has {len(gguf_files)} GGUF files.", f"Name one: {gguf_files[0]}")
+    models = gguf_files if len(gguf_files) < 2 else [file for file in gguf_files if not is_projector(file)]
+    if models and (match := SPLIT.search(models[0].name)):
+        first = models[0].with_name(SPLIT.sub(f"-00001-of-{match[1]}.gguf", models[0].name))
+        joined = SPLIT.sub(".gguf", first.name)
+        hint = f"Join them: llama-gguf-split --merge {first} {joined}"
+        raise ModelError(f"{models[0]} is one of {int(match[1])} parts of a GGUF file.", hint)
+    if len(models) == 1:
+        return ModelSource(name, "gguf", str(models[0].parent.resolve()), models[0].name)
+    if models:
+        raise ModelError(f"The folder {name} has {len(models)} GGUF files.", f"Name one: {models[0]}")
     if path.is_dir():
+        snapshots = sorted(path.glob("snapshots/*/config.json"))
+        if snapshots:
+            raise ModelError(f"{name} is a folder of the hub's cache.", f"Name the snapshot: {snapshots[-1].parent}")
         missing = "neither config.json nor a GGUF file"
         raise ModelError(f"The folder {name} has no model in it: {missing}.", "Use one that from_pretrained can load.")
     if path.is_file():
@@ -75,6 +95,22 @@ def locate(
         return ModelSource(name, "hub", revision=revision, trust_remote_code=trust_remote_code)
     missing = f"There is no folder or file {name}, and it is not the id of a model on the hub."
     raise ModelError(missing, "Check the path, or use an id such as google/gemma-3-270m.")
+
+
+def _check_adapter(folder: Path) -> None:
+    """Raise ModelError if there are files of an adapter: transformers would put it into the model as it loads."""
+    file = folder / "adapter_config.json"
+    if file.is_file():
+        alone = not (folder / "config.json").is_file()
+        what = "is an adapter, not a model" if alone else "has the files of an adapter next to those of a model"
+        hint = "Merge it first: PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER)"
+        raise ModelError(f"{folder} {what}.", hint if alone else f"{hint}, or move adapter_* to another folder.")
+
+
+def is_projector(file: Path) -> bool:
+    """Whether a GGUF file has the image or sound part of a model alone."""
+    header = read_header(file)
+    return header.architecture == "clip" or header.keys.get("general.type") == "mmproj"
 
 
 def checkpoint_folder(source: ModelSource) -> Path:
@@ -103,13 +139,14 @@ def weight_file_bytes(folder: Path) -> int:
 
 def check_safetensors(source: ModelSource) -> None:
     """Raise ModelError if a folder has no safetensors file, or a broken one."""
-    if source.kind != "folder":
+    if source.kind not in ("folder", "hub"):
         return
-    folder = Path(source.path)
+    folder = checkpoint_folder(source)
     files, pickles = sorted(folder.glob("*.safetensors")), sorted(folder.glob("*.bin"))
     if not files:
         only = f", only {pickles[0].name}, a pickle, which can run code when it is read" if pickles else ""
-        hint = "If you trust it, load it once with transformers and save it with save_pretrained." if pickles else ""
+        convert = "AutoModelForCausalLM.from_pretrained(FOLDER, weights_only=True).save_pretrained(NEW)"
+        hint = f"If you trust it, convert it once: {convert}" if pickles or source.kind == "hub" else ""
         raise ModelError(f"The folder {source.name} has no safetensors file{only}.", hint)
     for file in files:
         check_safetensors_file(file)
@@ -136,17 +173,23 @@ def explained(source: ModelSource, load: Callable[[], Loaded]) -> Loaded:
 
     try:
         return load()
+    except StreamlinerError:
+        raise
     except json.JSONDecodeError as error:
         raise ModelError(f"A JSON file of {source.name} is broken: {error}") from error
     except SafetensorError as error:
         raise ModelError(f"A safetensors file of {source.name} is broken: {first_line(error)}") from error
     except OSError as error:  # the errors of huggingface_hub are some too
+        if is_out_of_memory(error):
+            raise
         if source.kind != "hub":
             raise ModelError(f"{source.name} cannot be read: {first_line(error)}") from error
         found = f"There is no folder {source.name} here, and the hub did not return that model: {first_line(error)}"
         hint = "Check the spelling, the network, and for gated models: hf auth login."
         raise ModelError(found, hint) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+    except Exception as error:  # configs raise errors of their own types
+        if is_out_of_memory(error):
+            raise
         if "trust_remote_code" in str(error):
             hint = "Read it; if you trust it, add --trust-remote-code."
             raise ModelError(f"{source.name} needs its own Python code.", hint) from error

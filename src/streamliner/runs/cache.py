@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,10 @@ class CacheEntry:
         user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self._path = user / "streamliner" / "evaluations" / f"{json_hash([*releases, *depends_on])}.json"
         self.value: Any = None  # the stored result
-        if use and self._path.exists():
-            try:
+        self.warning = ""  # why it could not be stored
+        if use:
+            with suppress(OSError, ValueError):  # absent, unreadable or broken: measured again, and replaced
                 self.value = json.loads(self._path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError:
-                self._path.unlink()
 
     def store(self, value: Any) -> None:
         """Set `value`, and write it to the cache unless it holds numbers that JSON does not have."""
@@ -37,8 +37,11 @@ class CacheEntry:
             json.dumps(value, allow_nan=False)
         except ValueError:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._path, value)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, value)
+        except OSError as error:
+            self.warning = f"Results are not cached: {error}"
 
 
 def json_hash(value: Any) -> str:

@@ -2,9 +2,10 @@
 
 import json
 import math
-import os
+import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ SCHEMA_VERSIONS = {
 
 BENCHMARK_KINDS = ("prompt", "generation")
 """The kinds of work that a benchmark times: keys of its JSON file."""
+STALE_SECONDS = 3600
 PLAN_ATTRIBUTE = "streamliner_plan"
 """Attribute of a model cut in memory that holds its plan."""
 
@@ -24,13 +26,14 @@ PLAN_ATTRIBUTE = "streamliner_plan"
 def write_whole(path: Path) -> Iterator[Path]:
     """A temporary file next to `path` that replaces it when the context ends, and is removed if it raises.
 
-    So `path` always holds its whole old or its whole new content. A killed process leaves its temporary file; the next
-    write to the same `path` removes it.
+    So `path` always holds its whole old or its whole new content. A killed process leaves its temporary file; a later
+    write to the same `path` removes it when it is an hour old.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    for stale in path.parent.glob(f".{path.name}.*"):
-        if stale.suffix[1:].isdigit() and not is_running(stale.suffix[1:]):
-            stale.unlink(missing_ok=True)
+    for stale in path.parent.glob(f".{path.name}.tmp-*"):
+        with suppress(OSError):
+            if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+                stale.unlink()
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(6)}")
     try:
         yield temporary
         temporary.replace(path)
@@ -75,14 +78,3 @@ def drop_unfinished_line(path: Path) -> None:
     if path.exists():
         with path.open("r+b") as file:
             file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def is_running(pid: str) -> bool:
-    """Whether there is a process of this number."""
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True
-    except (ValueError, OSError):
-        return False
-    return True

@@ -17,10 +17,15 @@ LIBRARIES = (
 )
 
 
+ADDED = ("config", "attention", "device", "releases", "window_shape")
+"""Parts of a run's identity that earlier releases did not record."""
+
+
 def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
     """Check that `folder` is new, empty, or a run folder, which holds the file `mark`; an OutputError if not."""
     path = Path(folder).expanduser().absolute()
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not (path / mark).exists())):
+    found = [each for each in path.iterdir() if not each.name.startswith(".")] if path.is_dir() else []
+    if path.exists() and (not path.is_dir() or (found and not (path / mark).exists())):
         raise OutputError(f"{folder} exists and is not a run folder.", "Choose another name.")
     return path
 
@@ -38,9 +43,20 @@ def run_difference(found: Any, wanted: Any) -> str:
     """The first difference between the identities of two runs, "" if they are the same run.
 
     The model's name does not count, because a folder may be moved or reached by another path; its weights do. Earlier
-    releases wrote the names of methods with underscores.
+    releases wrote the names of methods with underscores, and nothing of ADDED.
     """
-    return _first_difference(_comparable(found), _comparable(json.loads(json.dumps(wanted))))
+    here = _comparable(json.loads(json.dumps(wanted)))
+    if is_of_earlier_release(found):
+        part = here.get("identity", here)
+        for key in ADDED:
+            part.pop(key, None)
+    return _first_difference(_comparable(found), here)
+
+
+def is_of_earlier_release(found: Any) -> bool:
+    """Whether the identity of a run has nothing of ADDED."""
+    part = found.get("identity", found) if isinstance(found, dict) else {}
+    return isinstance(part, dict) and bool(part) and not set(ADDED) & part.keys()
 
 
 def environment() -> dict[str, Any]:

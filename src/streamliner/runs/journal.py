@@ -2,11 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from streamliner.errors import OutputError, first_line
 from streamliner.runs.files import SCHEMA_VERSIONS, append_json_line, drop_unfinished_line, read_json_lines
-from streamliner.runs.folder import check_run_folder, check_same_run, run_difference
+from streamliner.runs.folder import check_run_folder, check_same_run, is_of_earlier_release, run_difference
 from streamliner.runs.ranks import Ranks
 
 FIRST = "journal.jsonl"
@@ -28,6 +32,8 @@ class Journal:
         fork: why forked losses are wrong for this model ("" if they are right), and the number of windows per forward
             that this was tested with. None if it was not tested.
 
+        is_of_earlier_release: whether it does not say on which config, device and releases the losses depend.
+
     Raises:
         OutputError: the folder is not a run folder, or is of another run.
     """
@@ -35,11 +41,14 @@ class Journal:
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool = False, rank: int = 0) -> None:
         self.losses: dict[tuple[int, ...], dict[int, float]] = {}
         self.fork: tuple[str, int] | None = None
+        self.is_of_earlier_release = False
         self._path = folder / (FIRST if rank == 0 else f"journal.{rank}.jsonl")
         header = {"schema_version": SCHEMA_VERSIONS["journal"], "identity": json.loads(json.dumps(identity))}
         check_run_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        first = next(iter(read_json_lines(folder / FIRST)), None)
+        first = None  # of a broken file too
+        with suppress(ValueError):
+            first = next(iter(read_json_lines(folder / FIRST)), None)
         if overwrite and rank == 0 and (folder / FIRST).exists() and run_difference(first, header):
             for path in folder.glob("journal*.jsonl"):
                 path.unlink()
@@ -65,14 +74,26 @@ class Journal:
         append_json_line(self._path, {"fork": list(self.fork)})
 
     def _read(self, path: Path, header: dict[str, Any]) -> None:
+        try:
+            self._add(path, header)
+        except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise OutputError(
+                f"The journal {path} is broken: {type(error).__name__}: {first_line(error)}",
+                "Restore it, or add --overwrite to start the run again from the beginning.",
+            ) from error
+
+    def _add(self, path: Path, header: dict[str, Any]) -> None:
         found, *lines = read_json_lines(path) or [header]
         check_same_run(path.parent, found, header)
+        self.is_of_earlier_release |= is_of_earlier_release(found) and not is_of_earlier_release(header)
         for line in lines:
             if "fork" in line:
-                self.fork = tuple(line["fork"])
+                why_not, at_once = line["fork"]
+                self.fork = str(why_not), int(at_once)
                 continue
             for removed, losses in zip(line["removed"], line["losses"], strict=True):
-                self.losses.setdefault(tuple(removed), {}).update(zip(line["windows"], losses, strict=True))
+                windows, values = map(int, line["windows"]), map(float, losses)
+                self.losses.setdefault(tuple(map(int, removed)), {}).update(zip(windows, values, strict=True))
 
 
 def open_journal(folder: Path, identity: Mapping[str, Any], ranks: Ranks, *, overwrite: bool = False) -> Journal:
@@ -86,5 +107,7 @@ def open_journal(folder: Path, identity: Mapping[str, Any], ranks: Ranks, *, ove
     journal = Journal(folder, identity, overwrite=overwrite, rank=ranks.rank)
     if not ranks.rank:
         ranks.wait()
-    ranks.wait()
+    if ranks.total(torch.tensor(float(journal.measurements))).item() != journal.measurements * ranks.size:
+        found = f"The processes of this run see different journals in {folder}."
+        raise OutputError(found, "Put the run folder on a disk that all machines see, under one path.")
     return journal

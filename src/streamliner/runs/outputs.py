@@ -1,14 +1,17 @@
 """Outputs: which existing files and folders may be replaced, and folders that appear whole or not at all."""
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from streamliner.errors import OutputError
-from streamliner.runs.files import is_running
+from streamliner.format import human_bytes
+from streamliner.runs.lock import held, is_free
 
 MARK = "streamliner.json"
 """The plan, in every checkpoint folder that streamliner wrote. No other folder is ever replaced."""
@@ -19,10 +22,13 @@ REPORT_MARKS = {
 """What a report by streamliner contains, by file suffix."""
 
 
-def check_result_file(file: str | Path | None, *, overwrite: bool = False) -> None:
-    """Check, before any work, that a result can be written to `file` (None is fine); an OutputError if not."""
+def check_result_file(file: str | Path | None, *, overwrite: bool = False) -> Path | None:
+    """Check, before any work, that a result can be written to `file`; returns its path, None for None.
+
+    Raises OutputError if it cannot, or if it exists and `overwrite` is false, or streamliner did not write it.
+    """
     if file is None:
-        return
+        return None
     path = Path(file).expanduser().absolute()
     if path.is_dir():
         raise OutputError(f"{file} is a folder, but -o takes the name of a file.")
@@ -32,6 +38,8 @@ def check_result_file(file: str | Path | None, *, overwrite: bool = False) -> No
         raise OutputError(f"{file} exists, and streamliner did not write it.", "Choose another name.")
     if path.exists() and not overwrite:
         raise OutputError(f"The output {file} exists.", "Choose another name, or add --overwrite to replace it.")
+    _try_to_write(path.parent, file)
+    return path
 
 
 def _is_result(path: Path) -> bool:
@@ -45,52 +53,113 @@ def _is_result(path: Path) -> bool:
         return False
 
 
-def check_output(out: str | Path, *, overwrite: bool = False, model_folder: str | Path | None = None) -> Path:
-    """Check, before any work, that the folder `out` can be written. Writes nothing.
+def check_output(
+    out: str | Path, *, overwrite: bool = False, model_folder: str | Path | None = None, needed: int = 0
+) -> Path:
+    """Check, before any work, that the folder `out` can be written, by doing so; leaves nothing behind.
 
-    Raises:
-        OutputError: it cannot be created, it exists and `overwrite` is false, or streamliner did not write it.
+    `needed` are the bytes that will be written. An OutputError if there is no room for them, if it cannot be created,
+    if it exists and `overwrite` is false, or if streamliner did not write it.
     """
     path = Path(out).expanduser().absolute()
     if model_folder and path.exists() and path.samefile(model_folder):
         raise OutputError(f"The output {out} is the model itself.", "Choose another folder.")
-    if not path.exists() and not path.is_symlink():
-        ancestor = next(parent for parent in path.parents if parent.exists())
-        if not ancestor.is_dir():
-            raise OutputError(f"{out} cannot be created: {ancestor} is not a folder.")
-        if not os.access(ancestor, os.W_OK):
-            raise OutputError(f"{out} cannot be created: {ancestor} is not writable.")
-        return path
-    if path.is_dir() and not any(path.iterdir()):
-        return path
-    if not path.is_dir() or not (path / MARK).is_file():
-        raise OutputError(f"{out} exists, and streamliner did not write it.", "Choose another name.")
-    if not overwrite:
-        raise OutputError(f"The output {out} exists.", "Choose another name, or add --overwrite to replace it.")
+    if path.is_symlink() and not path.exists():
+        raise OutputError(f"{out} is a link to a place that does not exist.", "Choose another name.")
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{out} exists, and is not a folder.", "Choose another name.")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / MARK).is_file():
+            raise OutputError(f"{out} exists, and streamliner did not write it.", "Choose another name.")
+        if not overwrite:
+            raise OutputError(f"The output {out} exists.", "Choose another name, or add --overwrite to replace it.")
+    ancestor = path if _is_filled(path) else next(parent for parent in path.parents if parent.exists())
+    _try_to_write(ancestor, out)
+    free = shutil.disk_usage(ancestor).free
+    if free < needed:
+        raise OutputError(f"{out} needs {human_bytes(needed)}, and the disk has {human_bytes(free)} left.")
     return path
+
+
+def _try_to_write(folder: Path, out: str | Path) -> None:
+    """Write a folder into `folder`, rename it and remove it, as will be done with `out`."""
+    if not folder.is_dir():
+        raise OutputError(f"{out} cannot be created: {folder} is not a folder.")
+    try:
+        first = Path(tempfile.mkdtemp(dir=folder, prefix=".streamliner-"))
+        second = first.with_name(f"{first.name}-2")
+        first.rename(second)
+        second.rmdir()
+    except OSError as error:
+        raise OutputError(f"{out} cannot be created: {folder} is not writable: {error.strerror}.") from error
+
+
+def _is_filled(path: Path) -> bool:
+    """Whether `path` is a folder that nothing can take the place of: a mount point, a link, where a shell is."""
+    if not path.is_dir():
+        return False
+    return path.is_symlink() or path.is_mount() or path.resolve() == Path.cwd()
 
 
 @contextmanager
 def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder next to `out` that becomes `out` when the context ends, and is removed if it raises.
+    """A temporary folder that becomes `out` when the context ends, and is removed if it raises.
 
-    A killed process leaves its temporary folder, `.NAME.partial-PID`; the next run with the same output removes it.
+    It is next to `out`, and takes its place in one step. A folder that cannot be replaced, such as a mount point, is
+    filled, `config.json` last. A result that cannot be put in place is kept, and the error says where.
+    A killed process leaves its temporary folder, `.NAME.partial-*`; the next run with the same output removes it.
     """
     path = check_output(out, overwrite=overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.partial-*"):
-        if not is_running(stale.name.rpartition("-")[2]):
+    fill = _is_filled(path)
+    home, name = (path, "") if fill else (path.parent, path.name)
+    home.mkdir(parents=True, exist_ok=True)
+    for stale in home.glob(f".{name}.partial-*"):
+        if is_free(stale):
             shutil.rmtree(stale, ignore_errors=True)
-    partial = path.parent / f".{path.name}.partial-{os.getpid()}"
-    partial.mkdir()
+    new = Path(tempfile.mkdtemp(dir=home, prefix=f".{name}.new-"))
+    new.chmod(0o777 & ~_umask())  # as any other new folder
+    partial, keep = new.with_name(new.name.replace(".new-", ".partial-")), False
     try:
-        yield partial
-        if path.is_dir() and any(path.iterdir()):
-            old = path.parent / f"{partial.name}-old"
-            path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old)
-        else:
-            partial.rename(path)  # replaces an empty folder in one step
+        with held(new):  # before it has the name by which others find what is left over
+            new.rename(partial)
+            yield partial
+            try:
+                if fill:
+                    _fill(path, partial)
+                else:
+                    _replace(path, partial, overwrite=overwrite)
+            except OSError as error:
+                keep = True
+                raise OutputError(
+                    f"{out} cannot be put in place: {error.strerror}. The result is whole, and kept in {partial}.",
+                    "Move it by hand.",
+                ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(path: Path, partial: Path, *, overwrite: bool) -> None:
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise FileExistsError(errno.EEXIST, "it has appeared meanwhile")
+        old = partial.with_name(f"{partial.name}-old")
+        path.rename(old)
+        partial.rename(path)
+        shutil.rmtree(old)
+    else:
+        partial.rename(path)  # replaces an empty folder in one step
+
+
+def _fill(path: Path, partial: Path) -> None:
+    for old in path.iterdir():
+        if old != partial:
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    for new in sorted(partial.iterdir(), key=lambda new: new.name == "config.json"):
+        new.rename(path / new.name)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

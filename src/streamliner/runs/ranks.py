@@ -2,9 +2,14 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
+
+from streamliner.errors import UserError
+
+WAIT = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Ranks:
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` over all processes, on the CPU. All processes must call it."""
         if self.size > 1:
-            values = values.to(self.device)
+            values = values.to(self.device, copy=True)
             torch.distributed.all_reduce(values)
         return values.cpu()
 
@@ -31,11 +36,18 @@ class Ranks:
         self.total(torch.zeros(1))
 
 
+def check_alone(verb: str) -> None:
+    """Raise UserError if a launcher started several processes of a verb that is for one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"streamliner {verb} is for one process.", "Start it without torchrun or accelerate launch.")
+
+
 def find_ranks(device: str | None = None) -> Ranks:
     """The processes that the launcher started; a single one without a launcher. `device` is the user's choice."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Ranks()
     from accelerate import PartialState
 
-    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    # One process may verify for long while the others wait for it; ten minutes are the default.
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=WAIT)
     return Ranks(state.process_index, state.num_processes, state.device)

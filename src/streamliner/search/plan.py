@@ -11,6 +11,12 @@ from streamliner.model.stack import check_indices
 from streamliner.runs.files import SCHEMA_VERSIONS
 from streamliner.runs.outputs import MARK
 
+NUMBER = (int, float, type(None))
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("score", "dense_loss", "loss"), NUMBER),
+    **{"model": dict, "settings": dict, "method": str, "calibration": (dict, type(None))},
+}
+"""Types of a plan's values."""
 PLAN_FILES = ("plan.json", MARK)
 """The name of the plan in a run folder and in a cut checkpoint."""
 
@@ -80,10 +86,15 @@ def read_plan(path: str | Path) -> Plan:
     if missing or unknown:
         raise PlanError(f"{path} is not a plan: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}.")
     removed, order = value["removed"], value.get("order")
-    if not (_are_indices(removed) and isinstance(value["num_blocks"], int) and isinstance(value["model"], dict)):
+    if not (_are_indices(removed) and type(value["num_blocks"]) is int):
         raise PlanError(f"{path} is not a plan: removed must be a list of block indices.")
+    for key in sorted(value.keys() & KINDS.keys()):
+        if not isinstance(value[key], KINDS[key]) or isinstance(value[key], bool):
+            raise PlanError(f"{path} is not a plan: {key} cannot be {value[key]!r:.60}.")
     if order is not None and (not _are_indices(order) or sorted(order) != sorted(removed)):
         raise PlanError(f"The plan {path} contradicts itself: order and removed name different blocks.")
+    if not isinstance((value.get("calibration") or {"source": ""}).get("source"), str):
+        raise PlanError(f"{path} is not a plan: its calibration has no source.")
     value["removed"] = check_indices(removed, value["num_blocks"])
     value["order"] = None if order is None else tuple(order)
     return Plan(**value)
@@ -110,7 +121,7 @@ def _read_object(file: Path, path: str | Path) -> dict[str, Any]:
                 f"The search in {path} is not finished.", "Run the command that started it again: it continues."
             ) from error
         raise PlanError(f"There is no plan {path}.", "streamliner search writes one into its run folder.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise PlanError(f"The plan {path} cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise PlanError(f"{path} is not a plan: it does not hold a JSON object.")

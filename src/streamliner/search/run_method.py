@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-from streamliner.errors import RemovalError
+from streamliner.errors import MethodError, RemovalError
+from streamliner.measure.loss import Loss
 from streamliner.measure.probe import Probe
 from streamliner.search.frontier import Frontier, Point
 from streamliner.search.limits import check_limit, most_removable
@@ -32,13 +33,15 @@ def run_method(
     limit = most_removable(method, probe.num_blocks) if asked is None else asked
     check_limit(method, probe.num_blocks, limit)
     probe.progress.remaining = probe.num_windows
-    dense = probe.loss().mean
+    dense = _finite(probe.loss(), "the dense model").mean
     bound = math.inf if max_perplexity_increase is None else dense + math.log1p(max_perplexity_increase)
     points: list[Point] = []
     _expect(probe, method, (), limit)
     for point in method.search(probe, limit):
         if point.loss is not None and point.loss > bound:
             break
+        if point.loss is not None and not math.isfinite(point.loss):
+            _finite(probe.loss(point.removed), f"the best model without {len(point.removed)} blocks")
         points.append(point)
         _expect(probe, method, point.removed, limit)
     else:
@@ -51,6 +54,18 @@ def run_method(
             "Allow a larger --max-perplexity-increase.",
         )
     return Frontier(full_name(name), dataclasses.asdict(method), dense, tuple(points), method.score)
+
+
+def _finite(loss: Loss, of: str) -> Loss:
+    """The loss; a MethodError if it is not finite on some window."""
+    wrong = [number for number, value in enumerate(loss.per_window) if not math.isfinite(value)]
+    if wrong:
+        raise MethodError(
+            f"The loss of {of} is {loss.per_window[wrong[0]]} on window {wrong[0]} of the calibration set "
+            f"({len(wrong)} of {len(loss.per_window)} windows).",
+            "Numbers too large for float16: try --dtype bfloat16 or float32. If it stays, a weight is not a number.",
+        )
+    return loss
 
 
 def _expect(probe: Probe, method: Method, removed: tuple[int, ...], limit: int) -> None:

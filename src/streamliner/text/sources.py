@@ -1,8 +1,8 @@
 """Where text comes from: SOURCE -> documents with their provenance.
 
 A SOURCE is `wikitext2[:split]` or `c4[:split]` (from the hub), `python-docs[:split]` (the documentation topics that
-every Python has in `pydoc_data`, so they need no network), a text file, a `.jsonl[:field]` file, a folder of those, or
-`hf:dataset[/config][:split[:field]]`.
+every Python has in `pydoc_data`, so they need no network), a file of text or of rows with an optional `:field`
+(`text/formats.py` has the formats), a folder of those, or `hf:dataset[/config][:split[:field]]`.
 """
 
 import hashlib
@@ -12,17 +12,16 @@ import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from streamliner.errors import MissingExtraError, TextError, first_line
+from streamliner.text.formats import TEXT_SUFFIXES, Document, kind_of_file, read_documents, text_of_row
+from streamliner.text.large import LargeText, as_large
 
 HUB_SETS = {"wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "text"), "c4": ("allenai/c4", "en", "text")}
 """Name -> dataset, config, field."""
 
 HUB_DOCUMENTS = 20_000
 """Documents that are read from a large dataset on the hub, at most; windows are chosen among them."""
-
-TEXT_SUFFIXES = (".txt", ".md", ".raw", ".rst", ".jsonl")
 
 PIECE = 1 << 20
 """Characters after which a plain text file that is streamed is divided, at the next end of a line."""
@@ -33,7 +32,7 @@ class Text:
     """Documents, none of them empty, and where they come from."""
 
     name: str  # the SOURCE as the user wrote it
-    documents: tuple[str, ...]
+    documents: tuple[Document, ...]
     origin: dict[str, str]  # file and hash, or dataset, config, split and hash
 
 
@@ -68,7 +67,7 @@ def default_text(of_hub_model: bool, say: Callable[[str], None]) -> Text:
     return read_text("python-docs")
 
 
-def stream_documents(source: str, skip: int = 0) -> Iterator[str]:
+def stream_documents(source: str, skip: int = 0) -> Iterator[Document]:
     """The documents of a SOURCE one after another, without the first `skip`. Some may be empty.
 
     They are never all in memory: a plain text file is divided into pieces of about a megabyte that end with a line, and
@@ -78,8 +77,8 @@ def stream_documents(source: str, skip: int = 0) -> Iterator[str]:
         return iter(read_text(source).documents[skip:])
     if _is_on_hub(source):
         return _hub_rows(source, streaming=True, skip=skip)
-    _, files, field = _find_files(source)
-    return itertools.islice((piece for file in files for piece in _documents(file, field, PIECE)), skip, None)
+    _, files, field = find_files(source)
+    return itertools.islice((piece for file in files for piece in read_documents(file, field, PIECE)), skip, None)
 
 
 def _from_memory(documents: list[str]) -> Text:
@@ -126,7 +125,7 @@ def _hub_place(source: str) -> tuple[str, str | None, str, str]:
     return "/".join(parts[:2]), parts[2] if len(parts) == 3 else None, split or "train", field or "text"
 
 
-def _hub_rows(source: str, *, streaming: bool, skip: int = 0) -> Iterator[str]:
+def _hub_rows(source: str, *, streaming: bool, skip: int = 0) -> Iterator[Document]:
     dataset, config, split, field = _hub_place(source)
     try:
         from datasets import load_dataset
@@ -134,11 +133,10 @@ def _hub_rows(source: str, *, streaming: bool, skip: int = 0) -> Iterator[str]:
         raise MissingExtraError(f"The text {source}, a dataset on the hub,", "hub") from error
     try:
         rows = load_dataset(dataset, config, split=split, streaming=streaming)
-        for row in rows.skip(skip) if skip else rows:
-            yield row[field]
-    except KeyError as error:
-        hint = "Name the field: hf:dataset:split:field."
-        raise TextError(f"The dataset {dataset} has no field {field}.", hint) from error
+        for number, row in enumerate(rows.skip(skip) if skip else rows, skip + 1):
+            yield text_of_row(row, field, f"Row {number} of the dataset {dataset}")
+    except TextError:
+        raise
     except Exception as error:  # datasets raises many types of its own for "no network" and "no such dataset"
         raise TextError(
             f"The text {source} cannot be read from the hub: {first_line(error)}",
@@ -152,69 +150,50 @@ def _from_hub(source: str) -> Text:
     whole = dataset == HUB_SETS["wikitext2"][0]
     rows = list(itertools.islice(_hub_rows(source, streaming=not whole), None if whole else HUB_DOCUMENTS))
     # WikiText-2's rows are the lines of one text; the literature joins them by blank lines and tokenises them as one.
-    documents = ("\n\n".join(rows),) if whole else tuple(text for text in rows if text.strip())
+    documents = ("\n\n".join(map(str, rows)),) if whole else tuple(each for each in rows if each)
     origin = {"dataset": dataset, "config": config or "", "split": split, "sha256": _hash(documents)}
     return Text(source, documents if any(documents) else (), origin)
 
 
 def _from_files(source: str) -> Text:
-    path, files, field = _find_files(source)
-    documents = tuple(text for file in files for text in _documents(file, field) if text.strip())
+    path, files, field = find_files(source)
+    every = (document for file in files for document in read_documents(file, field))
+    documents = tuple(each for each in every if not isinstance(each, str) or each.strip())
     origin = {"folder": str(path), "files": str(len(files))} if path.is_dir() else {"file": str(path)}
     return Text(source, documents, origin | {"sha256": _hash(documents)})
 
 
-def _find_files(source: str) -> tuple[Path, list[Path], str]:
+def large_text(source: str) -> LargeText | None:
+    """The text of a SOURCE in files that are too large to tokenise whole; None for all others."""
+    if source.partition(":")[0] == "python-docs" or _is_on_hub(source):
+        return None
+    path, files, field = find_files(source)
+    return as_large(source, path, files, field)
+
+
+def find_files(source: str) -> tuple[Path, list[Path], str]:
     """The path that a SOURCE names, the files there, and the field of their rows."""
     path, field = Path(source).expanduser(), "text"
-    if not path.exists() and ".jsonl:" in source:
+    if not path.exists() and ":" in source:
         name, _, field = source.rpartition(":")
         path = Path(name).expanduser()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
+        files = sorted(file for file in path.rglob("*") if file.is_file() and kind_of_file(file) in TEXT_SUFFIXES)
         if not files:
-            hint = f"It is searched for {', '.join(TEXT_SUFFIXES)} files."
+            hint = f"It is searched for {', '.join(TEXT_SUFFIXES)} files, also compressed with gzip."
             raise TextError(f"The folder {source} contains no text.", hint)
         return path, files, field
     if path.is_file():
         return path, [path], field
     raise TextError(
         f"There is no text {source}.",
-        "Sources are wikitext2, c4, python-docs, a .txt or .jsonl[:field] file, a folder, or hf:dataset.",
+        "Sources are wikitext2, c4, python-docs, a file of text or rows (FILE or FILE:FIELD), a folder, or hf:dataset.",
     )
 
 
-def _documents(path: Path, field: str, piece: int = -1) -> Iterator[str]:
-    """The documents in a file. A plain text is one document, or pieces of about `piece` characters if that is given."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            if path.suffix == ".jsonl":
-                yield from _rows(path, file, field)
-            else:
-                while lines := file.readlines(piece):
-                    yield "".join(lines)
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"{path} cannot be read as UTF-8 text: {error}") from error
-
-
-def _rows(path: Path, file: Iterable[str], field: str) -> Iterator[str]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            row: Any = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TextError(f"Line {number} of {path} is not JSON: {error}") from error
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            message = f"Line {number} of {path} has no text field {field!r}; it has: {found}."
-            raise TextError(message, f"Name the field: {path}:FIELD")
-        if row[field].strip():
-            yield row[field]
-
-
-def _hash(documents: tuple[str, ...]) -> str:
+def _hash(documents: tuple[Document, ...]) -> str:
     digest = hashlib.sha256()
     for document in documents:
-        digest.update(document.encode("utf-8", "surrogatepass") + b"\0")
+        text = document if isinstance(document, str) else json.dumps(document)
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()

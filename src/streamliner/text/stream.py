@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from streamliner.errors import TextError
+from streamliner.text.formats import Document
 from streamliner.text.sources import stream_documents
-from streamliner.text.windows import bos_tokens, encode
+from streamliner.text.windows import encode, prefix_tokens
 from streamliner.types import PreTrainedTokenizerBase
 
 PRESETS: dict[str, tuple[tuple[str, float], ...]] = {"slimpajama": (("hf:DKYoon/SlimPajama-6B", 1.0),)}
@@ -40,7 +41,7 @@ class TrainingText:
     Attributes:
         validation: the held-out windows, (windows, tokens).
         fingerprint: SHA-256 of the held-out windows and of the first training window of each source.
-        has_bos: whether windows begin with a BOS.
+        prefix: how many tokens the tokenizer put before the text of each window, such as 1 for a BOS.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class TrainingText:
         self._random = random.Random(seed)
         self._buffer: list[list[int]] = []
         held_out, first = zip(*(packer.first_windows() for packer in self._packers), strict=True)
-        self.has_bos = bool(bos_tokens(tokenizer))
+        self.prefix = len(prefix_tokens(tokenizer))
         self.validation = torch.tensor(list(chain.from_iterable(held_out)), dtype=torch.long).view(-1, sequence_length)
         every = torch.cat([self.validation, torch.tensor(first)])
         self.fingerprint = hashlib.sha256(every.numpy().tobytes()).hexdigest()
@@ -110,9 +111,9 @@ class _Packer:
     def __init__(self, source: str, tokenizer: PreTrainedTokenizerBase, length: int, held_out: int) -> None:
         self.source, self.passes = source, 0
         self._tokenizer, self._held_out = tokenizer, held_out
-        self._bos, self._separator = bos_tokens(tokenizer), encode(tokenizer, "\n\n")
+        self._bos, self._separator = prefix_tokens(tokenizer), encode(tokenizer, "\n\n")
         self._body = length - len(self._bos)
-        self._reader: Iterator[str] | None = None
+        self._reader: Iterator[Document] | None = None
         self._rest: list[int] = []  # tokens after the last window
         self._documents = self._packed = 0  # of this pass
 
@@ -166,7 +167,7 @@ class _Packer:
             if document is None:
                 return None
             self._documents += 1
-            if document.strip():
+            if not isinstance(document, str) or document.strip():
                 separator = self._separator if self._rest or self._packed else []
                 self._rest += separator + encode(self._tokenizer, document)
         window, self._rest = self._bos + self._rest[: self._body], self._rest[self._body :]

@@ -1,6 +1,7 @@
 """Text and a tokenizer -> windows of tokens, for calibration and for perplexity."""
 
 import hashlib
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from streamliner.errors import TextError
 from streamliner.text.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet
-from streamliner.text.sources import Text, read_text
+from streamliner.text.formats import Document
+from streamliner.text.large import LargeText
+from streamliner.text.sources import Text, large_text, read_text
 from streamliner.types import PreTrainedTokenizerBase
 
 
@@ -44,8 +47,10 @@ def calibration_set(
     """
     if num_samples < 1:
         raise TextError(f"--num-samples must be at least 1, not {num_samples}.")
+    if isinstance(text, str) and (large := large_text(text)) is not None:
+        return _sampled_set(large, tokenizer, num_samples, sequence_length, seed)
     text = read_text(text)
-    bos, stream, body = _tokens_for_windows(text, tokenizer, sequence_length)
+    bos, stream, body = _tokens_for_windows(text.name, text.documents, tokenizer, sequence_length)
     available = len(stream) // body
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(available, generator=generator)[:num_samples]
@@ -61,11 +66,53 @@ def calibration_set(
         "windows_asked_for": num_samples,
         "windows_available": available,
         "tokens": windows.numel(),
-        "bos": bool(bos),
+        **_prefix_record(bos),
         "seed": seed,
         "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
     }
     return CalibrationSet(windows, provenance)
+
+
+def _sampled_set(
+    text: LargeText, tokenizer: PreTrainedTokenizerBase, num_samples: int, sequence_length: int, seed: int
+) -> CalibrationSet:
+    """Windows from random places of a text too large to tokenise: one from each of `num_samples` equal parts."""
+    random = torch.rand(num_samples, generator=torch.Generator().manual_seed(seed))
+    prefix, body = prefix_tokens(tokenizer), sequence_length - len(prefix_tokens(tokenizer))
+    windows = []
+    for part, within in enumerate(random.tolist()):
+        for share in ((part + within) / num_samples, part / num_samples, 0.0):  # the end may be too near
+            tokens = _first_tokens(text.documents_from(share, 16 * sequence_length), tokenizer, body)
+            if len(tokens) == body:
+                break
+        if len(tokens) < body:
+            raise TextError(f"The text {text.name} is too short for a window of {sequence_length} tokens.")
+        windows.append(prefix + tokens)
+    every = torch.tensor(windows)
+    provenance = {
+        "source": text.name,
+        "origin": text.origin,
+        "bytes": text.size,
+        "sequence_length": sequence_length,
+        "windows": len(every),
+        "windows_asked_for": num_samples,
+        "tokens": every.numel(),
+        **_prefix_record(prefix),
+        "seed": seed,
+        "sha256": hashlib.sha256(every.numpy().tobytes()).hexdigest(),
+    }
+    return CalibrationSet(every, provenance)
+
+
+def _first_tokens(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:
+    """The first `count` tokens of documents that are joined by a blank line; fewer if there are not so many."""
+    tokens: list[int] = []
+    separator = encode(tokenizer, "\n\n")
+    for document in documents:
+        tokens += (separator if tokens else []) + encode(tokenizer, document)
+        if len(tokens) >= count:
+            break
+    return tokens[:count]
 
 
 @dataclass(frozen=True)
@@ -106,19 +153,24 @@ def text_windows(
         raise TextError(f"--num-samples must be at least 1, not {limit}.")
     if stride is not None and not 1 <= stride < length:
         raise TextError(f"--stride must be 1 to {length - 1}, less than --sequence-length, not {stride}.")
-    text = read_text(text)
-    bos, tokens, body = _tokens_for_windows(text, tokenizer, length)
+    large = large_text(text) if isinstance(text, str) and limit is not None else None
+    if large is not None and limit is not None:
+        name, origin, documents, most = large.name, large.origin, large.documents_from(0), limit * length
+    else:
+        text = read_text(text)
+        name, origin, documents, most = text.name, text.origin, iter(text.documents), None
+    bos, tokens, body = _tokens_for_windows(name, documents, tokenizer, length, most)
     starts = range(0, len(tokens) - body + 1, stride or body)[:limit]
     windows = torch.tensor([bos + tokens[start : start + body] for start in starts])
     first = 0 if stride is None else length - 1 - stride
     provenance = {
-        "source": text.name,
-        "origin": text.origin,
-        "text_tokens": len(tokens),
+        "source": name,
+        "origin": origin,
+        "text_tokens": len(tokens),  # of a large text those that were read
         "windows": len(windows),
         "window": length,
         "stride": stride or body,
-        "bos": bool(bos),
+        **_prefix_record(bos),
         "predictions": len(windows) * (length - 1 - first),
         "left_out": len(tokens) - (starts[-1] + body),
         "sha256": hashlib.sha256(f"{tuple(windows.shape)}".encode() + windows.numpy().tobytes()).hexdigest(),
@@ -127,29 +179,44 @@ def text_windows(
 
 
 def _tokens_for_windows(
-    text: Text, tokenizer: PreTrainedTokenizerBase, length: int
+    name: str, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, length: int, most: int | None = None
 ) -> tuple[list[int], list[int], int]:
-    """The BOS of each window, the tokens of the text, joined by a blank line, and how many of these a window holds."""
-    if length < 2:
-        raise TextError(f"--sequence-length must be at least 2, not {length}: a loss needs a next token.")
-    bos, separator = bos_tokens(tokenizer), encode(tokenizer, "\n\n")
-    tokens: list[int] = []
-    for document in text.documents:
-        tokens += (separator if tokens else []) + encode(tokenizer, document)
-    if len(tokens) < length - len(bos):
+    """What begins each window, the tokens of the text, joined by a blank line, and how many of these a window holds."""
+    prefix = prefix_tokens(tokenizer)
+    least = max(2, len(prefix) + 1)
+    if length < least:
+        raise TextError(f"--sequence-length must be at least {least}, not {length}: a loss needs a next token.")
+    tokens = _first_tokens(documents, tokenizer, sys.maxsize if most is None else most)
+    if len(tokens) < length - len(prefix):
         raise TextError(
-            f"The text {text.name} has {len(tokens)} tokens, too few for one window of {length}.",
+            f"The text {name} has {len(tokens)} tokens, too few for one window of {length}.",
             f"Give more text, or --sequence-length {max(2, len(tokens))} or less.",
         )
-    return bos, tokens, length - len(bos)
+    return prefix, tokens, length - len(prefix)
 
 
-def bos_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """`[BOS]` if the tokenizer adds it at the start of a text, otherwise `[]`."""
-    ids = tokenizer("a")["input_ids"]
-    return [ids[0]] if tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id else []
+def prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before every text: a BOS, several tokens (GLM), or nothing. What it puts after is not."""
+    whole, bare = list(tokenizer("a")["input_ids"]), encode(tokenizer, "a")
+    starts = (at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare)
+    return whole[: next(starts, 0)]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, document: str) -> list[int]:
-    """Token ids of a document without BOS or EOS; it may be longer than the model's context."""
+def _prefix_record(prefix: list[int]) -> dict[str, Any]:
+    """The prefix in a provenance: earlier releases knew a BOS alone."""
+    return {"bos": bool(prefix)} | ({"prefix": prefix} if len(prefix) > 1 else {})
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[int]:
+    """Token ids of a document without what comes before or after a text; it may be longer than the model's context.
+
+    A conversation becomes text by the tokenizer's chat template; a TextError if it has none.
+    """
+    if not isinstance(document, str):
+        if getattr(tokenizer, "chat_template", None) is None:
+            raise TextError(
+                "The text has conversations, and the tokenizer has no chat template to make text of them.",
+                "Use the tokenizer of the instruct model, or name a field of plain text: FILE:FIELD.",
+            )
+        document = str(tokenizer.apply_chat_template(document, tokenize=False))
     return list(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])

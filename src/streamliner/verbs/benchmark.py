@@ -8,6 +8,7 @@ from streamliner.benchmark.choose_engine import load_engines
 from streamliner.benchmark.result import Benchmark, ModelSpeed, compare_speed
 from streamliner.benchmark.timing import time_models
 from streamliner.benchmark.workload import random_texts
+from streamliner.model.devices import enough_memory
 from streamliner.model.session import Session, open_models
 from streamliner.runs.files import write_json
 from streamliner.runs.folder import environment
@@ -52,7 +53,10 @@ def benchmark_models(sessions: Sequence[Session], settings: BenchmarkSettings, r
     described = [session.describe() for session in sessions]
     engines, workload = load_engines(sessions, settings, reporter)
     texts = random_texts(sessions, workload)
-    timed, first_block = time_models(engines, texts, workload, compare=compare, reporter=reporter)
+    with enough_memory(
+        "timing models", "--batch-size 1, --prompt-tokens 256, --dtype bfloat16, or fewer models at once"
+    ):
+        timed, first_block = time_models(engines, texts, workload, compare=compare, reporter=reporter)
     memory = [each.memory_use([texts[0][: workload.prompt_tokens]]) for each in engines]
     models = tuple(
         ModelSpeed(model, used, **times) for model, used, times in zip(described, memory, timed, strict=True)
@@ -68,5 +72,5 @@ def benchmark_models(sessions: Sequence[Session], settings: BenchmarkSettings, r
         compared=tuple(compare_speed(models[0], other, first_block) for other in models[1:] if compare),
     )
     if settings.output is not None:
-        write_json(Path(settings.output), result.to_json() | environment())
+        write_json(Path(settings.output).expanduser(), result.to_json() | environment())
     return result

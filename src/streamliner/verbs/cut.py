@@ -1,6 +1,7 @@
 """`streamliner cut`: remove the blocks of a plan, from a model in memory or from a checkpoint."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from streamliner.cut.memory import cut_model
 from streamliner.cut.structure import Structure
 from streamliner.cut.verification import reference_outputs, sample_tokens, verify_checkpoint
 from streamliner.errors import RemovalError
+from streamliner.model.devices import enough_memory
 from streamliner.model.fingerprint import checkpoint_hash
 from streamliner.model.parts import count_parameters
 from streamliner.model.session import Session, checkpoint_bytes, open_model
@@ -54,7 +56,9 @@ def cut_to_folder(
     request cannot be fulfilled; a VerificationError, that the result is not the dense model with the blocks bypassed.
     """
     reporter, plan = Reporter(settings.quiet), _as_plan(session, plan)
-    check_output(out, overwrite=settings.overwrite, model_folder=session.source.path or None)
+    needed = (checkpoint_bytes(session) or 0) * (session.num_blocks - len(plan.removed)) // session.num_blocks
+    check_output(out, overwrite=settings.overwrite, model_folder=session.source.path or None, needed=needed)
+    reporter.say(f"Removing blocks {', '.join(map(str, plan.removed))}.")
     structure, removed = Structure(session.shell), plan.removed
     structure.changes(removed)  # refuses what cannot be cut before any weight is read
     result: dict[str, Any] = {
@@ -68,7 +72,9 @@ def cut_to_folder(
     }
     reference = None
     if settings.verify:
-        reference = reference_outputs(session.load(reporter), removed, sample_tokens(session.config))
+        blocks = session.load(reporter)
+        with enough_memory("computing the logits to verify with", "--offload disk, --dtype bfloat16 or --no-verify"):
+            reference = reference_outputs(blocks, removed, sample_tokens(session.config))
     with output_folder(out, overwrite=settings.overwrite) as partial:
         reporter.say(f"Writing {out} ...")
         if session.source.kind in ("gguf", "memory"):
@@ -79,7 +85,8 @@ def cut_to_folder(
         if reference is not None:
             reporter.say("Verifying: reload, logits against bypass, generation with and without cache ...")
             place, trusted = session.device_map(structure.cut_shell(removed)), session.settings.trust_remote_code
-            found = verify_checkpoint(partial, reference, trust_remote_code=trusted, device_map=place)
+            with enough_memory("verifying the cut model", "--offload disk, --dtype bfloat16 or --no-verify"):
+                found = verify_checkpoint(partial, reference, trust_remote_code=trusted, device_map=place)
             result["verification"] = found.to_json()
         result["bytes_after"] = weight_file_bytes(partial)
         model = plan.model | session.identity | {"checkpoint": checkpoint_hash(session.source)}
@@ -95,11 +102,16 @@ def chosen_plan(settings: CutSettings) -> Plan | tuple[int, ...]:
     if settings.plan is not None:
         return read_plan(settings.plan)
     blocks = settings.blocks
-    parts = blocks.split(",") if isinstance(blocks, str) else blocks if isinstance(blocks, Iterable) else [blocks]
-    try:
-        return tuple(int(part) for part in parts)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise RemovalError(f"--blocks {blocks} is not a list of block numbers.", "Write for instance 3,7,9.") from error
+    parts = re.split(r"[\s,]+", blocks.strip(" ,")) if isinstance(blocks, str) else blocks
+    found: list[int] = []
+    for part in parts if isinstance(parts, Iterable) else [parts]:
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(part))
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise RemovalError(
+                f"--blocks {blocks} is not a list of block numbers.", "Write for instance 3,7,9 or 3-5,9."
+            )
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return tuple(found)
 
 
 def _as_plan(session: Session, plan: Plan | Iterable[int]) -> Plan:

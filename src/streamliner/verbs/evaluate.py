@@ -9,6 +9,7 @@ from streamliner.evaluate.evaluation import Evaluation, recorded_settings
 from streamliner.evaluate.inputs import read_inputs
 from streamliner.evaluate.model_evaluation import evaluate_model
 from streamliner.evaluate.samples import Sample, continuations
+from streamliner.model.devices import enough_memory
 from streamliner.model.session import Session, open_model, open_models
 from streamliner.runs.files import write_json
 from streamliner.runs.folder import environment
@@ -58,7 +59,10 @@ def evaluate_models(
         is_parent = parent is not None and _same_model(session, parent)
         if parent is not None and is_parent:
             session.blocks = parent.blocks  # one model, once in memory
-        models.append(evaluate_model(session, description, inputs, reporter))
+        with enough_memory(
+            f"evaluating {session.source.name}", "--batch-size 1, --sequence-length 512, --dtype bfloat16"
+        ):
+            models.append(evaluate_model(session, description, inputs, reporter))
         if parent is not None and (not is_parent or len(sessions) == 1):
             source, new_tokens = inputs.prompt_source, settings.draft_tokens
             drafts.append(measure_draft(parent, session, parent_texts, source, new_tokens, reporter))
@@ -76,7 +80,7 @@ def evaluate_models(
         samples=tuple(map(Sample, prompts, zip(*written, strict=True))),
     )
     if settings.output is not None:
-        write_json(Path(settings.output), result.to_json() | environment())
+        write_json(Path(settings.output).expanduser(), result.to_json() | environment())
     return result
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ from streamliner.cut.structure import Structure, by_reason
 from streamliner.errors import RemovalError, UnsupportedModelError
 from streamliner.fields import recorded
 from streamliner.measure.probe import Probe
-from streamliner.model.fingerprint import weights_hash
+from streamliner.model.devices import enough_memory
+from streamliner.model.fingerprint import fingerprint
 from streamliner.model.session import Session, open_model
 from streamliner.model.stack import has_encoder
 from streamliner.runs.files import SCHEMA_VERSIONS, write_json
 from streamliner.runs.folder import check_run_folder, environment
 from streamliner.runs.journal import Journal, open_journal
+from streamliner.runs.lock import one_writer
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found
@@ -27,6 +30,9 @@ from streamliner.text.calibration import CalibrationSet
 from streamliner.text.sources import default_text
 from streamliner.text.windows import calibration_set
 from streamliner.types import ModelLike
+
+SMALLER = "--memory-budget 500MB, --batch-size 1, --sequence-length 512, --offload disk or --dtype bfloat16"
+"""What makes a search take less memory."""
 
 
 def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
@@ -56,8 +62,9 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
     limit, increase = _limits(settings, method, session, structure, reporter)
     calibration = _calibration(session, settings, reporter)
     blocks = session.load(reporter)
-    journal = _journal(folder, session, settings, method, calibration, reporter) if folder else None
-    with reporter.progress(f"Searching ({full_name(settings.method)})") as progress:
+    alone = one_writer(folder, "search") if folder and not session.ranks.rank else nullcontext()
+    with alone, reporter.progress(f"Searching ({full_name(settings.method)})") as progress:
+        journal = _journal(folder, session, settings, method, calibration, reporter) if folder else None
         probe = Probe(
             blocks,
             calibration,
@@ -69,7 +76,10 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
             ranks=session.ranks,
             say=reporter.say,
         )
-        frontier = run_method(probe, method, full_name(settings.method), limit, increase)
+        if journal and journal.is_of_earlier_release:
+            probe.check_a_known_loss()
+        with enough_memory("measuring losses", SMALLER):
+            frontier = run_method(probe, method, full_name(settings.method), limit, increase)
     found = Found(frontier, probe.counters, calibration, session.identity, session.num_blocks)
     if folder and not session.ranks.rank:
         value = {"schema_version": SCHEMA_VERSIONS["frontier"]} | dataclasses.asdict(frontier)
@@ -91,10 +101,11 @@ def _journal(
 ) -> Journal:
     """The journal of the run folder, which is made or continued; the first process also records settings there."""
     blocks = session.load(reporter)
-    identity: Mapping[str, Any] = {
-        "model": session.identity | {"weights": weights_hash(blocks.model)},
+    found = fingerprint(blocks)
+    identity: Mapping[str, Any] = found | {
+        "model": session.identity | {"weights": found.pop("weights")},
         "calibration": calibration.provenance["sha256"],
-        "dtype": str(blocks.dtype),
+        "window_shape": list(calibration.windows.shape),
         "method": full_name(settings.method),
         "method_settings": dataclasses.asdict(method),  # type: ignore[call-overload]
     }

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from streamliner.errors import MethodError
+from streamliner.measure.loss import Loss
 from streamliner.measure.probe import Probe
 from streamliner.search.frontier import Point
+
+TOGETHER = 64
+"""Sets that are measured in one forward per window. A killed search loses at most these."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,10 @@ class Exhaustive:
             hint = f"Remove fewer blocks, or allow it: --set most_sets={sets}"
             raise MethodError(f"{tried}, more than most_sets {self.most_sets}.", hint)
         for count in range(1, limit + 1):
-            chosen_sets = itertools.combinations(candidates, count)
-            losses = {chosen: probe.loss(chosen) for chosen in chosen_sets if not probe.refusal(chosen)}
+            chosen_sets = [sets for sets in itertools.combinations(candidates, count) if not probe.refusal(sets)]
+            losses: dict[tuple[int, ...], Loss] = {}
+            for start in range(0, len(chosen_sets), TOGETHER):
+                losses |= probe.losses(chosen_sets[start : start + TOGETHER])
             if not losses:
                 continue
             best = min(losses, key=lambda chosen: (losses[chosen].mean, chosen))
