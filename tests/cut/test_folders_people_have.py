@@ -340,6 +340,17 @@ def test_places_to_write_to(tmp_path, place, monkeypatch):
     assert not [path for path in tmp_path.rglob(".*") if path.name.startswith(".out")]
 
 
+@pytest.mark.parametrize("left", [".partial-x", ".new-x", "lost+found"])
+def test_a_folder_that_is_filled_may_have_left_overs(tmp_path, left):
+    """A mount point has lost+found; a killed run leaves its temporary folder inside."""
+    (tmp_path / "real" / left).mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    with output_folder(tmp_path / "out") as partial:
+        (partial / "config.json").write_text("new")
+    assert {path.name for path in (tmp_path / "real").iterdir()} - {left} == {"config.json"}
+    assert (tmp_path / "real" / left).exists() == (left != ".partial-x")
+
+
 @pytest.mark.parametrize("place", ["in a file", "dangling link", "a file", "foreign", "marked"])
 def test_places_that_are_refused_before_work(tmp_path, place):
     out = tmp_path / "out"
@@ -443,9 +454,9 @@ def test_cards_that_the_hub_accepts(tmp_path, card, expected, base):
     write_model_card(tmp_path, base, Plan((1,), 3, {"name": base}), result)
     _, meta, text = (tmp_path / "README.md").read_text().split("---\n", 2)
     found = yaml.safe_load(meta)
-    hub = {"base_model": base} if base == "org/name" else {}
-    assert {key: found.get(key) for key in expected} == expected | {k: v for k, v in hub.items() if k in expected}
-    assert found.get("base_model") == (hub | {}).get("base_model", expected.get("base_model"))
+    if base == "org/name":
+        expected = expected | {"base_model": base}
+    assert {key: found.get(key) for key in (*expected, "base_model")} == {"base_model": None} | expected
     assert "without 1 of 3 blocks" in text
     assert (tmp_path / "README.dense.md").read_text() == "the card of its parent"
     assert (tmp_path / "README.dense-2.md").read_text() == card

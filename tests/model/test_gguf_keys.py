@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 
 pytest.importorskip("gguf")
 
@@ -16,7 +17,8 @@ from close import assert_close
 from gguf_files import write_gguf
 from places import TINY
 from streamliner.errors import ModelError, UnsupportedModelError
-from streamliner.model.gguf_header import read_header
+from streamliner.model.gguf_config import complete_config
+from streamliner.model.gguf_header import Header, read_header
 from streamliner.model.load import load_config, load_model
 from streamliner.model.session import open_model
 from streamliner.model.source import locate
@@ -151,3 +153,35 @@ def test_a_broken_header_is_said(seed, tmp_path):
     path.write_bytes(broken)
     with contextlib.suppress(ModelError):  # any other error fails
         assert read_header(path).tensors
+
+
+FIELDS = [  # architecture, class of the config, key, value, field, what it says then
+    ("gemma2", "Gemma2Config", "attn_logit_softcapping", 25.0, "attn_logit_softcapping", 25.0),
+    ("gemma2", "Gemma2Config", "final_logit_softcapping", 12.5, "final_logit_softcapping", 12.5),
+    ("gemma2", "Gemma2Config", "attention.scale", 0.125, "query_pre_attn_scalar", 64.0),
+    ("gemma3", "Gemma3TextConfig", "attention.sliding_window_pattern", 2, "layer_types", None),
+    ("phi3", "Phi3Config", "attention.sliding_window", 99, "sliding_window", 99),
+    ("qwen3", "Qwen3Config", "attention.key_length", 64, "head_dim", 64),
+    ("qwen3moe", "Qwen3MoeConfig", "expert_feed_forward_length", 77, "moe_intermediate_size", 77),
+    ("qwen3moe", "Qwen3MoeConfig", "expert_weights_norm", True, "norm_topk_prob", True),
+    ("qwen2moe", "Qwen2MoeConfig", "expert_shared_feed_forward_length", 88, "shared_expert_intermediate_size", 88),
+    ("starcoder2", "Starcoder2Config", "attention.sliding_window", 33, "sliding_window", 33),
+]
+
+
+@pytest.mark.parametrize("case", FIELDS, ids=lambda case: f"{case[0]} {case[2]}")
+def test_keys_that_transformers_leaves_out_are_put_into_the_config(case):
+    architecture, name, key, value, field, expected = case
+    config = getattr(transformers, name)(num_hidden_layers=4)
+    complete_config(config, Header(architecture, {f"{architecture}.{key}": value}, ()))
+    if field == "layer_types":
+        expected = ["sliding_attention", "full_attention"] * 2
+    assert getattr(config, field) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("attention.causal", False), ("pooling_type", 1), ("attention.value_length", 3)]
+)
+def test_values_that_no_field_can_say_are_refused(key, value):
+    with pytest.raises(UnsupportedModelError, match=key):
+        complete_config(transformers.LlamaConfig(), Header("llama", {f"llama.{key}": value}, ()))

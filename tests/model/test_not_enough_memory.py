@@ -67,7 +67,11 @@ def test_generation_that_runs_out_of_memory_is_not_a_fault_of_the_model(tiny, mo
     [
         ("model.session:load_model", ("search", "--remove", "2", "-o", "OUT"), "loading"),
         ("measure.plain:PlainPath.logits", ("search", "--remove", "2", "-o", "OUT"), "measuring losses"),
-        ("cut.verification:greedy_scores", ("cut", "--blocks", "3", "-o", "OUT"), "to verify with"),
+        (
+            "cut.verification:greedy_scores",
+            ("cut", "--blocks", "3", "-o", "OUT"),
+            "computing the logits to verify with",
+        ),
         (
             "evaluate.model_evaluation:perplexity",
             ("evaluate", "--perplexity", "python-docs", "--no-cache"),
@@ -83,7 +87,7 @@ def test_the_command_says_while_doing_what(capsys, tmp_path, monkeypatch, name, 
     arguments = [tmp_path / "out" if each == "OUT" else each for each in arguments]
     short = () if arguments[0] == "cut" else ("--num-samples", "2", "--sequence-length", "32")
     _, err = run(capsys, arguments[0], TINY, *arguments[1:], *short, status=1)
-    assert f"Out of memory while {doing}" in err.replace("computing the logits ", "") or doing in err
+    assert f"Out of memory while {doing}" in err
     assert "What would help" in err
     assert not (tmp_path / "out" / "config.json").exists()
 

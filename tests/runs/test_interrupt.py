@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from kill import count_lines, finish
 from places import TINY
 
@@ -18,12 +20,12 @@ def start(*arguments):
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def interrupt(process, happened):
-    """Press Ctrl-C once `happened()`; returns what was written to stderr."""
+def interrupt(process, happened, how=signal.SIGINT):
+    """Press Ctrl-C once `happened()`, or send another signal; returns what was written to stderr."""
     while not happened():
         time.sleep(0.01)
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Stopped." in err
@@ -32,13 +34,14 @@ def interrupt(process, happened):
     return err
 
 
-def test_a_search_keeps_its_journal_and_leaves_no_output(tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_search_keeps_its_journal_and_leaves_no_output(tmp_path, how):
     folder = tmp_path / "x"
     process = start(
         *("prune", TINY, "--remove", "3", "-o", folder / "out", "--quiet"),
         *("--num-samples", "40", "--sequence-length", "128"),
     )
-    interrupt(process, (folder / "out.run" / "journal.jsonl").exists)
+    interrupt(process, (folder / "out.run" / "journal.jsonl").exists, how)
     assert [path.name for path in folder.iterdir()] == ["out.run"]
 
 

@@ -11,9 +11,12 @@ import time
 import psutil
 import pytest
 
-from command import TORCHRUN
+from command import TORCHRUN, run
 from places import TINY
+from streamliner.errors import OutputError
 from streamliner.runs.files import read_json_lines
+from streamliner.runs.journal import Journal, open_journal
+from streamliner.runs.ranks import Ranks
 
 QUICK = ["--remove", "3", "--num-samples", "5", "--sequence-length", "64", "--dtype", "float32", "--quiet"]
 ACCELERATE = [
@@ -109,3 +112,30 @@ def test_a_mistake_is_explained(tmp_path):
     assert process.returncode != 0
     assert "Did you mean sleb?" in err
     assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("verb", ["cut", "evaluate", "benchmark", "verify"])
+def test_verbs_for_one_process_say_so(capsys, monkeypatch, verb):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _, err = run(capsys, verb, TINY, *(("-o", "out") if verb == "cut" else ()), status=2)
+    assert f"streamliner {verb} is for one process" in err
+
+
+def test_processes_that_see_different_journals_are_refused(tmp_path):
+    class Two(Ranks):
+        def total(self, values):
+            return values + 5  # what another process found
+
+    with pytest.raises(OutputError, match="different journals"):
+        open_journal(tmp_path / "run", {"a": 1}, Two(0, 2))
+
+
+def test_a_broken_journal_is_replaced_if_asked(tmp_path):
+    journal = Journal(tmp_path / "run", {"a": 1})
+    journal.remember([0], {(3,): [1.5]})
+    file = tmp_path / "run" / "journal.jsonl"
+    for broken in ("{\n", '{"windows": 3}\n'):
+        file.write_text(file.read_text() + broken)
+        with pytest.raises(OutputError, match="is broken"):
+            Journal(tmp_path / "run", {"a": 1})
+        assert Journal(tmp_path / "run", {"a": 1}, overwrite=True).losses == {}

@@ -6,10 +6,10 @@ import json
 import shutil
 
 import pytest
-import torch
 
 from command import run
 from places import TINY
+from streamliner.errors import OutputError
 from streamliner.measure.probe import Probe
 from streamliner.model import fingerprint as fingerprint_module
 from streamliner.model.blocks import Blocks
@@ -97,14 +97,14 @@ def test_another_config_is_another_healing(capsys, folder, tmp_path):
     run(capsys, *arguments)
     for name in ("cut", "model"):
         change_config(tmp_path / name, rms_norm_eps=1e-3)
-    _, err = run(capsys, *arguments, "--overwrite", status=0)
+    run(capsys, *arguments, "--overwrite")
     shutil.rmtree(tmp_path / "healed")
     change_config(folder, rms_norm_eps=1e-2)
     _, err = run(capsys, *arguments, status=2)
     assert "config.rms_norm_eps" in err
 
 
-def test_the_cache_knows_the_config_too(tmp_path):
+def test_the_fingerprint_has_the_config():
     from streamliner.model.load import load_model
 
     one, other = (load_model(str(TINY), dtype="float32") for _ in range(2))
@@ -119,6 +119,5 @@ def test_losses_are_measured_again_on_the_same_windows(blocks, calibration):
     probe.loss()
     probe.check_a_known_loss()
     probe._losses[()][0] += 1  # what a journal of another model says
-    with pytest.raises(Exception, match="losses are not those"):
+    with pytest.raises(OutputError, match="losses are not those"):
         probe.check_a_known_loss()
-    assert torch.isfinite(torch.tensor(probe.loss().mean))

@@ -20,7 +20,7 @@ from streamliner.cut.safetensors_file import FLOATS, NewTensor, TensorFile, read
 from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.compat import names_in_memory
-from streamliner.model.source import INDEX_FILE
+from streamliner.model.source import INDEX_FILE, ModelSource, check_safetensors
 from streamliner.model.stack import check_indices
 from streamliner.runs.outputs import MARK
 
@@ -57,9 +57,11 @@ def find_prefix(names: Iterable[str], structure: Structure) -> str:
     return stack_prefix(in_memory, structure.stack.path, len(structure), in_memory)
 
 
-def check_names(folder: Path, structure: Structure) -> None:
-    """Raise UnsupportedModelError if the blocks are not found in the checkpoint in `folder`; reads headers alone."""
-    find_prefix([name for file in read_checkpoint(folder) for name in file.tensors], structure)
+def check_files(source: ModelSource, structure: Structure) -> None:
+    """Raise UserError if the folder of a model could be searched, but not cut; reads headers alone."""
+    if source.kind == "folder":
+        check_safetensors(source)
+        find_prefix([name for file in read_checkpoint(Path(source.path)) for name in file.tensors], structure)
 
 
 def copy_other_files(folder: Path, out: Path, *, weights: bool = False) -> None:

@@ -15,6 +15,8 @@ from streamliner.settings import EvaluateSettings
 from streamliner.text.windows import TextWindows, text_windows
 from streamliner.types import PreTrainedTokenizerBase
 
+LARGE = ("a large text", "of its beginning")
+
 
 @dataclass(frozen=True)
 class EvaluationInputs:
@@ -93,9 +95,11 @@ def _read_texts(
         for source in dict.fromkeys(settings.texts)
     )
     for of in (text.provenance for text in texts):
-        bos = "a BOS and " if of["bos"] else ""
+        bos, before = "a BOS and " if of["bos"] else "", len(of.get("prefix", ())) or of["bos"]
+        whole = of["left_out"] is not None
+        size, rest = (f"{of['text_tokens']:,} tokens", f"{of['left_out']:,} tokens left out") if whole else LARGE
         reporter.say(
-            f"{of['source']}: {of['text_tokens']:,} tokens, {of['windows']} windows of {bos}{of['window'] - of['bos']} "
-            f"tokens, one every {of['stride']}; {of['predictions']:,} predictions, {of['left_out']:,} tokens left out."
+            f"{of['source']}: {size}, {of['windows']} windows of {bos}{of['window'] - before} "
+            f"tokens, one every {of['stride']}; {of['predictions']:,} predictions, {rest}."
         )
     return texts

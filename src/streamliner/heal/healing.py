@@ -159,7 +159,8 @@ class Healing:
             "settings": identity_of(settings),
         }
         if ranks.rank == 0:
-            open_run(self.folder, identity, record_of(settings), overwrite=settings.overwrite)
+            if open_run(self.folder, identity, record_of(settings), overwrite=settings.overwrite):
+                self.reporter.say("The run is of an earlier release, which did not record the config: is it the same?")
             if self.arguments:
                 shown = dataclasses.replace(settings, run=str(self.folder))
                 write_config(self.folder, "heal", self.arguments, shown, self.dense.settings)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from streamliner.errors import OutputError
 from streamliner.runs.files import SCHEMA_VERSIONS, write_json, write_whole
-from streamliner.runs.folder import check_same_run, environment
+from streamliner.runs.folder import check_same_run, environment, is_of_earlier_release
 
 RUN, STATE, BEST = "healing.json", "state.safetensors", "best.safetensors"
 """Identity and settings of the run; all that it continues from; the best weights so far."""
@@ -36,14 +37,16 @@ class Progress:
     scale: dict[str, Any] = field(default_factory=dict)
 
 
-def open_run(folder: Path, identity: dict[str, Any], settings: dict[str, Any], *, overwrite: bool) -> None:
-    """Create the run folder, or raise OutputError if it has another run; with `overwrite` that run is replaced."""
+def open_run(folder: Path, identity: dict[str, Any], settings: dict[str, Any], *, overwrite: bool) -> bool:
+    """Create the run folder, or raise OutputError if it has another run; with `overwrite` that run is replaced.
+
+    Returns whether the run is of an earlier release, which did not record on which config, device and releases it was.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    recorded: Any = {}
     if (folder / RUN).exists():
-        try:
+        with suppress(json.JSONDecodeError):  # whatever it is then, it is another run
             recorded = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        except json.JSONDecodeError:
-            recorded = {}  # whatever it is, it is another run
         try:
             check_same_run(folder, recorded.get("identity", {}), identity)
         except OutputError:
@@ -53,6 +56,7 @@ def open_run(folder: Path, identity: dict[str, Any], settings: dict[str, Any], *
                 (folder / name).unlink(missing_ok=True)
     value = {"schema_version": SCHEMA_VERSIONS["healing"], "identity": identity, "settings": settings}
     write_json(folder / RUN, value | environment())
+    return is_of_earlier_release(recorded)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], value: Any) -> None:

@@ -15,7 +15,7 @@ from streamliner.model.gguf_header import ROPE_TENSORS, Header
 
 NO_EFFECT = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "GGUF.", "mradermacher.", "unsloth.")
 """What keys begin with that say nothing of what the model computes."""
-NO_EFFECT_OF_MODEL = ("rope.scaling.finetuned", "tensor_data_layout", "pooling_type", "attention.causal")
+NO_EFFECT_OF_MODEL = ("tensor_data_layout",)
 """The same for keys of the architecture, without its name."""
 FIELDS: dict[str, tuple[str, ...]] = {
     "context_length": ("max_position_embeddings", "n_positions"),
@@ -95,8 +95,7 @@ def _set(config: Any, header: Header, own: str) -> bool:
         return False
     if isinstance(value, list) and len(set(value)) == 1:
         value = value[0]
-    if getattr(config, name) != value:
-        setattr(config, name, value)
+    setattr(config, name, value)
     return True
 
 
@@ -117,10 +116,10 @@ def _sliding_pattern(config: Any, value: Any) -> bool | None:
 
 
 def _attention_scale(config: Any, value: Any) -> bool | None:
-    """Gemma's field is the number whose root divides the scores."""
+    """Gemma's field is the whole number whose root divides the scores."""
     if hasattr(config, "query_pre_attn_scalar"):
-        config.query_pre_attn_scalar = round(value**-2, 6)
-        return True
+        config.query_pre_attn_scalar = round(value**-2)
+        return math.isclose(config.query_pre_attn_scalar, value**-2, rel_tol=1e-5)
     if hasattr(config, "attention_multiplier"):
         return None
     return math.isclose(value, _head_dim(config) ** -0.5, rel_tol=1e-5)
@@ -137,6 +136,8 @@ SPECIAL: dict[str, Callable[[Any, Any], bool | None]] = {
     "attention.value_length_swa": _value_length,
     "attention.sliding_window_pattern": _sliding_pattern,
     "attention.scale": _attention_scale,
+    "attention.causal": lambda config, value: bool(value),
+    "pooling_type": lambda config, value: value == 0,
     "expert_gating_func": _gating,
 }
 """Keys whose value is not that of a field: (config, value) -> whether the config says the same now; None for FIELDS."""

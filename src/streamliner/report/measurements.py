@@ -9,7 +9,8 @@ from streamliner.report.read import JsonObject
 
 def perplexity_details(text: JsonObject, dtype: str) -> str:
     """How a perplexity was measured; the stride where windows overlap."""
-    stride = f", stride {text['stride']}" if text["stride"] < text["window"] - text["bos"] else ""
+    before = len(text.get("prefix", ())) or text["bos"]
+    stride = f", stride {text['stride']}" if text["stride"] < text["window"] - before else ""
     return f"{text['windows']} windows of {text['window']} tokens{stride}, {dtype}"
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from streamliner.errors import OutputError, first_line
 from streamliner.runs.files import SCHEMA_VERSIONS, append_json_line, drop_unfinished_line, read_json_lines
-from streamliner.runs.folder import check_run_folder, check_same_run, is_of_earlier_release, run_difference
+from streamliner.runs.folder import check_run_folder, check_same_run, is_of_earlier_release
 from streamliner.runs.ranks import Ranks
 
 FIRST = "journal.jsonl"
@@ -25,13 +24,12 @@ class Journal:
     Args:
         folder: the run folder; created if it does not exist.
         identity: everything that the losses depend on, as a JSON value.
-        overwrite: delete the journal of another run. That of the same run is kept, because it is right.
+        overwrite: delete the journal of another run, or a broken one. That of the same run is kept: it is right.
 
     Attributes:
         losses: sorted removed blocks -> window -> loss in nats per token.
         fork: why forked losses are wrong for this model ("" if they are right), and the number of windows per forward
             that this was tested with. None if it was not tested.
-
         is_of_earlier_release: whether it does not say on which config, device and releases the losses depend.
 
     Raises:
@@ -46,14 +44,16 @@ class Journal:
         header = {"schema_version": SCHEMA_VERSIONS["journal"], "identity": json.loads(json.dumps(identity))}
         check_run_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        first = None  # of a broken file too
-        with suppress(ValueError):
-            first = next(iter(read_json_lines(folder / FIRST)), None)
-        if overwrite and rank == 0 and (folder / FIRST).exists() and run_difference(first, header):
-            for path in folder.glob("journal*.jsonl"):
+        paths = sorted(folder.glob("journal*.jsonl"))
+        try:
+            for path in paths:
+                self._read(path, header)
+        except OutputError:  # of another run, or broken
+            if not overwrite or rank:
+                raise
+            for path in paths:
                 path.unlink()
-        for path in sorted(folder.glob("journal*.jsonl")):
-            self._read(path, header)
+            self.losses, self.fork, self.is_of_earlier_release = {}, None, False
         drop_unfinished_line(self._path)
         if not self._path.exists() or not self._path.stat().st_size:
             append_json_line(self._path, header)

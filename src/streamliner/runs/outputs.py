@@ -15,6 +15,7 @@ from streamliner.runs.lock import held, is_free
 
 MARK = "streamliner.json"
 """The plan, in every checkpoint folder that streamliner wrote. No other folder is ever replaced."""
+NO_CONTENT = (".partial-", ".new-", "lost+found")
 REPORT_MARKS = {
     **dict.fromkeys((".html", ".htm"), "<title>streamliner report</title>"),
     ".md": "# streamliner report\n",
@@ -22,13 +23,13 @@ REPORT_MARKS = {
 """What a report by streamliner contains, by file suffix."""
 
 
-def check_result_file(file: str | Path | None, *, overwrite: bool = False) -> Path | None:
-    """Check, before any work, that a result can be written to `file`; returns its path, None for None.
+def check_result_file(file: str | Path | None, *, overwrite: bool = False) -> None:
+    """Check, before any work, that a result can be written to `file` (None is fine).
 
     Raises OutputError if it cannot, or if it exists and `overwrite` is false, or streamliner did not write it.
     """
     if file is None:
-        return None
+        return
     path = Path(file).expanduser().absolute()
     if path.is_dir():
         raise OutputError(f"{file} is a folder, but -o takes the name of a file.")
@@ -39,7 +40,6 @@ def check_result_file(file: str | Path | None, *, overwrite: bool = False) -> Pa
     if path.exists() and not overwrite:
         raise OutputError(f"The output {file} exists.", "Choose another name, or add --overwrite to replace it.")
     _try_to_write(path.parent, file)
-    return path
 
 
 def _is_result(path: Path) -> bool:
@@ -68,7 +68,7 @@ def check_output(
         raise OutputError(f"{out} is a link to a place that does not exist.", "Choose another name.")
     if path.exists() and not path.is_dir():
         raise OutputError(f"{out} exists, and is not a folder.", "Choose another name.")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and _content(path):
         if not (path / MARK).is_file():
             raise OutputError(f"{out} exists, and streamliner did not write it.", "Choose another name.")
         if not overwrite:
@@ -86,10 +86,10 @@ def _try_to_write(folder: Path, out: str | Path) -> None:
     if not folder.is_dir():
         raise OutputError(f"{out} cannot be created: {folder} is not a folder.")
     try:
-        first = Path(tempfile.mkdtemp(dir=folder, prefix=".streamliner-"))
-        second = first.with_name(f"{first.name}-2")
-        first.rename(second)
-        second.rmdir()
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".streamliner-") as trial:
+            new = Path(trial) / "new"
+            new.mkdir()
+            new.rename(Path(trial) / "renamed")
     except OSError as error:
         raise OutputError(f"{out} cannot be created: {folder} is not writable: {error.strerror}.") from error
 
@@ -111,12 +111,12 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     """
     path = check_output(out, overwrite=overwrite)
     fill = _is_filled(path)
-    home, name = (path, "") if fill else (path.parent, path.name)
+    home, hidden = (path, "") if fill else (path.parent, f".{path.name}")
     home.mkdir(parents=True, exist_ok=True)
-    for stale in home.glob(f".{name}.partial-*"):
+    for stale in home.glob(f"{hidden}.partial-*"):
         if is_free(stale):
             shutil.rmtree(stale, ignore_errors=True)
-    new = Path(tempfile.mkdtemp(dir=home, prefix=f".{name}.new-"))
+    new = Path(tempfile.mkdtemp(dir=home, prefix=f"{hidden}.new-"))
     new.chmod(0o777 & ~_umask())  # as any other new folder
     partial, keep = new.with_name(new.name.replace(".new-", ".partial-")), False
     try:
@@ -140,7 +140,7 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
 
 
 def _replace(path: Path, partial: Path, *, overwrite: bool) -> None:
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and _content(path):
         if not overwrite:
             raise FileExistsError(errno.EEXIST, "it has appeared meanwhile")
         old = partial.with_name(f"{partial.name}-old")
@@ -152,11 +152,16 @@ def _replace(path: Path, partial: Path, *, overwrite: bool) -> None:
 
 
 def _fill(path: Path, partial: Path) -> None:
-    for old in path.iterdir():
-        if old != partial:
-            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-    for new in sorted(partial.iterdir(), key=lambda new: new.name == "config.json"):
+    for old in _content(path):
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+    # The mark first, so that the next run knows whose the folder is; `config.json` last, so that none loads a part.
+    for new in sorted(partial.iterdir(), key=lambda new: (new.name != MARK, new.name == "config.json")):
         new.rename(path / new.name)
+
+
+def _content(folder: Path) -> list[Path]:
+    """What is in a folder, without what a killed run left in a folder that is filled, and what a file system has."""
+    return [each for each in folder.iterdir() if not each.name.startswith(NO_CONTENT)]
 
 
 def _umask() -> int:

@@ -4,7 +4,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -46,19 +46,14 @@ def read_documents(path: Path, field: str, piece: int = -1) -> Iterator[Document
         raise TextError(f"{path} is not text that can be read here.", hint)
     try:
         if kind == PARQUET:
-            rows = _parquet_rows(path, field)
-        else:
-            with open_text(path) as file:
-                if kind not in (*LINES, *TABLES, JSON):
-                    while lines := file.readlines(piece) if piece > 0 else [file.read()]:
-                        yield "".join(lines)
-                        if piece <= 0:
-                            break
-                    return
-                rows = {JSON: _json_rows}.get(kind, _csv_rows if kind in TABLES else line_rows)(path, file)
-                yield from _texts(path, rows, field)
+            yield from _texts(path, _parquet_rows(path, field), field)
+            return
+        with open_text(path) as file:
+            if kind in ROWS:
+                yield from _texts(path, ROWS[kind](path, file), field)
                 return
-        yield from _texts(path, rows, field)
+            while lines := file.readlines(piece):
+                yield "".join(lines)
     except (OSError, EOFError, csv.Error) as error:
         raise TextError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
@@ -107,7 +102,7 @@ def _texts(path: Path, rows: Iterable[tuple[str, Any]], field: str) -> Iterator[
             yield text
 
 
-def line_rows(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
+def _line_rows(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
     """Rows of JSON, one in each line, with their places."""
     for number, line in enumerate(file, 1):
         if line.strip():
@@ -147,3 +142,11 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
                 yield f"Row {number}", row
     except ArrowException as error:
         raise TextError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+ROWS: dict[str, Callable[[Path, TextIO], Iterator[tuple[str, Any]]]] = {
+    **dict.fromkeys(LINES, _line_rows),
+    **dict.fromkeys(TABLES, _csv_rows),
+    JSON: _json_rows,
+}
+"""Suffixes of files of rows, and what reads them: rows with their places."""

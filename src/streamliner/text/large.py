@@ -56,7 +56,8 @@ class LargeText:
                 while rows and b"\n" not in chunk and (more := opened.read(size)):
                     chunk += more
                 # Between two lines; in a text without line ends, after the next space; otherwise after a character.
-                end = next((chunk.index(mark) + 1 for mark in (b"\n", b" ") if mark in chunk), 0)
+                marks = (b"\n",) if rows else (b"\n", b" ")
+                end = next((chunk.index(mark) + 1 for mark in marks if mark in chunk), 0)
                 rest = chunk[end:] if end or not rows else b""
                 while not end and rest and 0x80 <= rest[0] < 0xC0:
                     rest = rest[1:]

@@ -166,13 +166,13 @@ def text_windows(
     provenance = {
         "source": name,
         "origin": origin,
-        "text_tokens": len(tokens),  # of a large text those that were read
+        "text_tokens": None if large else len(tokens),  # nobody counts those of a large text
         "windows": len(windows),
         "window": length,
         "stride": stride or body,
         **_prefix_record(bos),
         "predictions": len(windows) * (length - 1 - first),
-        "left_out": len(tokens) - (starts[-1] + body),
+        "left_out": None if large else len(tokens) - (starts[-1] + body),
         "sha256": hashlib.sha256(f"{tuple(windows.shape)}".encode() + windows.numpy().tobytes()).hexdigest(),
     }
     return TextWindows(windows, first, provenance)

@@ -1,14 +1,12 @@
 """What a model is, which of its blocks can go and what that saves: from its config alone, no weights are read."""
 
-from pathlib import Path
 from typing import Any
 
-from streamliner.cut.checkpoint import check_names
+from streamliner.cut.checkpoint import check_files
 from streamliner.cut.structure import Structure
 from streamliner.errors import UserError
 from streamliner.model.parts import count_parameters
 from streamliner.model.session import Session, checkpoint_bytes
-from streamliner.model.source import check_safetensors
 from streamliner.model.stack import block_kinds
 
 
@@ -39,11 +37,8 @@ def inspect(session: Session) -> dict[str, Any]:
 
 def _notes(session: Session, structure: Structure) -> list[str]:
     """What would stop a search or a cut of this checkpoint."""
-    notes = []
-    if session.source.kind == "folder":
-        try:
-            check_safetensors(session.source)
-            check_names(Path(session.source.path), structure)
-        except UserError as error:
-            notes.append(str(error))
-    return notes
+    try:
+        check_files(session.source, structure)
+    except UserError as error:
+        return [str(error)]
+    return []

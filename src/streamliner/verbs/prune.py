@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamliner.cut.checkpoint import check_names
+from streamliner.cut.checkpoint import check_files
 from streamliner.cut.structure import Structure
 from streamliner.heal.healing import prepare_healing
 from streamliner.heal.state import RUN
 from streamliner.model.session import Session
-from streamliner.model.source import check_safetensors
 from streamliner.runs.files import finite
 from streamliner.runs.folder import check_run_folder
 from streamliner.runs.outputs import MARK, check_output
@@ -66,9 +65,7 @@ def prune(
     """
     check_output(out, overwrite=settings.overwrite, model_folder=session.source.path or None)
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run")
-    if session.source.kind == "folder":  # before hours of search
-        check_safetensors(session.source)
-        check_names(Path(session.source.path), Structure(session.shell))
+    check_files(session.source, Structure(session.shell))  # before hours of search
     settings = dataclasses.replace(settings, run=folder)
     cutting = CutSettings(verify=prune_settings.verify, overwrite=settings.overwrite, quiet=settings.quiet)
     if healing is None:

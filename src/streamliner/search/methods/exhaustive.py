@@ -41,10 +41,10 @@ class Exhaustive:
             hint = f"Remove fewer blocks, or allow it: --set most_sets={sets}"
             raise MethodError(f"{tried}, more than most_sets {self.most_sets}.", hint)
         for count in range(1, limit + 1):
-            chosen_sets = [sets for sets in itertools.combinations(candidates, count) if not probe.refusal(sets)]
+            allowed = [each for each in itertools.combinations(candidates, count) if not probe.refusal(each)]
             losses: dict[tuple[int, ...], Loss] = {}
-            for start in range(0, len(chosen_sets), TOGETHER):
-                losses |= probe.losses(chosen_sets[start : start + TOGETHER])
+            for start in range(0, len(allowed), TOGETHER):
+                losses |= probe.losses(allowed[start : start + TOGETHER])
             if not losses:
                 continue
             best = min(losses, key=lambda chosen: (losses[chosen].mean, chosen))
