@@ -1,5 +1,15 @@
-"""`python -m streamliner`."""
+"""`streamliner` and `python -m streamliner`."""
 
-from streamliner.cli import main
+import signal
 
-main()
+
+def run() -> None:
+    """The command line, with a Ctrl-C that prints no traceback while modules load."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from streamliner.cli import main
+
+    main()
+
+
+if __name__ == "__main__":
+    run()

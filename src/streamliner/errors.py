@@ -30,6 +30,13 @@ class Interrupted(KeyboardInterrupt):
         self.hint = hint
 
 
+def interruption(error: BaseException | None) -> Interrupted | None:
+    """The Ctrl-C behind an error, as libraries may turn it into one of their own (an import that failed, say)."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 class ModelError(UserError):
     """The model does not exist or cannot be read."""
 

@@ -18,8 +18,8 @@ from places import TINY
 from streamliner.cut.card import write_model_card
 from streamliner.cut.config import with_legacy_rope
 from streamliner.errors import MethodError, ModelError, OutputError
-from streamliner.model.load import load_model
-from streamliner.model.source import locate
+from streamliner.model.load import load_config, load_model
+from streamliner.model.source import check_safetensors, locate
 from streamliner.runs.lock import one_writer
 from streamliner.runs.outputs import MARK, check_output, output_folder
 from streamliner.search.plan import Plan
@@ -168,6 +168,49 @@ def test_tensors_that_the_dense_model_does_not_use_are_copied(capsys, tmp_path):
     written = load_file(tmp_path / "cut" / "model.safetensors")
     assert sum("masked_bias" in name for name in written) == 10
     assert "other" in written
+
+
+def test_weights_for_other_programs_are_left_out_and_said(capsys, tmp_path):
+    """Mistral's and Llama's own format lies beside the shards (vLLM 11093); it may even be broken."""
+    folder = folder_with(tmp_path)
+    for name in ("consolidated.safetensors", "original/consolidated.00.pth", "onnx/model.onnx"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    out, _ = cut(capsys, folder, tmp_path)
+    left_out = [text.split(" ")[0] for text in json.loads(out)["left_out"]]
+    assert left_out == ["consolidated.safetensors", "onnx/model.onnx", "original/consolidated.00.pth"]
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("[]", "no weight_map"),
+        ("{", "broken"),
+        ('{"weight_map": []}', "no weight_map"),
+        ('{"weight_map": {"a": 1}}', "no weight_map"),
+        ('{"weight_map": {"a": "../model-1.safetensors"}}', "outside its folder"),
+        ('{"weight_map": {"a": "gone.safetensors"}}', "does not exist"),
+    ],
+)
+def test_a_broken_index_is_named(tmp_path, index, message):
+    folder = folder_with(tmp_path)
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError, match=message):
+        check_safetensors(locate(str(folder)))
+
+
+def test_weights_of_another_name_only(tmp_path):
+    folder = folder_with(tmp_path)
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    with pytest.raises(ModelError, match=r"only consolidated\.safetensors"):
+        check_safetensors(locate(str(folder)))
+
+
+@pytest.mark.parametrize("architectures", [3, "LlamaForCausalLM", [None], {"a": 1}])
+def test_architectures_that_are_no_names(tmp_path, architectures):
+    with pytest.raises(ModelError, match="architectures"):
+        load_config(str(folder_with(tmp_path, config={"architectures": architectures})))
 
 
 def test_folders_in_a_checkpoint_are_copied(capsys, tmp_path):

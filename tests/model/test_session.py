@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+
 import pytest
 import torch
 
@@ -91,3 +94,14 @@ def test_the_hash_of_a_checkpoint_is_that_of_its_weights(tmp_path, tiny):
     first, second, third = (checkpoint_hash(locate(tmp_path / name)) for name in ("a", "b", "c"))
     assert first == second
     assert first != third
+
+
+@pytest.mark.parametrize("absent", ["sentencepiece", "google.protobuf"])
+def test_a_tokenizer_without_its_package_names_it(tmp_path, monkeypatch, absent):
+    """LLaVA 1522: transformers speaks of tiktoken and of missing files."""
+    shutil.copy(TINY / "config.json", tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"not one")
+    installed = importlib.util.find_spec
+    monkeypatch.setattr("streamliner.model.load.find_spec", lambda name: None if name == absent else installed(name))
+    with pytest.raises(ModelError, match=absent.rpartition(".")[2]):
+        load_tokenizer(str(tmp_path))

@@ -10,8 +10,10 @@ import time
 
 import pytest
 
+from command import run
 from kill import count_lines, finish
 from places import TINY
+from streamliner.errors import Interrupted, interruption
 
 
 def start(*arguments):
@@ -32,6 +34,26 @@ def interrupt(process, happened, how=signal.SIGINT):
     assert "the same command continues" in err
     assert "Traceback" not in err
     return err
+
+
+def test_an_interruption_that_a_library_made_an_import_error(capsys, monkeypatch):
+    """As transformers does with a Ctrl-C while it imports a model's module."""
+
+    def interrupted():
+        try:
+            raise Interrupted("Stopped.")
+        except KeyboardInterrupt as error:
+            raise ModuleNotFoundError("Could not import module 'LlamaForCausalLM'.") from error
+
+    monkeypatch.setattr("streamliner.verbs.methods.methods", interrupted)
+    assert "Stopped." in run(capsys, "methods", status=130)[1]
+    assert interruption(ValueError("of another kind")) is None
+
+
+def test_handlers_of_signals_are_as_before(capsys):
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    run(capsys, "methods")
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -5,6 +5,7 @@ python tests/support/fuzz.py 100000        as many files, and prints what went w
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import resource
@@ -17,7 +18,7 @@ from pathlib import Path
 from streamliner.cut.structure import Structure
 from streamliner.errors import StreamlinerError
 from streamliner.model.gguf_header import read_header
-from streamliner.model.load import load_tokenizer, silenced_transformers
+from streamliner.model.load import load_model, load_tokenizer, silenced_transformers
 from streamliner.model.session import open_model
 from streamliner.model.source import check_safetensors_file
 from streamliner.runs.journal import Journal
@@ -52,19 +53,22 @@ def mutated(value, rng: random.Random):
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         holder, key = _place(value, rng)
         if holder is None:
-            return rng.choice(VALUES)
+            return _value(rng)
         action = rng.random()
         if action < 0.6:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = _value(rng)
         elif action < 0.8:
             del holder[key]
         elif isinstance(holder, dict):
-            holder[rng.choice(("x", "layer_types", "quantization_config", "model_type", str(key) + "2"))] = rng.choice(
-                VALUES
-            )
+            name = rng.choice(("x", "layer_types", "quantization_config", "model_type", str(key) + "2"))
+            holder[name] = _value(rng)
         else:
-            holder.append(rng.choice(VALUES))
+            holder.append(_value(rng))
     return value
+
+
+def _value(rng):
+    return copy.deepcopy(rng.choice(VALUES))
 
 
 def _place(value, rng):
@@ -97,23 +101,30 @@ class Fuzzer:
         self.model, self.other = folder / "model", folder / "other"
         shutil.copytree(TINY, self.model)
         self.other.mkdir()
-        self.contents = {
-            name: json.loads((TINY / name).read_text()) for name in ("config.json", "tokenizer_config.json")
-        }
+        names = ("config.json", "tokenizer_config.json", "generation_config.json")
+        self.contents = {name: json.loads((TINY / name).read_text()) for name in names}
         self.weights = (TINY / "model.safetensors").read_bytes()
         self.gguf = gguf.read_bytes()[:20_000] if gguf else None
-        self.kinds = [self.config, self.tokenizer, self.plan, self.journal, self.safetensors]
+        self.kinds = [self.config, self.tokenizer, self.generation, self.plan, self.journal, self.safetensors]
         self.kinds += [self.gguf_header] if self.gguf else []
 
     def config(self, rng):
-        (self.model / "config.json").write_bytes(broken_text(self.contents["config.json"], rng))
+        self._break("config.json", rng)
         Structure(open_model(str(self.model)).shell).refusal((3,))
 
     def tokenizer(self, rng):
-        (self.model / "config.json").write_text(json.dumps(self.contents["config.json"]))
-        path = self.model / "tokenizer_config.json"
-        path.write_bytes(broken_text(self.contents["tokenizer_config.json"], rng))
+        self._break("tokenizer_config.json", rng)
         load_tokenizer(str(self.model))
+
+    def generation(self, rng):
+        self._break("generation_config.json", rng)
+        load_model(str(self.model))
+
+    def _break(self, name, rng):
+        """Break one file of the model; the others are right."""
+        for each, content in self.contents.items():
+            data = broken_text(content, rng) if each == name else json.dumps(content).encode()
+            (self.model / each).write_bytes(data)
 
     def plan(self, rng):
         (self.other / "plan.json").write_bytes(broken_text(PLAN, rng))

@@ -44,16 +44,21 @@ def _options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line tool. Exit status 0 fine, 1 failure, 2 the user's mistake, 130 Ctrl-C."""
     arguments = renamed(sys.argv[1:] if arguments is None else arguments)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, _interrupt)
-        if os.environ.get("WORLD_SIZE", "1") == "1":  # a launcher stops its processes at once
-            signal.signal(signal.SIGTERM, _interrupt)
+    numbers = [signal.SIGINT]
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # a launcher stops its processes at once
+        numbers.append(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = [signal.signal(number, _interrupt) for number in numbers]
     try:
         app(arguments)
     except SystemExit as stop:
         if stop.code == UserError.exit_code and "--json" in arguments and not isinstance(stop, Reported):
             print(json.dumps({"error": "The command line is not understood.", "hint": "See the message on stderr."}))
         raise
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from streamliner.cli.console import fail
-from streamliner.errors import Interrupted, StreamlinerError, UserError
+from streamliner.errors import Interrupted, StreamlinerError, UserError, interruption
 from streamliner.fields import Flag, default_of, flags_of, kind_of
 from streamliner.settings import ModelSettings
 
@@ -135,13 +135,11 @@ def command(
             try:
                 with silence:
                     verb(Given((read_config(config, known) if config else {}) | typed, json=json))
-            except (StreamlinerError, Interrupted) as error:
-                fail(error, callback.__name__, as_json=json)
-            except OSError as error:
-                if error.errno not in DISK:
+            except (Exception, Interrupted) as error:
+                told = interruption(error) or _told(error)
+                if told is None:
                     raise
-                found = StreamlinerError(f"{error.strerror}: {error.filename or 'the disk'}.", DISK_HINT)
-                fail(found, callback.__name__, as_json=json)
+                fail(told, callback.__name__, as_json=json)
 
         extra = [_parameter("config", CONFIG, None), _parameter("json", JSON, False)]
         context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
@@ -151,6 +149,13 @@ def command(
         return callback
 
     return decorate
+
+
+def _told(error: BaseException) -> StreamlinerError | None:
+    """An error as it is printed; None if it is a mistake of this program."""
+    if isinstance(error, OSError) and error.errno in DISK:
+        return StreamlinerError(f"{error.strerror}: {error.filename or 'the disk'}.", DISK_HINT)
+    return error if isinstance(error, StreamlinerError) else None
 
 
 def _was_typed(ctx: typer.Context, name: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from streamliner.cut.config_file import cut_config_files, write_config
 from streamliner.cut.folds import BLOCK_AXIS, Change, block_axis, keep_slices
-from streamliner.cut.names import renamed_tensors, stack_prefix
+from streamliner.cut.names import extra_blocks, renamed_tensors, stack_prefix
 from streamliner.cut.rules import Removal
 from streamliner.cut.safetensors_file import FLOATS, NewTensor, TensorFile, read_checkpoint, write_file
 from streamliner.cut.structure import Structure
@@ -27,11 +27,12 @@ from streamliner.runs.outputs import MARK
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
 
 
-def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple[int, ...]) -> None:
+def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple[int, ...]) -> list[str]:
     """Write into the existing empty folder `out` the checkpoint in `folder` without the blocks `removed`.
 
     `folder` has config.json, and one safetensors file or several with their index; names of tensors may differ from
-    those in memory before the last part of the stack's path. Other files are copied byte for byte.
+    those in memory before the last part of the stack's path. Other files are copied byte for byte, but for weights in
+    other formats. Returns what was left out, in words.
     A ModelError if one is broken or missing, an UnsupportedModelError if config or tensors cannot follow the removal.
     """
     removed = check_indices(removed, len(structure))
@@ -48,7 +49,12 @@ def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple
     _write_weights(tensors, files, out)
     for name, config in configs.items():
         write_config(out / name, config)
-    copy_other_files(folder, out)
+    known = {INDEX_FILE, *(file.path.name for file in files)}
+    others = [
+        f"{name} (the same weights in another file)" for name in copy_other_files(folder, out) if name not in known
+    ]
+    extra = extra_blocks(file_of, prefix, len(structure))
+    return [f"{name} (multi-token prediction, trained behind all blocks)" for name in extra] + others
 
 
 def find_prefix(names: Iterable[str], structure: Structure) -> str:
@@ -64,18 +70,23 @@ def check_files(source: ModelSource, structure: Structure) -> None:
         find_prefix([name for file in read_checkpoint(Path(source.path)) for name in file.tensors], structure)
 
 
-def copy_other_files(folder: Path, out: Path, *, weights: bool = False) -> None:
+def copy_other_files(folder: Path, out: Path, *, weights: bool = False) -> list[str]:
     """Copy the files of a checkpoint that `out` does not have yet: tokenizer, templates, code, also in folders.
 
     Hidden files and the plan are left out, and weights too unless `weights` is true; links to folders are not followed.
+    Returns the names of files with weights that were left out.
     """
+    left_out = []
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder)
         if any(part.startswith(".") for part in name.parts) or file.name == MARK or (out / name).exists():
             continue
-        if file.is_file() and (weights or not file.name.endswith(WEIGHT_SUFFIXES)):
+        if file.is_file() and file.name.endswith(WEIGHT_SUFFIXES) and not weights:
+            left_out.append(str(name))
+        elif file.is_file():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, out / name)
+    return left_out
 
 
 def _slice(name: str, tensor: NewTensor, removal: Removal) -> NewTensor:

@@ -75,6 +75,18 @@ def renamed_tensors(
     return result
 
 
+def extra_blocks(names: Iterable[str], prefix: str, num_blocks: int) -> list[str]:
+    """Where a checkpoint has blocks for multi-token prediction, which are left out: `model.layers.61`, `mtp`."""
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    found = set[str]()
+    for name in names:
+        if (match := pattern.match(name)) and int(match[1]) >= num_blocks:
+            found.add(match[0].rstrip("."))
+        elif match is None and (match := MULTI_TOKEN_PREDICTION.search(name)):
+            found.add(name[: match.end()].rstrip("."))
+    return sorted(found)
+
+
 def renamed_modules(value: Any, paths: tuple[str, ...], numbers: dict[int, int]) -> Any:
     """Module names in a `quantization_config`, in lists and as keys, with the blocks' new numbers.
 

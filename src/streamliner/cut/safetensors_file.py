@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from streamliner.errors import ModelError
-from streamliner.model.source import INDEX_FILE, check_safetensors_file
+from streamliner.model.source import INDEX_FILE, check_safetensors_file, read_index
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types that can be computed with. Tensors of all others, such as quantised ones, are only copied."""
@@ -75,16 +75,11 @@ def read_checkpoint(folder: Path) -> list[TensorFile]:
     """
     if (folder / "model.safetensors").is_file():
         return [_read_file(folder / "model.safetensors")]
-    index = folder / INDEX_FILE
-    if not index.is_file():
+    if not (folder / INDEX_FILE).is_file():
         raise ModelError(f"{folder} has neither model.safetensors nor {INDEX_FILE}.")
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    weight_map = read_index(folder)
     files = []
     for name in sorted(set(weight_map.values())):
-        if Path(name).name != name:
-            raise ModelError(f"{index} names a file outside its folder: {name}.")
-        if not (folder / name).is_file():
-            raise ModelError(f"{index} names {name}, which does not exist.", "Download the model again.")
         file = _read_file(folder / name)
         # A shard may have tensors that the index takes from another shard, or not at all.
         for tensor in [tensor for tensor in file.tensors if weight_map.get(tensor) != name]:

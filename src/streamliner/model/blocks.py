@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from streamliner.errors import StreamlinerError, UnsupportedModelError, is_out_of_memory
+from streamliner.model.compat import mend_llama4
 from streamliner.model.devices import offloaded_bytes
 from streamliner.model.handoff import Call, find_handoffs, stream_out, trace
 from streamliner.model.stack import check_indices, find_stack, text_inputs
@@ -45,6 +46,7 @@ class Blocks:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        mend_llama4()
         self.model = model
         self.stack = find_stack(model)
         self.path, self.modules, self.config = self.stack.path, self.stack.modules, self.stack.config

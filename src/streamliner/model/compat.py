@@ -27,6 +27,15 @@ def from_config(model_class: Any, config: Any) -> Any:
     return model_class._from_config(config)
 
 
+def mend_llama4() -> None:
+    """Let Llama 4 run where its images' class reads a field of the text's output that is not there."""
+    # transformers 5.24: Llama4ForConditionalGeneration.forward always ends in an AttributeError.
+    from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+
+    if not hasattr(MoeCausalLMOutputWithPast, "image_outputs"):
+        MoeCausalLMOutputWithPast.image_outputs = None  # type: ignore[attr-defined]
+
+
 def attention_kernel(config: Any) -> str:
     """The attention kernel (eager, sdpa, ...) of a config."""
     # transformers 5.24 can set the kernel of a model in public, but not read it.

@@ -49,13 +49,16 @@ def load_config(model: str | Path | ModelSource) -> PretrainedConfig:
     config = explained(source, lambda: AutoConfig.from_pretrained(**arguments))
     if header is not None:
         complete_config(config, header)
-    _check_sizes(config, source.name)
+    _check_values(config, source.name)
     config.name_or_path = source.name
     return config
 
 
-def _check_sizes(config: Any, name: str) -> None:
-    """Raise ModelError for numbers of parts that no model has: to build such a model would take hours."""
+def _check_values(config: Any, name: str) -> None:
+    """Raise ModelError for class names that are none, and for sizes that no model has (it would be built for hours)."""
+    named = config.architectures
+    if named is not None and not (isinstance(named, list) and all(isinstance(each, str) for each in named)):
+        raise ModelError(f"The config of {name} says architectures = {named!r}, which is no list of class names.")
     parts = [config, *(value for value in vars(config).values() if hasattr(value, "model_type"))]
     for key, value in ((key, value) for part in parts for key, value in vars(part).items()):
         counts = any(each in key for each in ("layer", "expert", "block")) and not key.endswith(SIZES)

@@ -23,20 +23,28 @@ def make_shell(model_class: Any, config: Any, **options: Any) -> Any:
     `model_class` may be an auto class of transformers; `options` are of its `from_config`.
     """
     build = getattr(model_class, "from_config", None) or partial(from_config, model_class)
-    with init_empty_weights(include_buffers=False), _LargeOnMeta():
+    with init_empty_weights(include_buffers=False), _WithoutWeights():
         shell = build(copy.deepcopy(config), **options)
     shell.tie_weights()
     return shell
 
 
-class _LargeOnMeta(TorchFunctionMode):
-    """Makes large empty tensors on the meta device: accelerate would first allocate each parameter.
+FILLS = ("normal_", "uniform_", "kaiming_uniform_", "xavier_uniform_", "fill_", "constant_", "zero_", "zeros_", "ones_")
+"""Functions that give a tensor its first values. On the meta device there are none, yet each takes 0.5 ms."""
+
+
+class _WithoutWeights(TorchFunctionMode):
+    """Makes large empty tensors on the meta device, as accelerate would first allocate each parameter, and fills none.
 
     Small ones stay real, as a class may fill one and keep it as a buffer.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in FILLS:
+            filled = args[0] if args else kwargs.get("tensor")
+            if isinstance(filled, Tensor) and filled.is_meta:
+                return filled
         if func is torch.empty and kwargs.get("device") is None:
             made = func(*args, **kwargs | {"device": "meta"})
             if made.numel() > 1 << 22:

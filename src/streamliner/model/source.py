@@ -129,12 +129,36 @@ def checkpoint_folder(source: ModelSource) -> Path:
     return Path(explained(source, lambda: snapshot_download(name, revision=revision, ignore_patterns=NOT_DOWNLOADED)))
 
 
+def read_index(folder: Path) -> dict[str, str]:
+    """Name of a tensor -> name of the file in `folder` that has it, as the index says. A ModelError if it is broken."""
+    index = folder / INDEX_FILE
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{index} is broken: {first_line(error)}", "Download the model again.") from error
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelError(f"{index} is broken: it has no weight_map.", "Download the model again.")
+    for name in set(names.values()):
+        if Path(name).name != name:
+            raise ModelError(f"{index} names a file outside its folder: {name}.")
+        if not (folder / name).is_file():
+            raise ModelError(f"{index} names {name}, which does not exist.", "Download the model again.")
+    return names
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files in `folder` that transformers loads; others may be copies for other programs."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    return (
+        [folder / name for name in sorted(set(read_index(folder).values()))] if (folder / INDEX_FILE).is_file() else []
+    )
+
+
 def weight_file_bytes(folder: Path) -> int:
     """Bytes of the safetensors files in `folder` that transformers loads; 0 if there are none."""
-    names, index = {"model.safetensors"}, folder / INDEX_FILE
-    if index.is_file() and not (folder / "model.safetensors").is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    return sum(file.stat().st_size for file in weight_files(folder))
 
 
 def check_safetensors(source: ModelSource) -> None:
@@ -142,8 +166,12 @@ def check_safetensors(source: ModelSource) -> None:
     if source.kind not in ("folder", "hub"):
         return
     folder = checkpoint_folder(source)
-    files, pickles = sorted(folder.glob("*.safetensors")), sorted(folder.glob("*.bin"))
+    files, pickles = weight_files(folder), sorted(folder.glob("*.bin"))
     if not files:
+        others = [file.name for file in sorted(folder.glob("*.safetensors"))]
+        if others:
+            hint = f"transformers loads model.safetensors, or what {INDEX_FILE} names."
+            raise ModelError(f"The folder {source.name} has only {', '.join(others[:3])}.", hint)
         only = f", only {pickles[0].name}, a pickle, which can run code when it is read" if pickles else ""
         convert = "AutoModelForCausalLM.from_pretrained(FOLDER, weights_only=True).save_pretrained(NEW)"
         hint = f"If you trust it, convert it once: {convert}" if pickles or source.kind == "hub" else ""

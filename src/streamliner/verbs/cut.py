@@ -69,6 +69,7 @@ def cut_to_folder(
         "parameters_before": session.parameters,
         "parameters_after": count_parameters(structure.cut_shell(removed)),
         "bytes_before": checkpoint_bytes(session),
+        "left_out": [],
     }
     reference = None
     if settings.verify:
@@ -80,7 +81,7 @@ def cut_to_folder(
         if session.source.kind in ("gguf", "memory"):
             _write_rebuilt(session, removed, partial, reporter)
         else:
-            cut_checkpoint(checkpoint_folder(session.source), partial, structure, removed)
+            result["left_out"] = cut_checkpoint(checkpoint_folder(session.source), partial, structure, removed)
         session.release()  # from here on only the cut model is needed
         if reference is not None:
             reporter.say("Verifying: reload, logits against bypass, generation with and without cache ...")
