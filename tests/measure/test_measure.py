@@ -9,9 +9,13 @@ import torch
 from hypothesis import given, strategies as st
 from torch.nn import functional
 
+from places import TINY
 from streamliner.measure import loss as loss_module
 from streamliner.measure.loss import Loss, text_loss
 from streamliner.measure.probe import Probe
+from streamliner.model.blocks import Blocks
+from streamliner.model.load import load_model
+from streamliner.model.source import locate
 from streamliner.text.calibration import CalibrationSet
 
 
@@ -94,3 +98,29 @@ def test_loss_statistics(values):
     assert min(values) - 1e-9 <= loss.mean <= max(values) + 1e-9
     assert loss.standard_error >= 0
     assert loss.perplexity >= 1
+
+
+def test_losses_in_float32_are_those_of_a_model_in_float32(tiny, calibration):
+    """And the weights of 16 bits, buffers too, are as before."""
+    expected = Probe(Blocks(tiny), calibration, fork=False).loss((3,))
+    half = load_model(locate(str(TINY)), dtype="bfloat16")
+    before = {
+        name: (tensor.dtype, tensor.clone()) for name, tensor in (*half.named_parameters(), *half.named_buffers())
+    }
+    probe = Probe(Blocks(half), calibration)
+    found = probe.losses_in_float32([(3,)])[(3,)]
+    assert found.per_window == pytest.approx(expected.per_window, rel=1e-6)
+    for name, tensor in (*half.named_parameters(), *half.named_buffers()):
+        assert tensor.dtype == before[name][0]
+        assert torch.equal(tensor, before[name][1])
+    assert Probe(Blocks(tiny), calibration).losses_in_float32([(3,)]) == {}
+
+
+def test_the_resolution_is_how_far_differences_are_from_those_in_float32(tiny, calibration):
+    half = Probe(Blocks(load_model(locate(str(TINY)), dtype="bfloat16")), calibration)
+    found, exact = (half.losses_without_each((), range(1, 11)), Probe(Blocks(tiny), calibration))
+    exact = exact.losses_without_each((), range(1, 11))
+    errors = [(found[a].mean - found[b].mean) - (exact[a].mean - exact[b].mean) for a in found for b in found if a < b]
+    spread = (sum(error**2 for error in errors) / len(errors)) ** 0.5
+    assert spread < half.resolution < 10 * spread
+    assert Probe(Blocks(tiny), calibration).resolution == 0

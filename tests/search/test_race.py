@@ -18,7 +18,8 @@ class Table:
 
     def __init__(self, num_blocks, table, num_windows):
         self.num_blocks, self.num_windows, self.windows_at_once = num_blocks, num_windows, 1
-        self.table, self.measured = table, []
+        self.table, self.measured, self.said = table, [], []
+        self.resolution, self.exact, self.say = 0.0, {}, self.said.append
 
     def losses(self, removals, windows=None):
         windows = range(self.num_windows) if windows is None else windows
@@ -29,6 +30,9 @@ class Table:
     def loss(self, removed=()):
         return self.losses([removed])[tuple(sorted(removed))]
 
+    def losses_in_float32(self, removals):
+        return {key: Loss((self.exact[key],)) for key in removals if self.exact}
+
     def refusal(self, removed):
         return ""
 
@@ -38,6 +42,28 @@ FIVE = {
     (2,): [2.5, 2.7, 2.4, 2.6, 2.5, 2.7],  # worse by 0.5 to 0.6: dropped at the first comparison
     (3,): [1.9, 2.4, 2.0, 1.9, 2.1, 2.0],  # sometimes better, sometimes worse: stays
 }
+
+
+@pytest.mark.parametrize(
+    ("exact", "resolution", "best", "said"),
+    [
+        ({}, 0.0, 3, ""),
+        ({}, 0.01, 3, "less than rounding (0.01): block 3 is taken"),  # no float32 here
+        ({(1,): 1.97, (3,): 1.98}, 0.1, 1, "block 1 or 3 the losses differ by 0.007 nats"),
+        ({(1,): 1.98, (3,): 1.97}, 0.1, 3, "block 3 by losses in float32"),
+    ],
+)
+def test_candidates_closer_than_the_precision_can_tell(exact, resolution, best, said):
+    table = {(1,): [2.005, 2.005], (2,): [2.5, 2.6], (3,): [2.0, 1.995]}
+    probe = Table(5, table.__getitem__, 2)
+    probe.exact, probe.resolution = exact, resolution
+    race = Race(probe, (), 0.0)
+    race.run([1, 2, 3])
+    race.settle()
+    assert race.best == best
+    assert race.point().loss == pytest.approx(fmean(table[(best,)]))
+    assert len(probe.said) == bool(said)
+    assert said in "".join(probe.said)
 
 
 def test_a_clearly_worse_candidate_is_dropped_after_three_windows():

@@ -1,9 +1,13 @@
 """The probe: everything that a search method sees of a model. Methods see measurements, never the model."""
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from streamliner.errors import OutputError
 from streamliner.measure.counters import Counters, Progress
@@ -12,6 +16,7 @@ from streamliner.measure.loss import Loss, mean_divergence
 from streamliner.measure.plain import PlainPath
 from streamliner.measure.similarity import Similarity, SimilaritySum
 from streamliner.model.blocks import Blocks
+from streamliner.model.devices import can_be_in_float32, in_float32
 from streamliner.model.fork import Removed
 from streamliner.model.stack import check_indices
 from streamliner.runs.journal import Journal
@@ -35,7 +40,7 @@ class Probe:
         fork: measure all removals that are asked for together in one forward per window; False for a forward each.
         memory_budget: bytes next to the model for streams, a block at work and logits.
         ranks: the processes that share the windows; all must ask for the same measurements.
-        say: called with messages for the user.
+        say: called with messages for the user; methods may call it too.
 
     Attributes:
         num_blocks: number of blocks of the dense model.
@@ -65,7 +70,7 @@ class Probe:
         self.progress = Progress(on_progress)
         self._blocks, self._windows, self._batch_size = blocks, calibration.windows, batch_size
         self._journal, self._ranks = journal, ranks or Ranks()
-        self._refusal, self._say = refusal, say
+        self._refusal, self.say = refusal, say
         self._plain = PlainPath(blocks, self.counters)
         self._forked = ForkedPath(blocks, self._windows, self._plain, self.counters, memory_budget)
         self.windows_at_once = self._forked.windows_at_once
@@ -123,6 +128,48 @@ class Probe:
             if unknown:
                 self._measure(some, unknown)
         return {key: Loss(tuple(self._losses[key][number] for number in numbers)) for key in keys}
+
+    @cached_property
+    def resolution(self) -> float:
+        """The difference of two mean losses, in nats, that may be rounding in 16 bits; 0 where that is not known.
+
+        Twice the standard error of the difference between two removals: how far it is from that in float32 on a
+        window, from three removals on up to four windows, divided by the root of the number of windows.
+        """
+        count, depth = min(4, self.num_windows), self.num_blocks
+        keys = [(block,) for block in sorted({depth // 4, depth // 2, 3 * depth // 4})]
+        exact = self._in_float32(keys, count)
+        if exact is None or len(keys) < 2:
+            return 0.0
+        error = self._plain_losses(keys, count) - exact
+        pairs = torch.stack([a - b for a, b in itertools.combinations(error, 2)])
+        return 2 * pairs.square().mean().sqrt().item() / math.sqrt(self.num_windows)
+
+    def losses_in_float32(self, removals: Iterable[Iterable[int]]) -> dict[Removed, Loss]:
+        """Losses of a model of 16 bits on all windows, its weights in float32 meanwhile; one forward for each.
+
+        Empty where that is no better or not possible: a model of float32, quantised or offloaded, or too little memory.
+        """
+        keys = [check_indices(removed, self.num_blocks) for removed in removals]
+        found = self._in_float32(keys, self.num_windows)
+        return {} if found is None else {k: Loss(tuple(row)) for k, row in zip(keys, found.tolist(), strict=True)}
+
+    def _in_float32(self, keys: Sequence[Removed], count: int) -> Tensor | None:
+        """`_plain_losses` in float32; None where that is no better or not possible."""
+        possible = can_be_in_float32(self._blocks.model) and not self._blocks.offloaded
+        if self._ranks.total(torch.tensor(float(possible))).item() < self._ranks.size:
+            return None
+        with in_float32(self._blocks.model):
+            return self._plain_losses(keys, count)
+
+    @torch.inference_mode()
+    def _plain_losses(self, keys: Sequence[Removed], count: int) -> Tensor:
+        """Losses on the first `count` windows, (removals, windows), of a forward each."""
+        found = torch.zeros(len(keys), count, dtype=torch.float64)
+        for number in self._ranks.share(count):
+            for row, key in enumerate(keys):
+                found[row, number] = self._plain.losses(self._windows[[number]], key)[0]
+        return self._ranks.total(found)
 
     def similarity(self) -> Similarity:
         """Similarity of the dense model's residual streams at all pairs of depths, from one pass."""
@@ -185,7 +232,7 @@ class Probe:
             if not self._fork_is_right:
                 why = why or "in another process"
                 slower = "so each candidate takes its own forward, which is slower"
-                self._say(f"Batched evaluation does not match this model, {slower} ({why}).")
+                self.say(f"Batched evaluation does not match this model, {slower} ({why}).")
             if self._journal:
                 self._journal.remember_fork(why, self.windows_at_once)
         return self._fork_is_right

@@ -13,6 +13,8 @@ from streamliner.errors import NotEnoughMemoryError, first_line, is_out_of_memor
 from streamliner.format import human_bytes
 from streamliner.model.compat import offload_hook
 
+HALVES = (torch.bfloat16, torch.float16)
+
 
 def best_device() -> torch.device:
     """cuda if there is one, otherwise mps, otherwise cpu."""
@@ -56,6 +58,34 @@ def _free_memory() -> str:
     except (ValueError, AttributeError):  # macOS and Windows do not say
         return ""
     return f"The machine has {human_bytes(page * total)}, of which {human_bytes(page * free)} are free now."
+
+
+def can_be_in_float32(model: nn.Module) -> bool:
+    """Whether a model has weights of 16 bits alone, and there is room for a copy of them in float32."""
+    parameters = list(model.parameters())
+    kinds, devices = {p.dtype for p in parameters}, {p.device for p in parameters}
+    if not kinds & set(HALVES) or kinds - {*HALVES, torch.float32} or len(devices) != 1:
+        return False
+    device, needed = devices.pop(), 4 * sum(p.numel() for p in parameters)
+    if device.type == "cuda":
+        return needed < torch.cuda.mem_get_info(device)[0]
+    try:
+        return needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (ValueError, AttributeError):  # macOS and Windows do not say
+        return False
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """While open, the weights of a model, and its buffers, are in float32; the given ones wait next to them."""
+    given = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in HALVES]
+    try:
+        for tensor, data in given:
+            tensor.data = data.float()
+        yield
+    finally:
+        for tensor, data in given:
+            tensor.data = data
 
 
 def release_cached_memory() -> None:

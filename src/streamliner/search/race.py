@@ -39,11 +39,30 @@ class Race:
     estimates: dict[int, float] = field(default_factory=dict)
     window_losses: int = 0
     margin: float = math.inf
+    _settled: int | None = field(default=None, init=False)
 
     @property
     def best(self) -> int:
-        """The candidate with the smallest loss, the first of equals."""
+        """The candidate with the smallest loss, the first of equals; or what `settle` decided."""
+        if self._settled is not None:
+            return self._settled
         return min(self.losses, key=lambda block: _order(self.losses[block].mean, block))
+
+    def settle(self) -> None:
+        """Decide in float32, if the machine can, between candidates that are closer than the precision can tell."""
+        best, least = self.best, self.losses[self.best].mean
+        apart = {block: loss.mean - least for block, loss in self.losses.items()}
+        close = [block for block, nats in apart.items() if nats <= self.probe.resolution]
+        if len(close) < 2 or not self.probe.resolution:
+            return
+        keys = {tuple(sorted((*self.removed, block))): block for block in close}
+        exact = {keys[key]: loss.mean for key, loss in self.probe.losses_in_float32(keys).items()}
+        self._settled = min(exact, key=lambda block: _order(exact[block], block)) if exact else best
+        self.probe.say(
+            f"Round {len(self.removed) + 1}: without block {' or '.join(map(str, sorted(close)))} the losses differ by "
+            f"{max(apart[block] for block in close):.1g} nats, less than rounding ({self.probe.resolution:.1g}): "
+            f"{f'block {self._settled} by losses in float32' if exact else f'block {best} is taken'}."
+        )
 
     def point(self) -> Point:
         """The frontier's point with the best candidate removed too."""

@@ -76,6 +76,7 @@ class Sleb:
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
             race = Race(probe, removed, z=0)
             race.run(candidates)
+            race.settle()
             yield race.point()
             removed = (*removed, race.best)
 
@@ -86,6 +87,7 @@ class Sleb:
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
             race = Race(probe, removed, self.z)
             margin = self._race_lazily(race, candidates, increases, before)
+            race.settle()
             point = race.point()
             assert point.candidates is not None
             increases |= {block: loss - before for block, loss in point.candidates.items()}
