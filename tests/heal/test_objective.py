@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from healing import REMOVED, heal, objective_of
 from streamliner.cut.memory import cut_model
 from streamliner.errors import HealingError
+from streamliner.heal.trainer import reaches_all
 
 
 def test_before_training_the_healed_model_is_the_cut_one(tiny, tokenizer, calibration):
@@ -56,3 +58,11 @@ def test_networks_can_be_trained_on_the_cut_models_own_stream(tiny, calibration)
     plain = [functional.mse_loss(states[4], dense[6]), functional.mse_loss(states[6], dense[10])]
     assert on_cut(windows)[0].item() == pytest.approx((sum(plain) / 2).item(), rel=1e-5)
     assert on_dense(windows)[0].item() < on_cut(windows)[0].item()
+
+
+def test_parts_that_no_loss_reaches_are_noticed(tiny):
+    objective = objective_of(tiny, REMOVED)
+    assert reaches_all(objective)
+    assert all(parameter.grad is None for parameter in objective.parameters())
+    objective.networks["expert"] = nn.Linear(3, 3)
+    assert not reaches_all(objective)

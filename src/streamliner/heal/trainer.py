@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
@@ -68,8 +69,9 @@ class Trainer:
         self._tokens_of_a_step = settings.global_batch_size * text.sequence_length
         self._is_first = accelerator.process_index == 0
         self._validation = text.validation.to(objective.graft.blocks.device)
-        if accelerator.num_processes > 1:
-            _freeze_unused(objective, text)
+        if accelerator.num_processes > 1 and not reaches_all(objective):
+            # Without it processes wait for the gradients of experts that no token chose, and of unused attention.
+            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._trainable = objective.trainable()
         self._optimiser = torch.optim.AdamW(
             self._trainable.values(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay
@@ -259,12 +261,11 @@ def delayed_interrupt(*, enabled: bool) -> Iterator[threading.Event]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _freeze_unused(objective: Objective, text: TrainingText) -> None:
-    """Freeze what no loss reaches, such as attention to an encoder that is not there: processes would wait for it."""
-    windows = text.validation[:1] if len(text.validation) else torch.arange(2, 10)[None]
-    device = objective.graft.blocks.device
-    with torch.autocast(device.type, torch.bfloat16):
-        objective(windows.to(device))[0].backward()
-    for parameter in objective.trainable().values():
-        parameter.requires_grad_(parameter.grad is not None)
-        parameter.grad = None
+def reaches_all(objective: Objective) -> bool:
+    """Whether the losses of two equal tokens, which few experts see, reach all that is trained."""
+    blocks = objective.graft.blocks
+    with torch.autocast(blocks.device.type, torch.bfloat16):
+        objective(torch.full((1, 2), 2, device=blocks.device))[0].backward()
+    every = [parameter.grad is not None for parameter in objective.trainable().values()]
+    objective.zero_grad(set_to_none=True)
+    return all(every)

@@ -114,7 +114,8 @@ class _Packer:
         self._bos, self._separator = prefix_tokens(tokenizer), encode(tokenizer, "\n\n")
         self._body = length - len(self._bos)
         self._reader: Iterator[Document] | None = None
-        self._rest: list[int] = []  # tokens after the last window
+        self._tokens: list[int] = []  # of the documents at work, all of them: a document may be a whole book
+        self._at = 0  # the first of these tokens that no window has
         self._documents = self._packed = 0  # of this pass
 
     def next(self) -> list[int]:
@@ -151,31 +152,34 @@ class _Packer:
 
     def state(self) -> dict[str, Any]:
         """The position in the source as a JSON value, for `load`."""
-        return {"documents": self._documents, "packed": self._packed, "passes": self.passes, "rest": self._rest}
+        rest = self._tokens[self._at :]
+        return {"documents": self._documents, "packed": self._packed, "passes": self.passes, "rest": rest}
 
     def load(self, state: dict[str, Any]) -> None:
         self._rewind()
         self._documents, self._packed, self.passes = state["documents"], state["packed"], state["passes"]
-        self._rest = list(state["rest"])
+        self._tokens = list(state["rest"])
 
     def _pack(self) -> list[int] | None:
         """The next window of this pass, None at its end."""
         if self._reader is None:
             self._reader = stream_documents(self.source, self._documents)
-        while len(self._rest) < self._body:
+        while len(self._tokens) - self._at < self._body:
             document = next(self._reader, None)
             if document is None:
                 return None
             self._documents += 1
             if not isinstance(document, str) or document.strip():
-                separator = self._separator if self._rest or self._packed else []
-                self._rest += separator + encode(self._tokenizer, document)
-        window, self._rest = self._bos + self._rest[: self._body], self._rest[self._body :]
+                separator = self._separator if self._tokens or self._packed else []
+                self._tokens = [*self._tokens[self._at :], *separator, *encode(self._tokenizer, document)]
+                self._at = 0
+        window = self._bos + self._tokens[self._at : self._at + self._body]
+        self._at += self._body
         self._packed += 1
         return window
 
     def _rewind(self) -> None:
-        self._reader, self._rest, self._documents, self._packed = None, [], 0, 0
+        self._reader, self._tokens, self._at, self._documents, self._packed = None, [], 0, 0, 0
 
 
 def _shares(count: int, weights: Sequence[float]) -> list[int]:
