@@ -50,6 +50,45 @@ def test_an_interruption_that_a_library_made_an_import_error(capsys, monkeypatch
     assert interruption(ValueError("of another kind")) is None
 
 
+def test_an_interruption_waits_for_an_import_and_for_a_deletion(capsys, monkeypatch, tmp_path):
+    """Otherwise what catches it there goes on with half a module, or Python prints it and goes on."""
+    (tmp_path / "slow_module.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\nfor _ in range(10**5): pass\nWHOLE = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = []
+
+    class Deleted:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+            seen.append("deleted")
+
+    def during_import():
+        import slow_module
+
+        seen.append(slow_module.WHOLE)
+        time.sleep(5)
+
+    def during_deletion():
+        Deleted()
+        time.sleep(5)
+
+    for verb in (during_import, during_deletion):
+        monkeypatch.setattr("streamliner.verbs.methods.methods", verb)
+        _, err = run(capsys, "methods", status=130)
+        assert err.strip() == "Error: Stopped."
+    assert seen == [True, "deleted"]
+
+
+def test_asked_twice_it_does_not_wait(capsys, monkeypatch, tmp_path):
+    (tmp_path / "endless_module.py").write_text(
+        "import os, signal\nfor _ in range(2): os.kill(os.getpid(), signal.SIGINT)\nwhile True: pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("streamliner.verbs.methods.methods", lambda: __import__("endless_module"))
+    assert "Stopped." in run(capsys, "methods", status=130)[1]
+
+
 def test_handlers_of_signals_are_as_before(capsys):
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     run(capsys, "methods")

@@ -1,19 +1,16 @@
 """The command line: one short file per verb, which parses, calls `verbs/` and prints."""
 
 import json
-import os
-import signal
 import sys
-import threading
-from types import FrameType
 
 import typer
 
 from streamliner._version import __version__
 from streamliner.cli import benchmark, cut, evaluate, heal, inspect, methods, prune, report, search, verify
 from streamliner.cli.console import Reported
+from streamliner.cli.interrupt import interruptible
 from streamliner.cli.renamed import renamed
-from streamliner.errors import Interrupted, UserError
+from streamliner.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,22 +41,10 @@ def _options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line tool. Exit status 0 fine, 1 failure, 2 the user's mistake, 130 Ctrl-C."""
     arguments = renamed(sys.argv[1:] if arguments is None else arguments)
-    numbers = [signal.SIGINT]
-    if os.environ.get("WORLD_SIZE", "1") == "1":  # a launcher stops its processes at once
-        numbers.append(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    before = [signal.signal(number, _interrupt) for number in numbers]
     try:
-        app(arguments)
+        with interruptible():
+            app(arguments)
     except SystemExit as stop:
         if stop.code == UserError.exit_code and "--json" in arguments and not isinstance(stop, Reported):
             print(json.dumps({"error": "The command line is not understood.", "hint": "See the message on stderr."}))
         raise
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
-def _interrupt(signal_number: int, frame: FrameType | None) -> None:
-    raise Interrupted("Stopped.")
