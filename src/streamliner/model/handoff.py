@@ -139,7 +139,10 @@ def find_handoffs(runs: list[BlockRun], stack: Stack, model_name: str) -> list[H
     """
     order = [run.index for run in runs]
     if order != sorted(set(order)) or not order:
-        raise UnsupportedModelError(f"{model_name} does not run the blocks of {stack.path} once each, in order.")
+        raise UnsupportedModelError(
+            f"{model_name} does not run the blocks of {stack.path} once each, in order.",
+            "It could be built for a loop over blocks: ask for it, with the model's config.json.",
+        )
     handoffs = [Handoff()] * len(stack)
     for run, following in pairwise(runs):
         handoffs[run.index] = Handoff.of(run.output, following.call)

@@ -54,6 +54,8 @@ def read_documents(path: Path, field: str, piece: int = -1) -> Iterator[Document
                 return
             while lines := file.readlines(piece):
                 yield "".join(lines)
+    except GeneratorExit:  # at the end of the program, when `csv` may be gone already
+        raise
     except (OSError, EOFError, csv.Error) as error:
         raise TextError(f"{path} cannot be read: {error}") from error
     except UnicodeDecodeError as error:
