@@ -19,6 +19,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 EFFORTS = ("exact", "adaptive")
 PRECISIONS = ("no", "bf16", "fp16")
 ENGINES = ("transformers", "vllm", "llama.cpp")
+FOLD_NAMES = ("refit", "gain", "replaceme")
 NETWORKS = ("block", "swiglu", "ffn", "none")
 INITS = ("first", "last", "mean", "random")
 STREAM_LOSSES = ("mse", "normalized-mse")
@@ -121,7 +122,10 @@ class HealSettings:
     dense: ModelLike | None = flag(None, "Model it was cut from (default: as recorded)", metavar="MODEL")
     tokenizer: PreTrainedTokenizerBase | None = flag(None, "", python_only=True)
     run: str | Path | None = flag(None, "Run folder (default: the output's name + .run)", metavar="RUN")
-    network: str = flag("block", "Network in place of removed blocks", choices=NETWORKS)
+    fold: str | None = flag(None, "Repair in closed form, before any training", choices=FOLD_NAMES)
+    fold_blocks: str = flag("gaps", "Blocks to fold: those before gaps, or all later", choices=("gaps", "later"))
+    fold_tokens: int | str | None = flag(None, "Tokens to fit a fold on (default: by its size)", metavar="N")
+    network: str = flag(None, "Network in place of removed blocks (default: block; with --fold none)", choices=NETWORKS)
     network_depth: int = flag(1, "Blocks of a network", minimum=1)
     init: str = flag("first", "Initial weights of a block network", choices=INITS)
     residual: bool = flag(True, "x + f(norm(x)); otherwise f(x) alone (swiglu, ffn)")
@@ -157,6 +161,8 @@ class HealSettings:
 
     def __post_init__(self) -> None:
         """Raise UserError if settings contradict each other."""
+        if self.network is None:
+            object.__setattr__(self, "network", "none" if self.fold else "block")
         check_values(self)
         losses, _, _ = self.losses, self.texts, self.trackers
         wrong = next((name for name in losses if name not in STREAM_LOSSES + HEAD_LOSSES), None)
@@ -165,8 +171,18 @@ class HealSettings:
             raise HealingError(f"--loss has no {wrong or 'value'}.", f"Choose one of {known}.")
         if self.network != "block" and self.init != "first":
             raise HealingError("--init is for block networks.", "Add --network block, or leave it out.")
-        if self.network == "none" and not self.lora:
-            raise HealingError("There is nothing to train.", "Choose a --network, or --lora RANK, or both.")
+        if not self.trains and not self.fold:
+            raise HealingError(
+                "There is nothing to train.", "Choose a --network, or --lora RANK, or both, or a --fold."
+            )
+        if self.fold and (self.network not in ("block", "none") or self.init != "first" or self.network_depth > 1):
+            raise HealingError("A fold goes with --network block of one block, which starts from it, or with none.")
+        if not self.fold and (self.fold_tokens is not None or self.fold_blocks != "gaps"):
+            raise HealingError(
+                "--fold-tokens and --fold-blocks are for a --fold.", "Add --fold refit, or leave them out."
+            )
+        if not self.trains:
+            return
         if (self.network == "none" or self.lora) and not self.head_losses:
             raise HealingError("Adapters are trained through the whole model.", "Add lm or kd, such as --loss kd.")
         if self.network == "none" and self.stream_losses:
@@ -178,6 +194,16 @@ class HealSettings:
         for field in ("learning_rate", "clip"):
             if not getattr(self, field) > 0:
                 raise HealingError(f"{long_name(HealSettings, field)} must be more than 0, not {getattr(self, field)}.")
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained: networks or adapters."""
+        return self.network != "none" or self.lora > 0
+
+    @property
+    def num_fold_tokens(self) -> int | None:
+        """About how many tokens to fit a fold on; None for as many as it needs."""
+        return None if self.fold_tokens is None else number(self.fold_tokens, "--fold-tokens", "tokens")
 
     @property
     def losses(self) -> dict[str, float]:

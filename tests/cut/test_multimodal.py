@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -32,17 +31,9 @@ FIXED = {
 }
 
 
-BROKEN_ON_TEXT = {("llama4", "5.24.0")}
-"""Types that a release of transformers cannot run on text alone because of a bug: they are refused."""
-
-
 @pytest.mark.parametrize("name", [name for name in WRAPPERS if name not in NEEDS_IMAGE])
 def test_the_text_is_cut_and_images_still_go_in(name, tmp_path):
     model = make_wrapper(name)
-    if (name, transformers.__version__) in BROKEN_ON_TEXT:
-        with pytest.raises(UnsupportedModelError, match="does not run on text alone"):
-            Blocks(model)
-        return
     model.save_pretrained(tmp_path / "dense")
     blocks, structure = Blocks(model), Structure.of(model)
     sample, with_image = text_inputs(name)["input_ids"], image_inputs(name, model)

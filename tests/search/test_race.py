@@ -48,28 +48,28 @@ FIVE = {
     ("exact", "resolution", "best", "said"),
     [
         ({}, 0.0, 3, ""),
-        ({}, 0.01, 3, "less than rounding (0.01): block 3 is taken"),  # no float32 here
-        ({(1,): 1.97, (3,): 1.98}, 0.1, 1, "block 1 or 3 the losses differ by 0.007 nats"),
-        ({(1,): 1.98, (3,): 1.97}, 0.1, 3, "block 3 by losses in float32"),
+        ({}, 0.01, 3, "less than rounding (0.01): {3} is taken"),  # no float32 here
+        ({(1,): 1.97, (3,): 1.98}, 0.1, 1, "Without {1} or {3} the losses differ by 0.007 nats"),
+        ({(1,): 1.98, (3,): 1.97}, 0.1, 3, "{3} by losses in float32"),
     ],
 )
 def test_candidates_closer_than_the_precision_can_tell(exact, resolution, best, said):
     table = {(1,): [2.005, 2.005], (2,): [2.5, 2.6], (3,): [2.0, 1.995]}
     probe = Table(5, table.__getitem__, 2)
     probe.exact, probe.resolution = exact, resolution
-    race = Race(probe, (), 0.0)
-    race.run([1, 2, 3])
+    race = Race(probe, 0.0)
+    race.run({1: (1,), 2: (2,), 3: (3,)})
     race.settle()
     assert race.best == best
-    assert race.point().loss == pytest.approx(fmean(table[(best,)]))
+    assert race.losses[race.best].mean == pytest.approx(fmean(table[(best,)]))
     assert len(probe.said) == bool(said)
     assert said in "".join(probe.said)
 
 
 def test_a_clearly_worse_candidate_is_dropped_after_three_windows():
     probe = Table(5, FIVE.__getitem__, 6)
-    race = Race(probe, (), 3.0)
-    race.run([1, 2, 3])
+    race = Race(probe, 3.0)
+    race.run({1: (1,), 2: (2,), 3: (3,)})
     assert race.best == 1
     assert set(race.losses) == {1, 3}
     assert race.window_losses == len(probe.measured) == 6 + 3 + 6
@@ -80,25 +80,25 @@ def test_a_clearly_worse_candidate_is_dropped_after_three_windows():
 
 def test_with_z_0_none_is_dropped():
     probe = Table(5, FIVE.__getitem__, 6)
-    race = Race(probe, (), 0.0)
-    race.run([1, 2, 3])
+    race = Race(probe, 0.0)
+    race.run({1: (1,), 2: (2,), 3: (3,)})
     assert set(race.losses) == {1, 2, 3}
     assert race.margin == math.inf
 
 
 def test_later_candidates_race_against_the_best_so_far_without_measuring_it_again():
     probe = Table(5, FIVE.__getitem__, 6)
-    race = Race(probe, (), 3.0)
-    race.run([1])
-    race.run([2])
+    race = Race(probe, 3.0)
+    race.run({1: (1,)})
+    race.run({2: (2,)})
     assert race.best == 1
     assert [window for key, window in probe.measured if key == (2,)] == [0, 1, 2]
     assert len(probe.measured) == 6 + 3
 
 
 def test_on_two_windows_none_is_dropped():
-    race = Race(Table(5, FIVE.__getitem__, 2), (), 3.0)
-    race.run([1, 2, 3])
+    race = Race(Table(5, FIVE.__getitem__, 2), 3.0)
+    race.run({1: (1,), 2: (2,), 3: (3,)})
     assert set(race.losses) == {1, 2, 3}
 
 

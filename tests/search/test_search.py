@@ -189,7 +189,7 @@ def test_methods_have_dashed_names_and_the_old_ones_still_work():
         make_method("block-influenc")
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "best"])  # it can only say how many at most
 def test_progress_expects_what_a_method_asks_for(name, blocks, calibration):
     """Where no candidate is refused and nothing is known, the total is right before the first candidate."""
     steps = []

@@ -6,6 +6,7 @@ from streamliner.cli.command import Argument, Given, command
 from streamliner.cli.console import print_line, print_tables
 from streamliner.cli.cut import OUT, print_verification
 from streamliner.format import Table, number
+from streamliner.heal.folds.fold_table import fold_table
 from streamliner.settings import HealSettings, ModelSettings
 
 CUT = Argument("cut", "Folder that streamliner cut or prune wrote", "CUT")
@@ -13,7 +14,7 @@ CUT = Argument("cut", "Folder that streamliner cut or prune wrote", "CUT")
 
 @command(CUT, OUT, without=("offload",), Heal=HealSettings, Model=ModelSettings)
 def heal(given: Given) -> None:
-    """Train networks in place of removed blocks. A killed run continues with the same command.
+    """Train networks in place of removed blocks, or repair them in closed form. A killed run continues.
 
     Each run of removed blocks gets a lightweight network in the place of the kept block before it: with 8 blocks
     removed in a row, 9 blocks become 1. The healed model has as many blocks as the cut one.
@@ -37,15 +38,17 @@ def print_healed(result: dict[str, Any]) -> None:
         print_tables([Table([["", *perplexity], cells], title)])
     else:
         print_line(title)
-    training = result["training"]
-    best = (
-        f"; kept the state after step {training['best_step']}, the best on held-out windows: validation loss "
-        f"{training['first_loss']:.4g} before, {training['best_loss']:.4g} after."
-    )
-    print_line(
-        f"Trained on {training['tokens']:,} tokens in {training['steps']} steps"
-        + (best if perplexity else ", without validation.")
-    )
+    if result["folds"]:
+        print_tables([fold_table(result["folds"])])
+    if training := result["training"]:
+        best = (
+            f"; kept the state after step {training['best_step']}, the best on held-out windows: validation loss "
+            f"{training['first_loss']:.4g} before, {training['best_loss']:.4g} after."
+        )
+        print_line(
+            f"Trained on {training['tokens']:,} tokens in {training['steps']} steps"
+            + (best if perplexity else ", without validation.")
+        )
     if perplexity and perplexity["healed"] > perplexity["cut"]:
         print_line("Warning: the healed model is worse than the cut one on held-out windows.")
         print_line("Train longer, or with --loss lm.")

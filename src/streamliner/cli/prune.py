@@ -13,8 +13,8 @@ from streamliner.settings import HealSettings, ModelSettings, PruneSettings, Sea
     MODEL, OUT, without=("dense",), Search=SearchSettings, Prune=PruneSettings, Heal=HealSettings, Model=ModelSettings
 )
 def prune(given: Given) -> None:
-    """Search, cut and verify, and heal with --heal. OUT appears whole at the end; a killed run continues with the same
-    command.
+    """Search, cut and verify, and heal with --heal or --fold. OUT appears whole at the end; a killed run continues
+    with the same command.
 
     `--remove n` removes n blocks, with and without `--heal`. Every flag of `search` and `heal` works here.
     """
@@ -37,10 +37,13 @@ def prune(given: Given) -> None:
 
 
 def _heal_settings(given: Given) -> HealSettings | None:
-    if given.settings(PruneSettings).heal:
+    if given.settings(PruneSettings).heal or "fold" in given.names:
         return given.settings(HealSettings)
     only_heal = flags_of(HealSettings).keys() - flags_of(SearchSettings).keys() - {"verify"}
     idle = sorted(only_heal & given.names)
     if idle:
-        raise UserError(f"Healing options need --heal: {long_name(HealSettings, idle[0])} was given.", "Add --heal.")
+        raise UserError(
+            f"Healing options need --heal: {long_name(HealSettings, idle[0])} was given.",
+            "Add --heal, or --fold NAME for a repair without training.",
+        )
     return None

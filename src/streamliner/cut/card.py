@@ -55,17 +55,26 @@ def _metadata(card: Path, base: str) -> dict[str, Any]:
 
 def extend_model_card(folder: Path, result: dict[str, Any], code_file: str) -> None:
     """Add to README.md the `result` of a healing; `code_file` is the Python file that custom networks need."""
-    settings, training = result["settings"], result["training"]
+    settings = result["settings"]
     ranges = ((", ".join(map(str, range(gap["start"], gap["stop"]))), len(gap["places"])) for gap in result["gaps"])
     gaps = "; ".join(f"blocks {blocks} became {count}" for blocks, count in ranges)
-    lines = ["\n## Healing\n", f"Network: {settings['network']}" + (f" ({gaps})." if gaps else ".")]
+    sources = ", ".join(name for name, _ in settings["data"])
+    lines = ["\n## Healing\n"]
+    kept = [each for each in result["folds"] if each["kept"]]
+    if result["folds"]:
+        fitted = ", ".join(str(each["block"]) for each in kept) or "none, as no repair lowered the loss"
+        lines.append(
+            f"Fold: {settings['fold']}, a repair in closed form on text of {sources}. Blocks fitted: {fitted}."
+        )
+    if settings["network"] != "none":
+        lines.append(f"Network: {settings['network']}" + (f" ({gaps})." if gaps else "."))
     if settings["lora"]:
         lines.append(f"Adapters: LoRA of rank {settings['lora']}, merged.")
-    lines.append(
-        f"Loss: {', '.join(settings['loss'])}. Trained on {training['tokens']:,} tokens of "
-        f"{', '.join(name for name, _ in settings['data'])}; "
-        f"the state after step {training['best_step']} of {training['steps']} was kept."
-    )
+    if training := result["training"]:
+        lines.append(
+            f"Loss: {', '.join(settings['loss'])}. Trained on {training['tokens']:,} tokens of {sources}; "
+            f"the state after step {training['best_step']} of {training['steps']} was kept."
+        )
     perplexities = {name: value for name, value in result["validation_perplexity"].items() if value is not None}
     measured = [f"{name} {value:.4g}" for name, value in perplexities.items() if math.isfinite(value)]
     if measured:

@@ -96,21 +96,26 @@ def make_graft(blocks: Blocks, removed: tuple[int, ...], settings: HealSettings)
     """
     graft = Graft(blocks, (), {}, removed)
     if settings.network != "none":
-        if blocks.hands_on_state or blocks.unread or not blocks.plain_stream:
-            raise HealingError(
-                f"In {type(blocks.model).__name__} more than one residual stream passes between blocks, or text does "
-                "not run through all of them: a network cannot take the place of a block.",
-                "Heal it with --network none --lora 16 --loss kd.",
-            )
+        check_one_stream(blocks)
         graft.gaps = find_gaps(removed, len(blocks), settings.network_depth)
-        _check_not_shared(blocks, [place for gap in graft.gaps for place in gap.places], removed)
+        check_not_shared(blocks, [place for gap in graft.gaps for place in gap.places], removed)
         graft.networks = make_networks(blocks, graft.gaps, settings)
     if settings.lora:
-        _check_not_shared(blocks, graft.kept_blocks, removed)
+        check_not_shared(blocks, graft.kept_blocks, removed)
     return graft
 
 
-def _check_not_shared(blocks: Blocks, changed: list[int], removed: tuple[int, ...]) -> None:
+def check_one_stream(blocks: Blocks) -> None:
+    """Raise HealingError if blocks exchange more than one residual stream, or do not all run on text."""
+    if blocks.hands_on_state or blocks.unread or not blocks.plain_stream:
+        raise HealingError(
+            f"In {type(blocks.model).__name__} more than one residual stream passes between blocks, or text does "
+            "not run through all of them: a network cannot take the place of a block.",
+            "Heal it with --network none --lora 16 --loss kd.",
+        )
+
+
+def check_not_shared(blocks: Blocks, changed: list[int], removed: tuple[int, ...]) -> None:
     """Raise HealingError if a block whose weights will change shares some with another block that stays."""
     for places in shared_parameters(blocks.modules):
         sharing = sorted({index for index, _ in places if index not in removed})

@@ -14,12 +14,13 @@ from streamliner.cut.verification import sample_tokens
 from streamliner.errors import HealingError, MissingExtraError
 from streamliner.heal.accelerator import find_trackers, make_accelerator
 from streamliner.heal.checks import check_healable
+from streamliner.heal.folding import Folded, Folding
 from streamliner.heal.graft import Graft, make_graft
 from streamliner.heal.merge import merge
 from streamliner.heal.objective import Objective
 from streamliner.heal.save import try_out
 from streamliner.heal.state import STATE, load_tensors, open_run
-from streamliner.heal.trainer import Prepared, Trainer
+from streamliner.heal.trainer import Prepared, Trained, Trainer
 from streamliner.measure.loss import text_loss
 from streamliner.model.blocks import Blocks
 from streamliner.model.devices import enough_memory
@@ -45,6 +46,8 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
     check_healable(dense.source.name, dense.shell, dense.config, one_device=one_device)
     if settings.lora and find_spec("peft") is None:
         raise MissingExtraError("LoRA", "heal")
+    if settings.fold and dense.ranks.size > 1:
+        raise HealingError("A fold runs in one process.", "Leave out the launcher, or --fold.")
     if settings.global_batch_size % (dense.ranks.size * settings.micro_batch):
         raise HealingError(
             f"A batch of {settings.global_batch_size} windows cannot be divided among {dense.ranks.size} processes "
@@ -70,7 +73,7 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
         validation_windows=settings.validation_windows,
         seed=settings.seed,
     )
-    return Prepared(settings, text, count_steps(settings, text))
+    return Prepared(settings, text, count_steps(settings, text) if settings.trains else 0)
 
 
 def count_steps(settings: HealSettings, text: TrainingText) -> int:
@@ -113,22 +116,13 @@ class Healing:
     def _train(self, precision: torch.dtype | None) -> tuple[Graft, dict[str, Any]]:
         settings, blocks = self.prepared.settings, self.dense.load(self.reporter)
         graft = make_graft(blocks, self.removed, settings)
-        accelerator = make_accelerator(settings, blocks.dtype, blocks.device, self.folder)
+        accelerator = None
+        if settings.trains:
+            accelerator = make_accelerator(settings, blocks.dtype, blocks.device, self.folder)
         self._enter_folder(graft)
-        objective = Objective(graft, settings, first=self.prepared.text.prefix)
-        self._describe(objective)
-        if settings.trackers:
-            values = record_of(settings).items()
-            config = {name: value if isinstance(value, (int, float)) else str(value) for name, value in values}
-            accelerator.init_trackers("streamliner", config=config)
         perplexity = self._perplexities(graft) if self.dense.ranks.rank == 0 else {}
-        trainer = Trainer(objective, self.prepared, accelerator, self.folder)
-        smaller = "--micro-batch 1, --sequence-length 512, --dtype bfloat16 or --network none --lora 8"
-        with self.reporter.training(self.prepared.steps) as on_row, enough_memory("training", smaller):
-            trained = trainer.run(on_row)
-        if settings.trackers:
-            accelerator.end_training()
-        accelerator.free_memory()
+        folds = self._fold(graft, perplexity) if settings.fold else []
+        trained = self._run_training(graft, accelerator) if accelerator else None
         if self.dense.ranks.rank:
             return graft, {}
         unused = merge(graft, precision, sample_tokens(self.dense.config))
@@ -142,10 +136,46 @@ class Healing:
             "custom_code": bool(graft.networks),
             "unused_parameters": unused,
             "settings": record_of(settings),
-            "training": dataclasses.asdict(trained),
+            "folds": [dataclasses.asdict(each) for each in folds],
+            "training": None if trained is None else dataclasses.asdict(trained),
             "validation_perplexity": perplexity,
             "verification": None,
         }
+
+    def _fold(self, graft: Graft, perplexity: dict[str, float | None]) -> list[Folded]:
+        """Repair in closed form: networks start from that, and other blocks of the graft become changed copies."""
+        settings, start = self.prepared.settings, Graft(graft.blocks, (), {}, graft.removed)
+        assert settings.fold is not None
+        self.reporter.say(f"Folding ({settings.fold}), from the bottom to the top ...")
+        later, tokens = settings.fold_blocks == "later", settings.num_fold_tokens
+        with enough_memory("folding", "--fold gain, fewer --fold-tokens or --dtype bfloat16"):
+            done = Folding(start, self.prepared.text, settings.fold, tokens, later, self.reporter.say).run()
+        frozen = {place: each.requires_grad_(False) for place, each in start.networks.items()}
+        for place in frozen.keys() & graft.networks.keys():
+            graft.networks[place].load_state_dict(frozen.pop(place).state_dict())
+        graft.networks = {**graft.networks, **frozen}
+        if settings.trains:
+            with graft.in_place():
+                perplexity["folded"] = self._perplexity(graft.blocks)
+        return done
+
+    def _run_training(self, graft: Graft, accelerator: Any) -> Trained:
+        """Train what is trainable in the graft to its best state."""
+        settings = self.prepared.settings
+        objective = Objective(graft, settings, first=self.prepared.text.prefix)
+        self._describe(objective)
+        if settings.trackers:
+            values = record_of(settings).items()
+            config = {name: value if isinstance(value, (int, float)) else str(value) for name, value in values}
+            accelerator.init_trackers("streamliner", config=config)
+        trainer = Trainer(objective, self.prepared, accelerator, self.folder)
+        smaller = "--micro-batch 1, --sequence-length 512, --dtype bfloat16 or --network none --lora 8"
+        with self.reporter.training(self.prepared.steps) as on_row, enough_memory("training", smaller):
+            trained = trainer.run(on_row)
+        if settings.trackers:
+            accelerator.end_training()
+        accelerator.free_memory()
+        return trained
 
     def _enter_folder(self, graft: Graft) -> None:
         """Create the run folder, or find it as this run left it; before a run starts, try out its networks."""
@@ -201,11 +231,16 @@ class Healing:
 
 def identity_of(settings: HealSettings) -> dict[str, Any]:
     """The settings that must be the same when a run continues, under the names that all releases gave them."""
-    return {name: getattr(settings, name) for name in THAT_MATTER} | {
-        "loss": settings.losses,
-        "data": [list(pair) for pair in settings.texts],
-        "batch_size": settings.global_batch_size,
-    }
+    folds = {name: getattr(settings, name) for name in ("fold", "fold_blocks", "fold_tokens") if settings.fold}
+    return (
+        {name: getattr(settings, name) for name in THAT_MATTER}
+        | folds
+        | {
+            "loss": settings.losses,
+            "data": [list(pair) for pair in settings.texts],
+            "batch_size": settings.global_batch_size,
+        }
+    )
 
 
 def record_of(settings: HealSettings) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Next-token loss, perplexity, and divergence of next-token distributions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -47,7 +48,12 @@ class Loss:
 
 @torch.no_grad()  # not inference mode: what a model caches here may later be trained through
 def text_loss(
-    blocks: Blocks, windows: Tensor, *, first: int = 0, on_progress: Callable[[int, int], None] | None = None
+    blocks: Blocks,
+    windows: Tensor,
+    *,
+    first: int = 0,
+    start: tuple[int, Sequence[Tensor]] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Loss:
     """The model's loss on each window, one window in memory at a time. `.perplexity` of the result is its perplexity.
 
@@ -57,13 +63,15 @@ def text_loss(
         blocks: of the model.
         windows: token ids, (windows, tokens).
         first: the first position that predicts; the positions before it are context.
+        start: a depth, and the residual stream there of each window, (1, tokens, hidden): what is below does not run.
         on_progress: called with (windows done, windows).
     """
     fit = positions_that_fit(blocks, HEAD_BYTES)
     losses: list[float] = []
-    for window in windows:
+    for number, window in enumerate(windows):
         ids = window[None]
-        stream = blocks.streams(ids, [len(blocks)])[len(blocks)]
+        with blocks.resumed(start[0], start[1][number]) if start else nullcontext():
+            stream = blocks.streams(ids, [len(blocks)])[len(blocks)]
         losses += head_losses(blocks, stream, ids, fit, first).tolist()
         if on_progress:
             on_progress(len(losses), len(windows))

@@ -112,12 +112,16 @@ class Blocks:
             input_ids: the tokens that `state` was computed from, for masks and positions.
             inputs: as for `forward`.
         """
+        with self.resumed(depth, state):
+            return self.forward(input_ids, **inputs)
+
+    def resumed(self, depth: int, state: Tensor) -> AbstractContextManager[None]:
+        """While open, forwards skip the blocks below `depth`, 1 to N, and the residual stream there is `state`."""
         if not 1 <= depth <= len(self):
             raise ValueError(f"depth must be 1 to {len(self)}, not {depth}")
         forwards = {index: self.pass_on(index) for index in range(depth - 1)}
         forwards[depth - 1] = lambda call: self.hand_on(depth - 1, state, call)
-        with self.substituted(forwards):
-            return self.forward(input_ids, **inputs)
+        return self.substituted(forwards)
 
     def logits(self, stream: Tensor, input_ids: Tensor, positions: Tensor) -> Tensor:
         """The model's own final norm and head at some positions, (windows, positions, vocabulary).

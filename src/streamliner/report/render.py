@@ -42,7 +42,7 @@ def make_sections(results: Results) -> list[Section]:
         *summary_sections(results),
         *frontier_sections(results),
         *map(search_section, results.searches),
-        *(healing_section(run) for run in results.runs if run.history),
+        *(healing_section(run) for run in results.runs if run.history or "healing" in run.files),
         *map(evaluation_section, results.evaluations),
         *map(speed_section, results.benchmarks),
         reproduce_section(results),

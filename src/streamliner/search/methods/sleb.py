@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -74,10 +74,10 @@ class Sleb:
     def _exact(self, probe: Probe, limit: int) -> Iterator[Point]:
         removed: tuple[int, ...] = ()
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
-            race = Race(probe, removed, z=0)
-            race.run(candidates)
+            race: Race[int] = Race(probe, z=0)
+            race.run(with_each(removed, candidates))
             race.settle()
-            yield race.point()
+            yield _point(race, removed)
             removed = (*removed, race.best)
 
     def _adaptive(self, probe: Probe, limit: int) -> Iterator[Point]:
@@ -85,23 +85,30 @@ class Sleb:
         increases: dict[int, float] = {}  # of the loss by each block, when last measured
         before = probe.loss().mean
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
-            race = Race(probe, removed, self.z)
-            margin = self._race_lazily(race, candidates, increases, before)
+            race: Race[int] = Race(probe, self.z)
+            margin = self._race_lazily(race, removed, candidates, increases, before)
             race.settle()
-            point = race.point()
+            point = _point(race, removed)
             assert point.candidates is not None
             increases |= {block: loss - before for block, loss in point.candidates.items()}
             least = margin if math.isfinite(margin) else None
             yield dataclasses.replace(point, window_losses=race.window_losses, margin=least)
             removed, before = point.removed, point.score
 
-    def _race_lazily(self, race: Race, candidates: list[int], increases: dict[int, float], before: float) -> float:
+    def _race_lazily(
+        self,
+        race: Race[int],
+        removed: tuple[int, ...],
+        candidates: list[int],
+        increases: dict[int, float],
+        before: float,
+    ) -> float:
         """Race only candidates that may win; returns the smallest margin of those that were not fully measured."""
-        last = race.removed[-1:]
+        last = removed[-1:]
         below = [block for block in candidates if last and block < last[0]][-1:]
         above = [block for block in candidates if last and block > last[0]][:1]
         unknown = [block for block in candidates if block not in increases]
-        race.run(sorted({*below, *above, *unknown}))
+        race.run(with_each(removed, sorted({*below, *above, *unknown})))
         while True:
             least = race.losses[race.best].mean - before
             bounds = {
@@ -112,4 +119,16 @@ class Sleb:
             may_win = [block for block, bound in bounds.items() if bound < least]
             if not may_win:
                 return min([race.margin, *(bound - least for bound in bounds.values())])
-            race.run(may_win)
+            race.run(with_each(removed, may_win))
+
+
+def with_each(removed: tuple[int, ...], candidates: Iterable[int]) -> dict[int, tuple[int, ...]]:
+    """For each candidate the set of it and `removed`, sorted."""
+    return {block: tuple(sorted((*removed, block))) for block in candidates}
+
+
+def _point(race: Race[int], removed: tuple[int, ...]) -> Point:
+    """The frontier's point with the best candidate of a round removed too."""
+    best = race.losses[race.best]
+    found = {block: loss.mean for block, loss in race.losses.items()} | race.estimates
+    return Point((*removed, race.best), best.mean, best.mean, best.standard_error, dict(sorted(found.items())))

@@ -1,0 +1,222 @@
+"""Repair a cut model in closed form, block by block from the bottom; no new parameters, no training."""
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from streamliner.errors import HealingError
+from streamliner.heal.folds.gain import Gain
+from streamliner.heal.folds.refit import Refit
+from streamliner.heal.folds.replaceme import ReplaceMe
+from streamliner.heal.gaps import find_gaps
+from streamliner.heal.graft import Graft, check_not_shared, check_one_stream
+from streamliner.measure.loss import text_loss
+from streamliner.model.last_map import LastMap, find_last_map
+from streamliner.text.stream import TrainingText
+
+FOLDS: dict[str, type[Refit] | type[ReplaceMe] | type[Gain]] = {"refit": Refit, "replaceme": ReplaceMe, "gain": Gain}
+"""Repairs by name."""
+PENALTIES = (0.05, 0.5)
+"""Ridge penalties that are tried; the loss on held-out windows chooses."""
+MOST_KEPT = 1_000_000_000
+"""Bytes of residual streams that are kept from one block to the next; if they need more, they are computed again."""
+SINK = 8.0
+"""Tokens whose stream is longer than this many times the median are left out: attention sinks would rule the sums."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A repair that was tried.
+
+    Attributes:
+        block: whose last map was fitted, by its index in the dense model.
+        depth: where the stream was made most like the dense model's.
+        module: path of the map within the block.
+        penalty: the ridge penalty with the least loss.
+        loss_before, loss_after: on the held-out windows, nats per token, `loss_after` with the best penalty.
+        kept: whether it stayed, as it lowers that loss.
+        tokens: tokens that it was fitted on.
+        collecting, solving: seconds for the sums, and for the solutions and their losses.
+    """
+
+    block: int
+    depth: int
+    module: str
+    penalty: float
+    loss_before: float
+    loss_after: float
+    kept: bool
+    tokens: int
+    collecting: float
+    solving: float
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A block to fit: the copy of it that changes, and the sums of its fold."""
+
+    block: int
+    depth: int
+    last: LastMap
+    network: nn.Module
+    method: Refit | ReplaceMe | Gain
+
+
+@dataclass
+class Folding:
+    """Repairs the healed model of a graft: `graft.networks` gets changed copies of kept blocks.
+
+    Each repair is made on the model with those below it, and stays only if it lowers the mean loss on the held-out
+    windows of the text, which has some of each source.
+
+    Args:
+        graft: without networks or adapters.
+        text: where windows come from.
+        name: of FOLDS.
+        tokens: about how many tokens to fit on; None for as many as the fold needs for its number of unknowns.
+        later: fit every kept block from the first gap on, not only the one before each gap.
+        say: called with messages.
+    """
+
+    graft: Graft
+    text: TrainingText
+    name: str
+    tokens: int | None
+    later: bool
+    say: Callable[[str], None]
+    _drawn: list[Tensor] = field(default_factory=list, init=False)
+    # A depth and each window's stream there, so that what is below need not run again: of the dense model for the
+    # windows to fit on, of the healed model for the held-out ones too. Lists are empty where they would be too large.
+    _dense: tuple[int, list[Tensor]] | None = field(default=None, init=False)
+    _own: tuple[int, list[Tensor]] | None = field(default=None, init=False)
+
+    def run(self) -> list[Folded]:
+        """Repair from the bottom to the top; returns what was tried.
+
+        Raises HealingError if the architecture has no place for it, or there are no held-out windows.
+        """
+        check_one_stream(self.graft.blocks)
+        if not len(self.text.validation):
+            raise HealingError("A fold needs held-out windows to judge it.", "Give --validation-windows 16.")
+        maps = {block: self._last_map(block) for block, _ in self._places()}
+        check_not_shared(self.graft.blocks, [*maps], self.graft.removed)
+        done: list[Folded] = []
+        loss = self._loss()
+        for block, depth in self._places():
+            found = self._fit(block, depth, maps[block], loss)
+            loss = min(loss, found.loss_after)
+            what = "" if found.kept else ", so it stays as it is"
+            losses = f"loss on held-out windows {found.loss_before:.4f} -> {found.loss_after:.4f}"
+            self.say(f"Block {block}, {found.module}: {losses}{what}.")
+            done.append(found)
+        return done
+
+    def _places(self) -> list[tuple[int, int]]:
+        """Blocks to fit, from the bottom, and the depths where their streams are compared."""
+        gaps = {gap.places[-1]: gap.stop for gap in find_gaps(self.graft.removed, len(self.graft.blocks))}
+        kept = [index for index in range(min(gaps), len(self.graft.blocks)) if index not in self.graft.removed]
+        return [(index, gaps.get(index, index + 1)) for index in kept if self.later or index in gaps]
+
+    def _last_map(self, block: int) -> LastMap:
+        last = find_last_map(self.graft.blocks, block, self.text.validation[:1])
+        if last is not None and (last.is_linear or not FOLDS[self.name].needs_linear):
+            return last
+        name = type(self.graft.blocks.model).__name__
+        if last is None:
+            raise HealingError(
+                f"Block {block} of {name} has no linear map or norm that writes into the stream: no place to fold.",
+                "Its weights are quantised, or experts write into the stream. Heal it with --network block.",
+            )
+        raise HealingError(
+            f"Block {block} of {name} ends in a norm, {last.path}: {self.name} fits a linear map.", "Use --fold gain."
+        )
+
+    def _fit(self, block: int, depth: int, last: LastMap, loss: float) -> Folded:
+        """Fit one block, and keep that if it lowers the loss."""
+        graft, network = self.graft, copy.deepcopy(self.graft.blocks.modules[block])
+        weight, bias = last.weights(network)
+        method = FOLDS[self.name](last, bias is not None)
+        windows = self._windows(
+            -(-(self.tokens or method.tokens_per_input * weight.shape[-1]) // self.text.sequence_length)
+        )
+        without, graft.networks = graft.networks, {**graft.networks, block: network}
+        begin = time.perf_counter()
+        states = self._collect(windows, _Fit(block, depth, last, network, method))
+        collected = time.perf_counter()
+        tried: dict[float, float] = {}
+        for penalty in PENALTIES:
+            last.set_weights(network, *method.solve(penalty, weight, bias))
+            tried[penalty] = self._loss((block, states) if states else None)
+        best = min(tried, key=lambda penalty: tried[penalty])
+        if kept := tried[best] < loss:
+            last.set_weights(network, *method.solve(best, weight, bias))
+        else:
+            graft.networks = without
+        times = collected - begin, time.perf_counter() - collected
+        return Folded(block, depth, last.path, best, loss, tried[best], kept, windows.numel(), *times)
+
+    @torch.no_grad()
+    def _collect(self, windows: Tensor, fit: _Fit) -> list[Tensor]:
+        """Add the tokens of all windows to a fold's sums; returns the streams of held-out windows before the block."""
+        held_out, block, depth = self.text.validation, fit.block, fit.depth
+        states: list[Tensor] = []  # of the healed model before the block, for the held-out windows and the others
+        targets: list[Tensor] = []  # of the dense model after the gap, for the others
+        for number, ids in enumerate(torch.split(torch.cat([held_out, windows]), 1), -len(held_out)):
+            wanted = {block} if self._own is None and block else set()
+            dense = self._dense_streams(number, ids, wanted | ({depth} if number >= 0 else set()))
+            if block:
+                states.append(dense[block] if wanted else self._own_streams(number, ids, block))
+            if number >= 0:
+                self._add(fit, ids, states[-1] if block else None, dense[depth])
+                targets.append(dense[depth])
+        needed = 2 * (len(held_out) + len(windows)) * windows.shape[1] * self.graft.blocks.stream_bytes
+        fits = needed <= MOST_KEPT and block > 0
+        self._dense, self._own = (depth, targets if fits else []), (block, states if fits else [])
+        return states[: len(held_out)]
+
+    def _dense_streams(self, number: int, ids: Tensor, depths: set[int]) -> dict[int, Tensor]:
+        with self._from(self._dense, number):
+            return self.graft.dense_streams(ids, depths)
+
+    def _own_streams(self, number: int, ids: Tensor, depth: int) -> Tensor:
+        with self.graft.in_place(), self._from(self._own, number + len(self.text.validation)):
+            return self.graft.blocks.streams(ids, {depth})[depth]
+
+    def _from(self, kept: tuple[int, list[Tensor]] | None, number: int) -> AbstractContextManager[None]:
+        """While open, forwards of a window begin at the depth where its stream is kept, or at the bottom."""
+        if kept is None or not 0 <= number < len(kept[1]):
+            return nullcontext()
+        return self.graft.blocks.resumed(kept[0], kept[1][number])
+
+    def _add(self, fit: _Fit, ids: Tensor, state: Tensor | None, dense: Tensor) -> None:
+        """Add the tokens of a window, (1, tokens), with its streams before the block and after the gap."""
+        calls: list[tuple[Tensor, Tensor]] = []
+        blocks = self.graft.blocks
+        begin = nullcontext() if state is None else blocks.resumed(fit.block, state)
+        with (
+            fit.last.watched(fit.network, lambda given, made: calls.append((given, made))),
+            self.graft.in_place(),
+            begin,
+        ):
+            own = blocks.streams(ids, {fit.depth})[fit.depth]
+        given, made = (tensor.reshape(ids.shape[1], -1).float() for tensor in calls[-1])
+        lengths = dense[0].float().norm(dim=1)
+        ordinary = lengths < SINK * lengths.median()
+        ordinary[: max(1, self.text.prefix)] = False
+        fit.method.add(given[ordinary], made[ordinary], (dense[0].float() - own[0].float())[ordinary])
+
+    def _windows(self, count: int) -> Tensor:
+        """The same windows for each block, (windows, tokens); token ids alone are kept."""
+        while len(self._drawn) < count:
+            self._drawn.append(self.text.batch(1)[0])
+        return torch.stack(self._drawn[:count])
+
+    def _loss(self, start: tuple[int, list[Tensor]] | None = None) -> float:
+        """Of the healed model on the held-out windows, from streams at a depth on if they are given."""
+        with self.graft.in_place():
+            return text_loss(self.graft.blocks, self.text.validation, start=start).mean

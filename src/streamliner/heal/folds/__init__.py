@@ -1,0 +1,1 @@
+"""Closed-form repairs: one file for each."""

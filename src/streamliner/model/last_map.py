@@ -1,0 +1,130 @@
+"""The last map of a block, whose output enters the residual stream unchanged: found by trying, not by name."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from streamliner.model.blocks import Blocks
+from streamliner.model.handoff import stream_out
+from streamliner.model.parts import find_part
+
+TOLERANCE = 1e-3
+"""Largest part of a change, in float32, that may not be in proportion to the module's own."""
+
+
+@dataclass(frozen=True)
+class LastMap:
+    """A module in a block; what it writes, times `scale`, is added to all else that the block returns.
+
+    Attributes:
+        path: in the block.
+        scale: 1, or a model's factor for what blocks write.
+        is_linear: whether it is a linear map; otherwise a norm with a weight for each channel.
+        input_first: whether a linear map's weight is (inputs, outputs), as in GPT-2's `Conv1D`.
+        adds_one: whether a norm multiplies by 1 + its weight, as Gemma's do.
+    """
+
+    path: str
+    scale: float
+    is_linear: bool
+    input_first: bool = False
+    adds_one: bool = False
+
+    @contextmanager
+    def watched(self, block: nn.Module, on_call: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+        """While open, each call of the module in `block` gives its input and its output to `on_call`."""
+        handle = find_part(block, self.path).register_forward_hook(lambda _, args, out: on_call(args[0], out))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def weights(self, block: nn.Module) -> tuple[Tensor, Tensor | None]:
+        """Copies in float32: of a linear map (outputs, inputs) and its bias, of a norm its factors and their bias."""
+        part: Any = find_part(block, self.path)
+        weight, bias = part.weight.detach().to(torch.float32, copy=True), getattr(part, "bias", None)
+        weight = weight.T if self.input_first else weight + 1 if self.adds_one else weight
+        return weight, None if bias is None else bias.detach().to(torch.float32, copy=True)
+
+    def set_weights(self, block: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+        """Give the module other `weights`, rounded to its precision."""
+        part: Any = find_part(block, self.path)
+        part.weight.data.copy_(weight.T if self.input_first else weight - 1 if self.adds_one else weight)
+        if bias is not None:
+            part.bias.data.copy_(bias)
+
+
+@torch.no_grad()
+def find_last_map(blocks: Blocks, index: int, input_ids: Tensor) -> LastMap | None:
+    """The last map of a block, tried in float32 on token ids of shape (1, tokens); None if there is none.
+
+    None for quantised weights, and where experts write into the stream and no map of all tokens does.
+    """
+    block = copy.deepcopy(blocks.modules[index]).float()
+    call = blocks.called_with(index, input_ids).float()
+    calls: dict[str, tuple[Tensor, Tensor]] = {}  # path -> input and output, in the order of the calls
+    with ExitStack() as hooks:
+        for path in _with_weight(block):
+            note = partial(_note, calls, path)
+            hooks.callback(find_part(block, path).register_forward_hook(note).remove)
+        before = stream_out(call.run(block))
+    generator = torch.Generator().manual_seed(0)
+    for path, (given, made) in reversed(calls.items()):
+        if made.shape[-1] != before.shape[-1] or made.numel() != before.numel():
+            continue  # OPT's feed-forward part sees (tokens, hidden)
+        change = (torch.randn(before.shape, generator=generator) * before.std().cpu()).to(before)
+        with changed(block, path, change.view(made.shape)):
+            difference = stream_out(call.run(block)) - before
+        scale = ((difference * change).sum() / change.square().sum()).item()
+        if (difference - scale * change).norm() <= TOLERANCE * difference.norm() and abs(scale) > TOLERANCE:
+            return _kind(find_part(block, path), path, scale, given, made)
+    return None
+
+
+@contextmanager
+def changed(block: nn.Module, path: str, change: Tensor) -> Iterator[None]:
+    """While open, the module at `path` in a block writes `change` more."""
+    handle = find_part(block, path).register_forward_hook(lambda _, __, made: made + change)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _with_weight(block: nn.Module) -> list[str]:
+    """Paths of the modules with a floating-point weight of their own."""
+    weights = ((path, getattr(part, "weight", None)) for path, part in block.named_modules())
+    return [path for path, weight in weights if isinstance(weight, Tensor) and weight.is_floating_point()]
+
+
+def _note(calls: dict[str, tuple[Tensor, Tensor]], path: str, _: nn.Module, args: Any, made: Any) -> None:
+    if args and isinstance(args[0], Tensor) and isinstance(made, Tensor):
+        calls[path] = args[0], made
+
+
+def _kind(part: Any, path: str, scale: float, given: Tensor, made: Tensor) -> LastMap | None:
+    """What kind of map it is, by computing it; None if it is of neither kind."""
+    weight, bias = part.weight, getattr(part, "bias", 0)
+    bias = 0 if bias is None else bias
+    close = partial(torch.allclose, rtol=1e-3, atol=1e-3 * made.abs().max().item())
+    if weight.ndim == 2:
+        for input_first in (False, True):
+            matrix = weight.T if input_first else weight
+            fits = matrix.shape == (made.shape[-1], given.shape[-1])
+            if fits and close(given @ matrix.T + bias, made):
+                return LastMap(path, scale, is_linear=True, input_first=input_first)
+        return None
+    if weight.shape != made.shape[-1:]:
+        return None
+    for adds_one in (False, True):
+        doubled = copy.deepcopy(part)
+        doubled.weight.data = 2 * weight + (1 if adds_one else 0)
+        if close(doubled(given) - bias, 2 * (made - bias)):
+            return LastMap(path, scale, is_linear=False, adds_one=adds_one)
+    return None

@@ -1,0 +1,251 @@
+"""Repairs in closed form: against least squares on stored activations, guarded by held-out loss, and on disk."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GraniteConfig
+
+from command import run
+from families import SMALL, make_model
+from healing import REMOVED, settings, training_text
+from places import TINY
+from streamliner.errors import HealingError
+from streamliner.heal import folding
+from streamliner.heal.folding import FOLDS, Folding
+from streamliner.heal.folds.regression import Ridge, RidgePerChannel
+from streamliner.heal.graft import Graft
+from streamliner.measure.loss import text_loss
+from streamliner.model.blocks import Blocks
+from streamliner.model.last_map import find_last_map
+
+SAMPLE = torch.arange(8, 40)[None]
+
+
+def fold(model, tokenizer, name, removed=REMOVED, *, tokens=None, later=False, **changes):
+    """What was tried, and the graft."""
+    text = training_text(tokenizer, settings(fold=name, **changes))
+    graft = Graft(Blocks(model), (), {}, removed)
+    return Folding(graft, text, name, tokens, later, lambda message: None).run(), graft
+
+
+def granite(residual_multiplier):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(GraniteConfig(**SMALL, residual_multiplier=residual_multiplier)).eval()
+
+
+@pytest.mark.parametrize(
+    ("family", "path", "linear", "other"),
+    [
+        ("llama", "mlp.down_proj", True, {}),
+        ("phi3", "mlp.down_proj", True, {}),
+        ("gpt2", "mlp.c_proj", True, {"input_first": True}),
+        ("opt", "fc2", True, {}),
+        ("gpt_neox", "mlp.dense_4h_to_h", True, {}),  # attention and feed-forward side by side
+        ("gemma2", "post_feedforward_layernorm", False, {"adds_one": True}),
+        ("olmo2", "post_feedforward_layernorm", False, {"adds_one": False}),
+    ],
+)
+def test_the_last_map_is_found_by_trying(family, path, linear, other):
+    last = find_last_map(Blocks(make_model(family)), 2, SAMPLE)
+    assert (last.path, last.is_linear) == (path, linear)
+    assert last.scale == pytest.approx(1, rel=1e-3)
+    assert all(getattr(last, name) == value for name, value in other.items())
+
+
+def test_a_factor_for_what_blocks_write_is_found():
+    last = find_last_map(Blocks(granite(0.22)), 2, SAMPLE)
+    assert (last.path, last.scale) == ("mlp.down_proj", pytest.approx(0.22, rel=1e-3))
+
+
+def test_experts_have_no_last_map_but_a_shared_expert_is_one():
+    assert find_last_map(Blocks(make_model("mixtral")), 2, SAMPLE) is None
+    blocks = Blocks(make_model("deepseek_v3"))
+    assert find_last_map(blocks, 0, SAMPLE).path == "mlp.down_proj"
+    assert find_last_map(blocks, 3, SAMPLE).path == "mlp.shared_experts.down_proj"
+
+
+def test_sums_give_the_least_squares_of_all_tokens():
+    generator = torch.Generator().manual_seed(0)
+    features, targets = (torch.randn(300, size, generator=generator, dtype=torch.float64) for size in (7, 5))
+    ridge, each = Ridge(), RidgePerChannel()
+    for rows in torch.split(torch.arange(300), 32):
+        ridge.add(features[rows], targets[rows])
+        each.add(features[rows, :5], targets[rows])
+    expected = torch.linalg.lstsq(features, targets).solution.float()
+    assert torch.allclose(ridge.solve(0.0), expected, atol=1e-6)
+    smaller = torch.linalg.solve(
+        features.T @ features + 0.5 * (features**2).sum(0).mean() * torch.eye(7), features.T @ targets
+    )
+    assert torch.allclose(ridge.solve(0.5), smaller.float(), atol=1e-6)
+    assert torch.allclose(
+        each.solve(0.0), ((features[:, :5] * targets).sum(0) / (features[:, :5] ** 2).sum(0)).float(), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_a_fold_lowers_the_loss_of_the_trained_model(tiny, tokenizer, name):
+    before = {key: value.clone() for key, value in tiny.state_dict().items()}
+    done, graft = fold(tiny, tokenizer, name)
+    assert [(each.block, each.depth) for each in done] == [(3, 6), (8, 10)]
+    assert done[0].loss_after < done[0].loss_before
+    for earlier, later in itertools.pairwise(done):
+        assert later.loss_before == min(earlier.loss_before, earlier.loss_after)
+    assert all(torch.equal(value, before[key]) for key, value in tiny.state_dict().items())
+    text = training_text(tokenizer, settings())
+    with graft.in_place():
+        found = text_loss(graft.blocks, text.validation).mean
+    assert found == pytest.approx(done[-1].loss_after if done[-1].kept else done[-1].loss_before, rel=1e-6)
+    gaps = sum(each.loss_before - each.loss_after for each in done if each.kept)
+    assert gaps > {"refit": 0.1, "replaceme": 0.05, "gain": 0.003}[name]
+
+
+def test_a_refit_is_least_squares_on_stored_activations(tiny, tokenizer, monkeypatch):
+    """All inputs of the map and all that the stream lacks, stored and solved at once."""
+    monkeypatch.setattr(folding, "PENALTIES", (1e-9,))
+    monkeypatch.setattr(folding, "SINK", 1e9)
+    done, graft = fold(tiny, tokenizer, "refit", (4, 5), tokens=64 * 20)
+    text = training_text(tokenizer, settings())
+    windows = torch.stack([text.batch(1)[0] for _ in range(20)])
+    inputs, missing = [], []
+    blocks = Blocks(tiny)
+    down = blocks.modules[3].mlp.down_proj
+    handle = down.register_forward_hook(lambda _, args, __: inputs.append(args[0][:, 1:].reshape(-1, 256)))
+    with torch.no_grad():
+        for ids in windows[:, None]:
+            streams = blocks.streams(ids, {4, 6})
+            missing.append((streams[6] - streams[4])[:, 1:].reshape(-1, 96))
+    handle.remove()
+    expected = torch.linalg.lstsq(torch.cat(inputs).double(), torch.cat(missing).double()).solution.T.float()
+    change = graft.networks[3].mlp.down_proj.weight - down.weight if done[0].kept else None
+    assert done[0].tokens == 1280
+    assert change is not None
+    assert (change - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_streams_that_are_kept_change_nothing(tiny, tokenizer, monkeypatch):
+    found = fold(tiny, tokenizer, "refit", later=True)
+    monkeypatch.setattr(folding, "MOST_KEPT", 0)
+    without = fold(tiny, tokenizer, "refit", later=True)
+    assert [each.block for each in found[0]] == [3, 6, 7, 8, 10, 11]
+    for one, other in zip(found[0], without[0], strict=True):
+        assert one.loss_after == pytest.approx(other.loss_after, rel=1e-5)
+        assert one.kept == other.kept
+
+
+def test_the_first_blocks_of_the_stack_are_made_up_for_by_the_one_after(tiny, tokenizer):
+    done, _ = fold(tiny, tokenizer, "refit", (0, 1))
+    assert [(each.block, each.depth) for each in done] == [(2, 3)]
+    assert done[0].loss_after < done[0].loss_before
+
+
+def test_a_repair_that_does_not_help_is_not_made(tiny, tokenizer):
+    """On too few tokens it learns these by heart."""
+    done, graft = fold(tiny, tokenizer, "refit", (4,), tokens=64)
+    assert not done[0].kept
+    assert done[0].loss_after >= done[0].loss_before
+    assert graft.networks == {}
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "message"),
+    [
+        ("mixtral", "refit", "no linear map or norm that writes into the stream"),
+        ("mixtral", "gain", "no linear map or norm that writes into the stream"),
+        ("gemma2", "refit", "ends in a norm, post_feedforward_layernorm"),
+        ("olmo2", "replaceme", "ends in a norm"),
+    ],
+)
+def test_architectures_without_a_place_are_refused(tokenizer, family, name, message):
+    with pytest.raises(HealingError, match=message):
+        fold(make_model(family, vocab_size=1024), tokenizer, name, (3,))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2", "gpt2", "opt", "gpt_neox", "deepseek_v3"])
+def test_the_folded_model_is_the_one_that_was_measured(tokenizer, family):
+    """Stock weights: cutting the model with the changed blocks in it gives the same logits."""
+    model = make_model(family, vocab_size=1024)
+    done, graft = fold(model, tokenizer, "gain", (2, 3))
+    assert len(done) == 1
+    assert set(graft.networks) <= {done[0].block}
+    for place, block in graft.networks.items():
+        assert block.state_dict().keys() == graft.blocks.modules[place].state_dict().keys()
+
+
+CUT = ["heal", "--sequence-length", "64", "--validation-windows", "4", "--dtype", "float32", "--data", "python-docs"]
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("folding") / "cut"
+    command = [sys.executable, "-m", "streamliner", "cut", str(TINY), "--blocks", "4,5,9", "-o", str(folder), "-q"]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def heal(capsys, cut, out, *arguments, status=0):
+    verb, *rest = CUT
+    return run(capsys, verb, cut, "--dense", TINY, "-o", out, *rest, *arguments, status=status)
+
+
+def test_a_fold_alone_is_a_stock_checkpoint(capsys, cut, tmp_path):
+    out, err = heal(capsys, cut, tmp_path / "folded", "--fold", "refit", "--json")
+    result = json.loads(out)
+    assert result["training"] is None
+    assert [each["block"] for each in result["folds"] if each["kept"]] == [3, 8]
+    assert result["validation_perplexity"]["healed"] < result["validation_perplexity"]["cut"]
+    assert result["verification"]["max_logit_difference"] < 1e-3
+    assert "Block 3, mlp.down_proj: loss on held-out windows" in err
+    healed, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "folded", cut))
+    changed = {name for name in before if not torch.equal(before[name], healed[name])}
+    assert changed == {"model.layers.3.mlp.down_proj.weight", "model.layers.6.mlp.down_proj.weight"}
+    assert "Fold: refit" in (tmp_path / "folded" / "README.md").read_text()
+    run(capsys, "report", tmp_path / "folded.run", "-o", tmp_path / "report.html")
+    assert "mlp.down_proj" in (tmp_path / "report.html").read_text()
+
+
+def test_training_starts_from_a_fold(capsys, cut, tmp_path):
+    train = ("--fold", "refit", "--network", "block", "--steps", "3", "--global-batch-size", "2")
+    result = json.loads(heal(capsys, cut, tmp_path / "both", *train, "--json")[0])
+    perplexity = result["validation_perplexity"]
+    assert perplexity["folded"] < perplexity["cut"]
+    assert result["training"]["steps"] == 3
+    again = json.loads(heal(capsys, cut, tmp_path / "both", *train, "--json", "--overwrite")[0])  # continues at its end
+    assert again["validation_perplexity"] == perplexity
+
+
+def test_adapters_are_trained_around_a_fold(capsys, cut, tmp_path):
+    train = ("--fold", "gain", "--lora", "2", "--loss", "kd", "--steps", "2", "--global-batch-size", "2")
+    result = json.loads(heal(capsys, cut, tmp_path / "lora", *train, "--json")[0])
+    assert result["folds"]
+    assert result["training"]["steps"] == 2
+
+
+def test_prune_with_a_fold(capsys, tmp_path):
+    search = ("--remove", "2", "--num-samples", "2", "--sequence-length", "64", "--dtype", "float32")
+    out, _ = run(
+        capsys, "prune", TINY, *search, "--fold", "refit", "--validation-windows", "4", "-o", tmp_path / "o", "--json"
+    )
+    healing = json.loads(out)["healing"]
+    assert healing["training"] is None
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "o").config.num_hidden_layers == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--fold", "refi"), "refit"),
+        (("--fold", "refit", "--network", "swiglu"), "A fold goes with --network block"),
+        (("--fold-tokens", "9k"), "are for a --fold"),
+        (("--fold", "refit", "--validation-windows", "0"), "held-out windows"),
+    ],
+)
+def test_mistakes_are_named(capsys, cut, tmp_path, arguments, message):
+    assert message in heal(capsys, cut, tmp_path / "x", *arguments, status=2)[1]
+    assert not (tmp_path / "x").exists()
