@@ -182,6 +182,11 @@ class HealSettings:
                 "--fold-tokens and --fold-blocks are for a --fold.", "Add --fold refit, or leave them out."
             )
         if not self.trains:
+            idle = ("loss", "top_k", "tokens", "steps", "epochs", "learning_rate")
+            given = [name for name in idle if getattr(self, name) != default_of(HealSettings, name)]
+            if given:
+                found = f"{long_name(HealSettings, given[0])} is for training, and a fold trains nothing."
+                raise HealingError(found, "Add --network block or --lora 16 to train after the fold, or leave it out.")
             return
         if (self.network == "none" or self.lora) and not self.head_losses:
             raise HealingError("Adapters are trained through the whole model.", "Add lm or kd, such as --loss kd.")

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GraniteConfig
 
+import streamliner as sl
+from close import assert_close
 from command import run
 from families import SMALL, make_model
 from healing import REMOVED, settings, training_text
+from kill import finish
 from places import TINY
+from streamliner.cut.memory import cut_model
 from streamliner.errors import HealingError
 from streamliner.heal import folding
 from streamliner.heal.folding import FOLDS, Folding
 from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.graft import Graft
+from streamliner.heal.merge import merge
 from streamliner.measure.loss import text_loss
 from streamliner.model.blocks import Blocks
 from streamliner.model.last_map import find_last_map
+from streamliner.settings import FOLD_NAMES
 
 SAMPLE = torch.arange(8, 40)[None]
 
 
 def fold(model, tokenizer, name, removed=REMOVED, *, tokens=None, later=False, **changes):
     """What was tried, and the graft."""
-    text = training_text(tokenizer, settings(fold=name, **changes))
+    text = training_text(tokenizer, settings(**changes))
     graft = Graft(Blocks(model), (), {}, removed)
     return Folding(graft, text, name, tokens, later, lambda message: None).run(), graft
 
@@ -139,6 +143,20 @@ def test_streams_that_are_kept_change_nothing(tiny, tokenizer, monkeypatch):
         assert one.kept == other.kept
 
 
+def test_settings_name_every_fold():
+    assert tuple(FOLDS) == FOLD_NAMES
+
+
+def test_models_in_memory(tiny, tokenizer):
+    small = sl.cut(tiny, REMOVED)
+    folded = sl.heal(
+        small, dense=tiny, tokenizer=tokenizer, fold="refit", data="python-docs", sequence_length=64, quiet=True
+    )
+    changed = {name for name, value in small.state_dict().items() if not torch.equal(value, folded.state_dict()[name])}
+    assert "model.layers.3.mlp.down_proj.weight" in changed
+    assert all(name.endswith("mlp.down_proj.weight") for name in changed)
+
+
 def test_the_first_blocks_of_the_stack_are_made_up_for_by_the_one_after(tiny, tokenizer):
     done, _ = fold(tiny, tokenizer, "refit", (0, 1))
     assert [(each.block, each.depth) for each in done] == [(2, 3)]
@@ -168,14 +186,22 @@ def test_architectures_without_a_place_are_refused(tokenizer, family, name, mess
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2", "gpt2", "opt", "gpt_neox", "deepseek_v3"])
-def test_the_folded_model_is_the_one_that_was_measured(tokenizer, family):
-    """Stock weights: cutting the model with the changed blocks in it gives the same logits."""
+def test_the_folded_model_is_a_stock_model(tokenizer, family, monkeypatch):
+    """Put into the model and cut, the changed blocks compute what they did beside it."""
+    better = iter(range(100, 0, -1))
+    monkeypatch.setattr(Folding, "_loss", lambda *args: next(better))
     model = make_model(family, vocab_size=1024)
     done, graft = fold(model, tokenizer, "gain", (2, 3))
-    assert len(done) == 1
-    assert set(graft.networks) <= {done[0].block}
-    for place, block in graft.networks.items():
-        assert block.state_dict().keys() == graft.blocks.modules[place].state_dict().keys()
+    assert done[0].kept
+    assert list(graft.networks) == [done[0].block] == [1]
+    with torch.no_grad(), graft.blocks.bypass((2, 3)):
+        cut = graft.blocks.forward(SAMPLE).logits
+    with torch.no_grad(), graft.in_place():
+        expected = graft.blocks.forward(SAMPLE).logits
+    assert not torch.allclose(expected, cut, atol=1e-4)
+    assert merge(graft, None, SAMPLE) == 0
+    assert graft.networks == {}
+    assert_close(cut_model(model, (2, 3))(input_ids=SAMPLE).logits, expected)
 
 
 CUT = ["heal", "--sequence-length", "64", "--validation-windows", "4", "--dtype", "float32", "--data", "python-docs"]
@@ -184,8 +210,7 @@ CUT = ["heal", "--sequence-length", "64", "--validation-windows", "4", "--dtype"
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
     folder = tmp_path_factory.mktemp("folding") / "cut"
-    command = [sys.executable, "-m", "streamliner", "cut", str(TINY), "--blocks", "4,5,9", "-o", str(folder), "-q"]
-    subprocess.run(command, check=True, capture_output=True)
+    finish("cut", TINY, "--blocks", "4,5,9", "-o", folder, "-q")
     return folder
 
 
@@ -243,6 +268,8 @@ def test_prune_with_a_fold(capsys, tmp_path):
         (("--fold", "refi"), "refit"),
         (("--fold", "refit", "--network", "swiglu"), "A fold goes with --network block"),
         (("--fold-tokens", "9k"), "are for a --fold"),
+        (("--fold", "refit", "--tokens", "9k"), "--tokens is for training"),
+        (("--fold", "refit", "--loss", "lm"), "--loss is for training"),
         (("--fold", "refit", "--validation-windows", "0"), "held-out windows"),
     ],
 )

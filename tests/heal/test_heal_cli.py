@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from command import run
+from kill import finish
 from places import SUPPORT, TINY
 
 QUICK = [
@@ -34,8 +35,7 @@ QUICK = [
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
     folder = tmp_path_factory.mktemp("healing") / "cut"
-    command = [sys.executable, "-m", "streamliner", "cut", str(TINY), "--blocks", "5,6", "-o", str(folder), "-q"]
-    subprocess.run(command, check=True, capture_output=True)
+    finish("cut", TINY, "--blocks", "5,6", "-o", folder, "-q")
     return folder
 
 

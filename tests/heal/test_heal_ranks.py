@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from command import TORCHRUN
+from kill import finish
 from places import TINY
 
 HEAL = [
@@ -50,8 +51,7 @@ def rows(folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("ranks")
-    cut = ["cut", str(TINY), "--blocks", "4,5,9", "-o", str(path / "cut"), "--quiet"]
-    subprocess.run([sys.executable, "-m", "streamliner", *cut], check=True, capture_output=True)
+    finish("cut", TINY, "--blocks", "4,5,9", "-o", path / "cut", "-q")
     return path
 
 

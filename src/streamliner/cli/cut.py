@@ -32,8 +32,8 @@ def print_cut(result: dict[str, Any]) -> None:
         number = human_bytes if name == "bytes" else "{:,}".format
         rows.append([name, number(before), number(after), f"{1 - after / before:.1%}" if before else ""])
     print_tables([Table(rows, f"Removed blocks: {', '.join(map(str, result['removed']))}")])
-    if result["left_out"]:
-        print_line(f"Left out: {', '.join(result['left_out'])}.")
+    if left_out := result.get("left_out"):  # cut by an earlier release of a run that continues, it is not there
+        print_line(f"Left out: {', '.join(left_out)}.")
     print_verification(result["verification"], "bypass on the dense model")
     print_line(f"Written to {result['output']}")
 

@@ -1,10 +1,12 @@
 """Repair a cut model in closed form, block by block from the bottom; no new parameters, no training."""
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from streamliner.errors import HealingError
 from streamliner.heal.folds.gain import Gain
 from streamliner.heal.folds.refit import Refit
+from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.folds.replaceme import ReplaceMe
 from streamliner.heal.gaps import find_gaps
 from streamliner.heal.graft import Graft, check_not_shared, check_one_stream
@@ -19,12 +22,14 @@ from streamliner.measure.loss import text_loss
 from streamliner.model.last_map import LastMap, find_last_map
 from streamliner.text.stream import TrainingText
 
-FOLDS: dict[str, type[Refit] | type[ReplaceMe] | type[Gain]] = {"refit": Refit, "replaceme": ReplaceMe, "gain": Gain}
+FOLDS: dict[str, type[Refit] | type[ReplaceMe] | type[Gain]] = {"refit": Refit, "gain": Gain, "replaceme": ReplaceMe}
 """Repairs by name."""
 PENALTIES = (0.05, 0.5)
 """Ridge penalties that are tried; the loss on held-out windows chooses."""
 MOST_KEPT = 1_000_000_000
 """Bytes of residual streams that are kept from one block to the next; if they need more, they are computed again."""
+MOST_TRIED = 64
+"""Tokens on which the last map of a block is looked for."""
 SINK = 8.0
 """Tokens whose stream is longer than this many times the median are left out: attention sinks would rule the sums."""
 
@@ -40,7 +45,7 @@ class Folded:
         penalty: the ridge penalty with the least loss.
         loss_before, loss_after: on the held-out windows, nats per token, `loss_after` with the best penalty.
         kept: whether it stayed, as it lowers that loss.
-        tokens: tokens that it was fitted on.
+        tokens: of the windows that it was fitted on.
         collecting, solving: seconds for the sums, and for the solutions and their losses.
     """
 
@@ -58,13 +63,13 @@ class Folded:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A block to fit: the copy of it that changes, and the sums of its fold."""
+    """A block to fit: the copy of it that changes, and what the tokens of all windows add up to."""
 
     block: int
     depth: int
     last: LastMap
     network: nn.Module
-    method: Refit | ReplaceMe | Gain
+    sums: Ridge | RidgePerChannel
 
 
 @dataclass
@@ -123,7 +128,7 @@ class Folding:
         return [(index, gaps.get(index, index + 1)) for index in kept if self.later or index in gaps]
 
     def _last_map(self, block: int) -> LastMap:
-        last = find_last_map(self.graft.blocks, block, self.text.validation[:1])
+        last = find_last_map(self.graft.blocks, block, self.text.validation[:1, :MOST_TRIED])
         if last is not None and (last.is_linear or not FOLDS[self.name].needs_linear):
             return last
         name = type(self.graft.blocks.model).__name__
@@ -140,25 +145,25 @@ class Folding:
         """Fit one block, and keep that if it lowers the loss."""
         graft, network = self.graft, copy.deepcopy(self.graft.blocks.modules[block])
         weight, bias = last.weights(network)
-        method = FOLDS[self.name](last, bias is not None)
-        windows = self._windows(
-            -(-(self.tokens or method.tokens_per_input * weight.shape[-1]) // self.text.sequence_length)
-        )
+        method = FOLDS[self.name]
+        sums = method.regression()
+        windows = self._windows(self.tokens or method.tokens_per_input * weight.shape[-1])
         without, graft.networks = graft.networks, {**graft.networks, block: network}
         begin = time.perf_counter()
-        states = self._collect(windows, _Fit(block, depth, last, network, method))
+        states = self._collect(windows, _Fit(block, depth, last, network, sums))
         collected = time.perf_counter()
-        tried: dict[float, float] = {}
+        tried: list[tuple[float, float, Any]] = []
         for penalty in PENALTIES:
-            last.set_weights(network, *method.solve(penalty, weight, bias))
-            tried[penalty] = self._loss((block, states) if states else None)
-        best = min(tried, key=lambda penalty: tried[penalty])
-        if kept := tried[best] < loss:
-            last.set_weights(network, *method.solve(best, weight, bias))
+            weights = method.changed(sums.solve(penalty).to(weight), weight, bias)
+            last.set_weights(network, *weights)
+            tried.append((self._loss((block, states) if states else None), penalty, weights))
+        after, penalty, weights = min(tried, key=lambda each: each[:2])
+        if kept := after < loss:
+            last.set_weights(network, *weights)
         else:
             graft.networks = without
         times = collected - begin, time.perf_counter() - collected
-        return Folded(block, depth, last.path, best, loss, tried[best], kept, windows.numel(), *times)
+        return Folded(block, depth, last.path, penalty, loss, after, kept, windows.numel(), *times)
 
     @torch.no_grad()
     def _collect(self, windows: Tensor, fit: _Fit) -> list[Tensor]:
@@ -208,10 +213,12 @@ class Folding:
         lengths = dense[0].float().norm(dim=1)
         ordinary = lengths < SINK * lengths.median()
         ordinary[: max(1, self.text.prefix)] = False
-        fit.method.add(given[ordinary], made[ordinary], (dense[0].float() - own[0].float())[ordinary])
+        features = FOLDS[self.name].features(given[ordinary], made[ordinary], bias=fit.last.has_bias)
+        fit.sums.add(features, (dense[0].float() - own[0].float())[ordinary] / fit.last.scale)
 
-    def _windows(self, count: int) -> Tensor:
-        """The same windows for each block, (windows, tokens); token ids alone are kept."""
+    def _windows(self, tokens: int) -> Tensor:
+        """Windows of at least so many tokens in all, the same for each block: (windows, tokens)."""
+        count = math.ceil(tokens / self.text.sequence_length)
         while len(self._drawn) < count:
             self._drawn.append(self.text.batch(1)[0])
         return torch.stack(self._drawn[:count])

@@ -61,17 +61,20 @@ def _free_memory() -> str:
 
 
 def can_be_in_float32(model: nn.Module) -> bool:
-    """Whether a model has weights of 16 bits alone, and there is room for a copy of them in float32."""
+    """Whether a model has weights of 16 bits alone, and they and a copy in float32 take less than half of the memory.
+
+    Of all memory, not of what is free now: a run that continues must decide as it did before.
+    """
     parameters = list(model.parameters())
     kinds, devices = {p.dtype for p in parameters}, {p.device for p in parameters}
     if not kinds & set(HALVES) or kinds - {*HALVES, torch.float32} or len(devices) != 1:
         return False
-    device, needed = devices.pop(), 4 * sum(p.numel() for p in parameters)
+    device, needed = devices.pop(), 6 * sum(p.numel() for p in parameters)
     if device.type == "cuda":
-        return needed < torch.cuda.mem_get_info(device)[0]
+        return needed < torch.cuda.get_device_properties(device).total_memory / 2
     try:
-        return needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, AttributeError):  # macOS and Windows do not say
+        return needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    except (ValueError, AttributeError):  # Windows does not say
         return False
 
 

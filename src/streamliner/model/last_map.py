@@ -26,6 +26,7 @@ class LastMap:
         path: in the block.
         scale: 1, or a model's factor for what blocks write.
         is_linear: whether it is a linear map; otherwise a norm with a weight for each channel.
+        has_bias: whether it adds a bias.
         input_first: whether a linear map's weight is (inputs, outputs), as in GPT-2's `Conv1D`.
         adds_one: whether a norm multiplies by 1 + its weight, as Gemma's do.
     """
@@ -33,6 +34,7 @@ class LastMap:
     path: str
     scale: float
     is_linear: bool
+    has_bias: bool = False
     input_first: bool = False
     adds_one: bool = False
 
@@ -110,15 +112,15 @@ def _note(calls: dict[str, tuple[Tensor, Tensor]], path: str, _: nn.Module, args
 
 def _kind(part: Any, path: str, scale: float, given: Tensor, made: Tensor) -> LastMap | None:
     """What kind of map it is, by computing it; None if it is of neither kind."""
-    weight, bias = part.weight, getattr(part, "bias", 0)
-    bias = 0 if bias is None else bias
+    weight, has_bias = part.weight, getattr(part, "bias", None) is not None
+    bias = part.bias if has_bias else 0
     close = partial(torch.allclose, rtol=1e-3, atol=1e-3 * made.abs().max().item())
     if weight.ndim == 2:
         for input_first in (False, True):
             matrix = weight.T if input_first else weight
             fits = matrix.shape == (made.shape[-1], given.shape[-1])
             if fits and close(given @ matrix.T + bias, made):
-                return LastMap(path, scale, is_linear=True, input_first=input_first)
+                return LastMap(path, scale, is_linear=True, has_bias=has_bias, input_first=input_first)
         return None
     if weight.shape != made.shape[-1:]:
         return None
@@ -126,5 +128,5 @@ def _kind(part: Any, path: str, scale: float, given: Tensor, made: Tensor) -> La
         doubled = copy.deepcopy(part)
         doubled.weight.data = 2 * weight + (1 if adds_one else 0)
         if close(doubled(given) - bias, 2 * (made - bias)):
-            return LastMap(path, scale, is_linear=False, adds_one=adds_one)
+            return LastMap(path, scale, is_linear=False, has_bias=has_bias, adds_one=adds_one)
     return None

@@ -82,9 +82,11 @@ class LocalSearch:
         """Losses, or estimates, of those sets that the budget allows to race against `start`."""
         race: Race[Set] = Race(self.probe, self.z, losses={start: self.losses[start]})
         unknown = [each for each in sets if each not in self.losses and self.allowed(each)]
-        first = 3 if self.z else self.probe.num_windows  # windows that each costs at least
-        race.run({each: each for each in unknown[: max(0, int(self.budget // first))]})
-        self.budget -= race.window_losses
+        # As many at a time as could all be measured on all windows; most are dropped, and leave room for more.
+        while unknown and (count := int(self.budget // self.probe.num_windows)) > 0:
+            some, unknown, before = unknown[:count], unknown[count:], race.window_losses
+            race.run({each: each for each in some})
+            self.budget -= race.window_losses - before
         self.losses |= race.losses
         known = {each: self.losses[each].mean for each in sets if each in self.losses}
         return known | race.estimates

@@ -1,12 +1,9 @@
 """Refit: the last linear map of a block, fitted again by least squares."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
 from streamliner.heal.folds.regression import Ridge
-from streamliner.model.last_map import LastMap
 
 
 class Refit:
@@ -20,20 +17,17 @@ class Refit:
         Ridge regression on hidden states, as ReplaceMe (arXiv 2505.02819) does on what the map writes.
     """
 
-    needs_linear: ClassVar[bool] = True
-    tokens_per_input: ClassVar[int] = 32
+    needs_linear = True
+    tokens_per_input = 32
+    regression = Ridge
 
-    def __init__(self, last: LastMap, bias: bool) -> None:
-        self._last, self._bias, self._sums = last, bias, Ridge()
+    @staticmethod
+    def features(given: Tensor, made: Tensor, *, bias: bool) -> Tensor:
+        """What R is fitted on, from what the map was given and what it made, (tokens, channels) each."""
+        return torch.cat([given, torch.ones_like(given[:, :1])], 1) if bias else given
 
-    def add(self, given: Tensor, made: Tensor, missing: Tensor) -> None:
-        """Add tokens: what the map was given, what it made, and what the stream lacks, (tokens, channels) each."""
-        features = torch.cat([given, torch.ones_like(given[:, :1])], 1) if self._bias else given
-        self._sums.add(features, missing / self._last.scale)
-
-    def solve(self, penalty: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    @staticmethod
+    def changed(solution: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The new weight, (outputs, inputs), and bias."""
-        change = self._sums.solve(penalty).T.cpu()
-        if bias is None:
-            return weight + change.to(weight), None
-        return weight + change[:, :-1].to(weight), bias + change[:, -1].to(bias)
+        change = solution.T
+        return (weight + change, None) if bias is None else (weight + change[:, :-1], bias + change[:, -1])

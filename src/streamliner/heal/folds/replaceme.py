@@ -1,11 +1,8 @@
 """ReplaceMe: Shopkhoev et al., "ReplaceMe: Network Simplification via Depth Pruning and ... Linearization"."""
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from streamliner.heal.folds.regression import Ridge
-from streamliner.model.last_map import LastMap
 
 
 class ReplaceMe:
@@ -18,17 +15,16 @@ class ReplaceMe:
         arXiv 2505.02819, section 3 (the least-squares variant).
     """
 
-    needs_linear: ClassVar[bool] = True
-    tokens_per_input: ClassVar[int] = 32
+    needs_linear = True
+    tokens_per_input = 32
+    regression = Ridge
 
-    def __init__(self, last: LastMap, bias: bool) -> None:
-        self._last, self._sums = last, Ridge()
+    @staticmethod
+    def features(given: Tensor, made: Tensor, *, bias: bool) -> Tensor:
+        """What R is fitted on, from what the map was given and what it made, (tokens, channels) each."""
+        return made
 
-    def add(self, given: Tensor, made: Tensor, missing: Tensor) -> None:
-        """Add tokens: what the map was given, what it made, and what the stream lacks, (tokens, channels) each."""
-        self._sums.add(made, missing / self._last.scale)
-
-    def solve(self, penalty: float, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    @staticmethod
+    def changed(solution: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The new weight, (outputs, inputs), and bias."""
-        change = self._sums.solve(penalty).T.to(weight)
-        return weight + change @ weight, None if bias is None else bias + change @ bias
+        return weight + solution.T @ weight, None if bias is None else bias + solution.T @ bias

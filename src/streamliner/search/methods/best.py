@@ -43,21 +43,19 @@ class Best:
         """Points of 1 to `limit` blocks; local search is spent on the last."""
         greedy = Sleb(effort="adaptive", z=self.z, protect_first=self.protect_first, protect_last=self.protect_last)
         candidates = removable(probe, self)
-        search = LocalSearch(
-            probe,
-            lambda removed: not probe.refusal(removed),
-            candidates,
-            self.z,
-            budget=self.losses_left(probe, (), limit) * probe.num_windows,
-        )
+        search = LocalSearch(probe, lambda removed: not probe.refusal(removed), candidates, self.z, 0)
+        left = self.losses_left(probe, (), limit) * probe.num_windows
         for point in greedy.search(probe, limit):
             count = len(point.removed)
-            search.budget -= point.window_losses or 0
+            left -= point.window_losses or 0
+            # What the greedy sets may still take is not spent.
+            search.budget = before = left - greedy.losses_left(probe, point.removed, limit) * probe.num_windows
             search.losses = {tuple(sorted(point.removed)): probe.loss(point.removed)}
             search.measure(self._intervals(probe, candidates, count))
             if count == limit:
                 for start in sorted(search.losses, key=lambda each: (search.losses[each].mean, each)):
                     search.climb(start)
+            left -= before - search.budget
             best = search.best
             yield point if best == tuple(sorted(point.removed)) else measured(probe, best)
 
