@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 
 from places import TINY
@@ -46,6 +47,24 @@ def blocks(tiny):
 @pytest.fixture(scope="session")
 def calibration(tokenizer):
     return calibration_set("python-docs", tokenizer, num_samples=4, sequence_length=128)
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """A task of our own: which topic of Python is meant; two options, one much longer."""
+    questions = [
+        {"question": f"The {word} statement", "choices": [f" is used to {word} things.", " 1 2 3."], "gold": number % 2}
+        for number, word in enumerate(("with", "for", "import", "class", "return", "raise", "while", "del"))
+    ]
+    (tmp_path / "tasks").mkdir()
+    file = tmp_path / "tasks" / "topics.jsonl"
+    file.write_text("\n".join(map(json.dumps, questions)))
+    (tmp_path / "tasks" / "topics.yaml").write_text(
+        f"task: topics\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {file}\ntest_split: test\n"
+        "output_type: multiple_choice\ndoc_to_text: question\ndoc_to_choice: choices\ndoc_to_target: gold\n"
+        "metric_list:\n  - metric: acc\n  - metric: acc_norm\n"
+    )
+    return tmp_path / "tasks"
 
 
 def pytest_collection_modifyitems(items):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamliner.errors import EvaluationError, HealingError, MethodError
+from streamliner.errors import EvaluationError, HealingError, MethodError, RemovalError
 from streamliner.fields import check_values, default_of, flag, long_name, names, number, pairs, weights
 from streamliner.text.calibration import NUM_SAMPLES, CalibrationSet
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
@@ -18,6 +18,8 @@ from streamliner.types import ModelLike, PreTrainedTokenizerBase
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EFFORTS = ("exact", "adaptive")
 PRECISIONS = ("no", "bf16", "fp16")
+BENCHMARK_KINDS = ("prompt", "generation")
+"""The kinds of work that a benchmark times: keys of its JSON file."""
 ENGINES = ("transformers", "vllm", "llama.cpp")
 FOLD_NAMES = ("refit", "gain", "replaceme")
 NETWORKS = ("block", "swiglu", "ffn", "none")
@@ -28,6 +30,11 @@ HEAD_LOSSES = ("lm", "kd")
 """Losses that need the model's logits."""
 TOKENS = 60_000_000
 """LLM-Streamline's training budget (arXiv 2403.19135): 0.06 billion tokens."""
+
+AMOUNTS = ("remove", "target_parameters", "target_bytes", "target_speedup")
+"""Settings that each say how much to remove."""
+DAMAGES = ("max_perplexity_increase", "target_accuracy_drop")
+"""Settings that say how much worse the model may get."""
 
 OVERWRITE = "Replace an output that streamliner wrote"
 QUIET = "No messages; only the path of the result"
@@ -64,6 +71,17 @@ class SearchSettings:
     method: str = flag("sleb", "Search method; see: streamliner methods", metavar="NAME")
     remove: int | str | None = flag(None, "Blocks to remove: 7, or 20% (rounded up)", metavar="N|P%")
     max_perplexity_increase: str | None = flag(None, "Largest increase of calibration perplexity", metavar="P%")
+    target_parameters: int | str | None = flag(None, "Remove until the model has at most so many: 100M", metavar="N")
+    target_bytes: int | str | None = flag(None, "Remove until weight files are at most so large: 200MB", metavar="N")
+    target_speedup: float | None = flag(None, "Remove until it is so many times faster here: 1.25")
+    speedup_of: str = flag("prompt", "What must be faster", choices=BENCHMARK_KINDS)
+    target_accuracy_drop: str | None = flag(
+        None, "Remove as long as --tasks lose at most so many points of accuracy: 2%", metavar="P%"
+    )
+    tasks: str | Iterable[str] = flag((), "Tasks of lm-eval for that target, such as arc_easy", metavar="NAMES")
+    tasks_path: str | None = flag(None, "Folder with your own lm-eval tasks (YAML)", metavar="DIR")
+    limit: int | None = flag(None, "Questions of each task (default: all)", minimum=1)
+    frontier: bool = flag(False, "Best set for every number of blocks, with a plan file for each")
     search_effort: str | None = flag(None, "adaptive skips candidates very unlikely to win", choices=EFFORTS)
     set: Mapping[str, object] | Iterable[str] = flag(
         (), "Setting of the method; repeatable", metavar="KEY=VALUE", repeatable=True
@@ -83,12 +101,28 @@ class SearchSettings:
         if self.search_effort and "effort" in pairs(self.set, "--set"):
             raise MethodError("The effort is given twice, by --search-effort and --set effort.")
         number(self.memory_budget, "--memory-budget", "bytes")
+        given = [name for name in AMOUNTS if getattr(self, name) is not None]
+        if len(given) > 1:
+            flags = " and ".join(long_name(SearchSettings, name) for name in given)
+            raise RemovalError(f"{flags} each say how much to remove.", "Give one of them.")
+        if (self.target_accuracy_drop is None) != (not self.task_names):
+            raise RemovalError("--target-accuracy-drop and --tasks go together.", "Give both, or neither.")
+        for idle in ("tasks_path", "limit") if not self.task_names else ():
+            if getattr(self, idle) is not None:
+                raise RemovalError(f"{long_name(SearchSettings, idle)} has no effect without --tasks.")
+        if self.target_speedup is not None and not 1 < self.target_speedup < 100:
+            raise RemovalError(f"--target-speedup {self.target_speedup:g} is no speed-up.", "Write for instance 1.25.")
 
     @property
     def method_settings(self) -> dict[str, Any]:
         """The hyper-parameters of the method, from `set`, `search_effort` and `protect_*`."""
         own = {"effort": self.search_effort, "protect_first": self.protect_first, "protect_last": self.protect_last}
         return pairs(self.set, "--set") | {name: value for name, value in own.items() if value is not None}
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of lm-eval's tasks for `target_accuracy_drop`."""
+        return names(self.tasks)
 
     @property
     def memory_bytes(self) -> int:

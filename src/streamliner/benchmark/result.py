@@ -8,7 +8,8 @@ from streamliner.benchmark.engine import MemoryUse
 from streamliner.benchmark.timing import Times
 from streamliner.benchmark.workload import Workload
 from streamliner.format import Table, Tables, human_bytes, model_table, number, short_names
-from streamliner.runs.files import BENCHMARK_KINDS, SCHEMA_VERSIONS
+from streamliner.runs.files import SCHEMA_VERSIONS
+from streamliner.settings import BENCHMARK_KINDS
 
 MEMORY = {
     "weight_bytes": "weights",

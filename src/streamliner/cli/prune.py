@@ -32,6 +32,8 @@ def prune(given: Given) -> None:
         print_cut(pruned.cut)
         if pruned.healed is not None:
             print_healed(pruned.healed)
+        if pruned.speed is not None:
+            print_tables(pruned.speed.tables())
 
     given.show(pruned.to_json(), given.argument(OUT), table)
 

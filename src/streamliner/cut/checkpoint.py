@@ -4,6 +4,7 @@ No model is built, and no more than one tensor is in memory. Bytes are copied as
 quantised format comes along. Only tensors that a fold changes (`folds.py`) or that have slices for blocks are read.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -61,6 +62,22 @@ def find_prefix(names: Iterable[str], structure: Structure) -> str:
     """Where the blocks are in a checkpoint with tensors of these names; an UnsupportedModelError if they are not."""
     in_memory = names_in_memory(structure.shell, names)
     return stack_prefix(in_memory, structure.stack.path, len(structure), in_memory)
+
+
+def block_bytes(folder: Path, structure: Structure) -> tuple[list[int], int]:
+    """Bytes of the tensors of each block of a checkpoint, and of all else that a cut keeps; reads headers alone."""
+    files = read_checkpoint(folder)
+    sizes = {name: file.num_bytes(name) for file in files for name in file.tensors}
+    prefix, count = find_prefix(sizes, structure), len(structure)
+    in_block = re.compile(re.escape(prefix) + r"\.(\d+)\.")
+    kept = renamed_tensors(sizes, prefix, Removal.of((), count), {}).values()
+    blocks, rest = [0] * count, sum(file.data_start for file in files)
+    for name in kept:
+        if match := in_block.match(name):
+            blocks[int(match[1])] += sizes[name]
+        else:
+            rest += sizes[name]
+    return blocks, rest
 
 
 def check_files(source: ModelSource, structure: Structure) -> None:

@@ -36,6 +36,11 @@ class TensorFile:
         header = self.tensors[name]
         return NewTensor(self, name, header["dtype"], tuple(header["shape"]))
 
+    def num_bytes(self, name: str) -> int:
+        """Size of the tensor `name`."""
+        begin, end = self.tensors[name]["data_offsets"]
+        return int(end) - int(begin)
+
 
 @dataclass(frozen=True)
 class NewTensor:

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSIONS = {
-    **dict.fromkeys(("plan", "run", "frontier", "similarity", "healing"), 1),
+    **dict.fromkeys(("plan", "run", "frontier", "similarity", "healing", "targets"), 1),
     **{"journal": 2, "evaluation": 3, "benchmark": 3},
 }
 """The `schema_version` of each kind of JSON file that this release writes and reads."""
 
-BENCHMARK_KINDS = ("prompt", "generation")
-"""The kinds of work that a benchmark times: keys of its JSON file."""
 STALE_SECONDS = 3600
 PLAN_ATTRIBUTE = "streamliner_plan"
 """Attribute of a model cut in memory that holds its plan."""

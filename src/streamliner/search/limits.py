@@ -45,9 +45,9 @@ def parse_remove(text: str | int, num_blocks: int) -> int:
     return count
 
 
-def parse_increase(text: str) -> float:
-    """A limit on the increase of perplexity: "10%" -> 0.1; a RemovalError if it is not a percentage."""
+def parse_percentage(flag: str, text: str) -> float:
+    """A limit as a percentage: "10%" -> 0.1; a RemovalError that names the `flag` if it is none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
     if not match:
-        raise RemovalError(f"--max-perplexity-increase {text} is not a percentage.", "Write for instance 10%.")
+        raise RemovalError(f"{flag} {text} is not a percentage.", "Write for instance 10%.")
     return float(match[1]) / 100

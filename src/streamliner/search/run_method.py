@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 from streamliner.errors import MethodError, RemovalError
 from streamliner.measure.loss import Loss
@@ -10,27 +11,39 @@ from streamliner.search.frontier import Frontier, Point
 from streamliner.search.limits import check_limit, most_removable
 from streamliner.search.method import Method
 from streamliner.search.registry import full_name
+from streamliner.search.target import Target
 
 
 def run_method(
-    probe: Probe, method: Method, name: str, limit: int | None = None, max_perplexity_increase: float | None = None
+    probe: Probe,
+    method: Method,
+    name: str,
+    limit: int | None = None,
+    max_perplexity_increase: float | None = None,
+    *,
+    target: Target | None = None,
+    is_good: Callable[[tuple[int, ...]], bool] = lambda removed: True,
 ) -> Frontier:
-    """Run `method` until `limit` blocks are removed, or the calibration perplexity has risen too far.
+    """Run `method` until `limit` blocks are removed, a target is met, or the model has become too bad.
 
-    The point that exceeded the allowed perplexity is not part of the frontier.
+    The point at which it became too bad is not part of the frontier.
 
     Args:
         probe: measurements of the model.
         method: from `make_method`.
         name: its name, for the record.
-        limit: number of blocks to remove; None for as many as the method may remove.
-        max_perplexity_increase: 0.1 allows 10 %.
+        limit: number of blocks to remove; None for as many as the method may remove, or the target needs.
+        max_perplexity_increase: of the calibration perplexity; 0.1 allows 10 %.
+        target: the first point that meets it is the last.
+        is_good: whether the model without these blocks is still good enough.
 
     Raises:
-        RemovalError: `limit` is more than can be removed, or no block can be removed within the allowed increase.
+        RemovalError: `limit` is more than can be removed, no block can be removed without too much damage, or the
+            target is not met.
     """
     asked = limit
-    limit = most_removable(method, probe.num_blocks) if asked is None else asked
+    limit = target.blocks if target and limit is None else limit
+    limit = most_removable(method, probe.num_blocks) if limit is None else limit
     check_limit(method, probe.num_blocks, limit)
     probe.progress.remaining = probe.num_windows
     dense = _finite(probe.loss(), "the dense model").mean
@@ -42,18 +55,32 @@ def run_method(
             break
         if point.loss is not None and not math.isfinite(point.loss):
             _finite(probe.loss(point.removed), f"the best model without {len(point.removed)} blocks")
+        if not is_good(point.removed):
+            break
         points.append(point)
+        if target and target.met(point.removed):
+            break
         _expect(probe, method, point.removed, limit)
     else:
         removed = points[-1].removed if points else ()
         if not points or len(removed) < (asked or 0):
             raise _stuck(probe, removed, method)
+    _check_enough(points, target)
+    return Frontier(full_name(name), dataclasses.asdict(method), dense, tuple(points), method.score)
+
+
+def _check_enough(points: list[Point], target: Target | None) -> None:
+    """Raise RemovalError if nothing can be removed within the limits, or less than the target needs."""
     if not points:
         raise RemovalError(
-            f"Removing any block raises perplexity by more than {max_perplexity_increase:.1%}.",
-            "Allow a larger --max-perplexity-increase.",
+            "The removal of any block makes the model worse than allowed.",
+            "Allow a larger --max-perplexity-increase or --target-accuracy-drop.",
         )
-    return Frontier(full_name(name), dataclasses.asdict(method), dense, tuple(points), method.score)
+    if target and not target.met(points[-1].removed):
+        raise RemovalError(
+            f"{target.wish} is not reached: within the limits only {len(points[-1].removed)} blocks can go.",
+            "Allow more damage or ask for less; what was measured is kept, so this will be quick.",
+        )
 
 
 def _finite(loss: Loss, of: str) -> Loss:

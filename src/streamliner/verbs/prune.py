@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from streamliner.benchmark.result import Benchmark
 from streamliner.cut.checkpoint import check_files
 from streamliner.cut.structure import Structure
 from streamliner.heal.healing import prepare_healing
 from streamliner.heal.state import RUN
-from streamliner.model.session import Session
+from streamliner.model.session import Session, open_model
 from streamliner.runs.files import finite
 from streamliner.runs.folder import check_run_folder
 from streamliner.runs.outputs import MARK, check_output
@@ -18,10 +19,12 @@ from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found
 from streamliner.search.plan import Plan, read_plan
-from streamliner.settings import CutSettings, HealSettings, PruneSettings, SearchSettings
+from streamliner.settings import BenchmarkSettings, CutSettings, HealSettings, PruneSettings, SearchSettings
+from streamliner.verbs.benchmark import benchmark_models
 from streamliner.verbs.cut import cut_to_folder
 from streamliner.verbs.heal import heal_to_folder
 from streamliner.verbs.search import search
+from streamliner.verbs.targets import ROUNDS
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,19 @@ class Pruned:
         found: the search.
         cut: sizes and verification of the cut checkpoint; empty in all processes but the first.
         healed: what healing did; None without it.
+        speed: of the result beside the dense model, if a speed-up was the target; otherwise None.
     """
 
     found: Found
     cut: dict[str, Any]
     healed: dict[str, Any] | None = None
+    speed: Benchmark | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON value."""
         healed = {} if self.healed is None else {"healing": self.healed}
-        return self.found.to_json() | {"cut": self.cut} | healed
+        speed = {} if self.speed is None else {"benchmark": self.speed.to_json()}
+        return self.found.to_json() | {"cut": self.cut} | healed | speed
 
 
 def prune(
@@ -73,8 +79,12 @@ def prune(
         if session.ranks.rank:  # one process writes
             return Pruned(found, {})
         _record(session, out, folder, prune_settings, settings)
-        return Pruned(found, cut_to_folder(session, found.plan(), out, cutting))
-    return _prune_and_heal(session, out, folder, settings, healing, prune_settings)
+        pruned = Pruned(found, cut_to_folder(session, found.plan(), out, cutting))
+    else:
+        pruned = _prune_and_heal(session, out, folder, settings, healing, prune_settings)
+    if settings.target_speedup is None or session.ranks.rank:
+        return pruned
+    return dataclasses.replace(pruned, speed=_speed(session, out, settings))
 
 
 def _prune_and_heal(
@@ -104,6 +114,13 @@ def _prune_and_heal(
     session.ranks.wait()
     healed = heal_to_folder(cut_folder, out, dataclasses.replace(healing, run=folder / "healing"), session)
     return Pruned(found, result, healed)
+
+
+def _speed(session: Session, out: str | Path, settings: SearchSettings) -> Benchmark:
+    """The result timed beside the dense model, as the target was."""
+    timing = BenchmarkSettings(dense=session.source.name, repeats=ROUNDS, quiet=settings.quiet)
+    result = open_model(out, session.settings)
+    return benchmark_models([session, result], timing, Reporter(settings.quiet))
 
 
 def _record(session: Session, out: str | Path, folder: Path, *settings: Any) -> None:

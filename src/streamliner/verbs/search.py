@@ -10,6 +10,7 @@ from streamliner.cut.structure import Structure, by_reason
 from streamliner.errors import RemovalError, UnsupportedModelError
 from streamliner.fields import recorded
 from streamliner.measure.probe import Probe
+from streamliner.measure.similarity import Similarity
 from streamliner.model.devices import enough_memory
 from streamliner.model.fingerprint import fingerprint
 from streamliner.model.session import Session, open_model
@@ -21,16 +22,19 @@ from streamliner.runs.lock import one_writer
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found
-from streamliner.search.limits import check_limit, parse_increase, parse_remove
+from streamliner.search.limits import check_limit, parse_percentage, parse_remove
 from streamliner.search.method import Method
 from streamliner.search.registry import full_name, make_method
 from streamliner.search.run_method import run_method
-from streamliner.settings import SearchSettings
+from streamliner.settings import AMOUNTS, DAMAGES, SearchSettings
 from streamliner.text.calibration import CalibrationSet
 from streamliner.text.sources import default_text
 from streamliner.text.windows import calibration_set
 from streamliner.types import ModelLike
+from streamliner.verbs.targets import AccuracyBound, find_size_target, find_speed_target
 
+PLANS = "plans"
+"""Folder in the run folder with a plan for each number of blocks, after `--frontier`."""
 SMALLER = "--memory-budget 500MB, --batch-size 1, --sequence-length 512, --offload disk or --dtype bfloat16"
 """What makes a search take less memory."""
 
@@ -56,10 +60,11 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
     """
     session = open_model(model)
     reporter = Reporter(settings.quiet or session.ranks.rank > 0)
-    method = make_method(settings.method, settings.method_settings)
+    method = _method(settings)
     folder = None if settings.run is None else check_run_folder(settings.run)
     structure = Structure(session.shell)
     limit, increase = _limits(settings, method, session, structure, reporter)
+    target = find_size_target(session, structure, method, settings)
     calibration = _calibration(session, settings, reporter)
     blocks = session.load(reporter)
     alone = one_writer(folder, "search") if folder and not session.ranks.rank else nullcontext()
@@ -79,16 +84,39 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
         if journal and journal.is_of_earlier_release:
             probe.check_a_known_loss()
         with enough_memory("measuring losses", SMALLER):
-            frontier = run_method(probe, method, full_name(settings.method), limit, increase)
+            target = target or find_speed_target(session, method, settings, folder, reporter)
+            is_good = AccuracyBound(session, blocks, settings, reporter) if settings.task_names else lambda _: True
+            name = full_name(settings.method)
+            frontier = run_method(probe, method, name, limit, increase, target=target, is_good=is_good)
     found = Found(frontier, probe.counters, calibration, session.identity, session.num_blocks)
     if folder and not session.ranks.rank:
-        value = {"schema_version": SCHEMA_VERSIONS["frontier"]} | dataclasses.asdict(frontier)
-        write_json(folder / "frontier.json", value)
-        write_json(folder / "plan.json", found.plan().to_json())
-        if probe.measured_similarity is not None:
-            cosine = probe.measured_similarity.cosine.tolist()
-            write_json(folder / "similarity.json", {"schema_version": SCHEMA_VERSIONS["similarity"], "cosine": cosine})
+        _write(folder, found, probe.measured_similarity, every=settings.frontier)
     return found
+
+
+def _write(folder: Path, found: Found, similarity: Similarity | None, *, every: bool) -> None:
+    """Write the result into the run folder, with a plan for every number of blocks if asked for."""
+    frontier = found.frontier
+    write_json(folder / "frontier.json", {"schema_version": SCHEMA_VERSIONS["frontier"]} | dataclasses.asdict(frontier))
+    write_json(folder / "plan.json", found.plan().to_json())
+    for point in frontier.points if every else ():
+        (folder / PLANS).mkdir(exist_ok=True)
+        count = len(point.removed)
+        write_json(folder / PLANS / f"{count}.json", found.plan(count).to_json())
+    if similarity is not None:
+        value = {"schema_version": SCHEMA_VERSIONS["similarity"], "cosine": similarity.cosine.tolist()}
+        write_json(folder / "similarity.json", value)
+
+
+def _method(settings: SearchSettings) -> Method:
+    """The search method. One that works harder at the last number of blocks does so at every number if that matters."""
+    last_is_known = any(getattr(settings, name) is not None for name in AMOUNTS)
+    wanted = settings.method_settings
+    method = make_method(settings.method, wanted)
+    every = settings.frontier or not last_is_known or bool(settings.task_names)
+    if every and "every" in method.__dataclass_fields__ and "every" not in wanted:
+        method = make_method(settings.method, wanted | {"every": True})
+    return method
 
 
 def _journal(
@@ -130,10 +158,14 @@ def _limits(
     settings: SearchSettings, method: Method, session: Session, structure: Structure, reporter: Reporter
 ) -> tuple[int | None, float | None]:
     """How far to search; what the architecture does not allow is found before any text or weight is read."""
-    if settings.remove is None and settings.max_perplexity_increase is None:
-        raise RemovalError("Say how much to remove.", "Add --remove 20%, or --max-perplexity-increase 10%.")
+    if all(getattr(settings, name) is None for name in (*AMOUNTS, *DAMAGES)):
+        raise RemovalError(
+            "Say how much to remove.",
+            "Add --remove 20%, --target-speedup 1.25, --target-bytes 200MB or --max-perplexity-increase 10%.",
+        )
+    allowed = settings.max_perplexity_increase
     limit = None if settings.remove is None else parse_remove(str(settings.remove), session.num_blocks)
-    increase = None if settings.max_perplexity_increase is None else parse_increase(settings.max_perplexity_increase)
+    increase = None if allowed is None else parse_percentage("--max-perplexity-increase", allowed)
     check_limit(method, session.num_blocks, 1 if limit is None else limit)
     if has_encoder(session.shell):
         raise UnsupportedModelError(

@@ -8,7 +8,7 @@ from streamliner.report import measurements
 from streamliner.report.figures import Figure, Point, Series, plot_lines
 from streamliner.report.read import JsonObject, Results, Run
 from streamliner.report.section import Section
-from streamliner.runs.files import BENCHMARK_KINDS
+from streamliner.settings import BENCHMARK_KINDS
 
 
 def frontier_sections(results: Results) -> list[Section]:

@@ -3,7 +3,7 @@
 from streamliner.format import counted, number, short_names
 from streamliner.report.read import JsonObject
 from streamliner.report.section import Section, Table, by_column
-from streamliner.runs.files import BENCHMARK_KINDS
+from streamliner.settings import BENCHMARK_KINDS
 
 MEMORY = (  # key of the JSON file, name of the column, bytes of its unit
     ("weight_bytes", "weights (MB)", 1e6),

@@ -9,7 +9,7 @@ from streamliner.format import number, share_with_error, short_names
 from streamliner.report import measurements
 from streamliner.report.read import JsonObject, Results
 from streamliner.report.section import Section
-from streamliner.runs.files import BENCHMARK_KINDS
+from streamliner.settings import BENCHMARK_KINDS
 
 
 class Cell(NamedTuple):

@@ -22,13 +22,15 @@ class Best:
     are measured. At the last number local search continues from these, the best first: blocks are exchanged for
     others as long as the calibration loss falls (`neighbours.py`). On that loss it is never worse than its starts.
 
-    `budget` times the losses of SLEB's exact search are spent at most, on the greedy sets at least. `z` as for SLEB.
+    `budget` times the losses of SLEB's exact search are spent at most, on the greedy sets at least. With `every`, local
+    search has an equal share of what is left at every number of blocks. `z` as for SLEB.
 
     References:
         SLEB, arXiv 2402.09025; intervals by cosine, arXiv 2403.19135; like-for-like swaps, EvoPress, arXiv 2410.14649.
     """
 
     budget: float = 1.0
+    every: bool = False
     z: float = 3.0
     protect_first: int = 1
     protect_last: int = 1
@@ -40,19 +42,20 @@ class Best:
         return round(self.budget * exact.losses_left(probe, removed, limit))
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
-        """Points of 1 to `limit` blocks; local search is spent on the last."""
+        """Points of 1 to `limit` blocks; local search is spent on the last, or with `every` on all."""
         greedy = Sleb(effort="adaptive", z=self.z, protect_first=self.protect_first, protect_last=self.protect_last)
         candidates = removable(probe, self)
         search = LocalSearch(probe, lambda removed: not probe.refusal(removed), candidates, self.z, 0)
-        left = self.losses_left(probe, (), limit) * probe.num_windows
+        left: float = self.losses_left(probe, (), limit) * probe.num_windows
         for point in greedy.search(probe, limit):
             count = len(point.removed)
             left -= point.window_losses or 0
             # What the greedy sets may still take is not spent.
-            search.budget = before = left - greedy.losses_left(probe, point.removed, limit) * probe.num_windows
+            most = left - greedy.losses_left(probe, point.removed, limit) * probe.num_windows
+            search.budget = before = most / (limit - count + 1) if self.every else most
             search.losses = {tuple(sorted(point.removed)): probe.loss(point.removed)}
             search.measure(self._intervals(probe, candidates, count))
-            if count == limit:
+            if count == limit or self.every:
                 for start in sorted(search.losses, key=lambda each: (search.losses[each].mean, each)):
                     search.climb(start)
             left -= before - search.budget
