@@ -237,7 +237,7 @@ ERRORS = {
     "protect negative": (changed(PRUNE, "--protect-first", "-1"), "cannot be negative", None),
     "no number": (["prune", "MODEL", "-o", "OUT"], "Say how much to remove", None),
     "bad bound": (changed(PRUNE, "--max-perplexity-increase", "much"), "not a percentage", None),
-    "bound crossed at once": (changed(PRUNE, "--max-perplexity-increase", "0.01%"), "Removing any block", None),
+    "bound crossed at once": (changed(PRUNE, "--max-perplexity-increase", "0.01%"), "removal of any block", None),
     "output exists": (changed(CUT, "-o", "EMPTY/../TAKEN"), "streamliner did not write it", None),
     "output is the model": (changed(CUT, "-o", "MODEL", "--overwrite"), "is the model itself", None),
     "output under a file": (changed(CUT, "-o", "TEXT/out"), "is not a folder", None),

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from streamliner.errors import MethodError, RemovalError
 from streamliner.measure.probe import Probe
-from streamliner.search.limits import parse_increase, parse_remove
+from streamliner.search.limits import parse_percentage, parse_remove
 from streamliner.search.registry import full_name, make_method, method_names
 from streamliner.search.run_method import run_method
 
@@ -131,7 +131,7 @@ def test_the_perplexity_bound_stops_the_search(probe):
     rise = math.exp(whole.at(2).loss - whole.dense_loss) - 1
     stopped = run_method(probe, make_method("sleb"), "sleb", None, rise + 1e-6)
     assert stopped.points == whole.points[:2]
-    with pytest.raises(RemovalError, match="Removing any block"):
+    with pytest.raises(RemovalError, match="removal of any block"):
         run_method(probe, make_method("sleb"), "sleb", None, 1e-4)
 
 
@@ -146,10 +146,10 @@ def test_parse_remove_refuses(text):
         parse_remove(text, 12)
 
 
-def test_parse_increase():
-    assert parse_increase("10%") == pytest.approx(0.1)
+def test_parse_percentage():
+    assert parse_percentage("--max-perplexity-increase", "10%") == pytest.approx(0.1)
     with pytest.raises(RemovalError):
-        parse_increase("10")
+        parse_percentage("--max-perplexity-increase", "10")
 
 
 OWN_METHOD = """
