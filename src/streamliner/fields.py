@@ -34,6 +34,7 @@ class Flag:
         choices: the values allowed; empty for any.
         minimum: the least value allowed.
         repeatable: whether the flag may be given several times.
+        weighted: whether these are names with weights, "NAME[=W]": the setting is then a mapping.
         python_only: whether the setting takes an object, and so has no flag.
     """
 
@@ -43,6 +44,7 @@ class Flag:
     choices: tuple[str, ...] = ()
     minimum: float | None = None
     repeatable: bool = False
+    weighted: bool = False
     python_only: bool = False
 
 

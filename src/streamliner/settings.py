@@ -63,8 +63,12 @@ class ModelSettings:
 class SearchSettings:
     """What to search for, and on which text."""
 
-    calibration: CalibrationSet | str | Iterable[str] | None = flag(
-        None, "Text source (default: wikitext2 for hub models, otherwise python-docs)", metavar="SOURCE"
+    calibration: CalibrationSet | str | Iterable[str] | Mapping[str, float] | None = flag(
+        None,
+        "Text source; repeatable (default: wikitext2 for hub models, otherwise python-docs)",
+        metavar="SOURCE[=W]",
+        repeatable=True,
+        weighted=True,
     )
     tokenizer: PreTrainedTokenizerBase | None = flag(None, "", python_only=True)
     run: str | Path | None = flag(None, "Run folder for journal, frontier and plan", metavar="RUN")
@@ -79,7 +83,7 @@ class SearchSettings:
     tasks: str | Iterable[str] = flag((), "Tasks of lm-eval for that, such as arc_easy", metavar="NAMES")
     tasks_path: str | None = flag(None, "Folder with your own lm-eval tasks (YAML)", metavar="DIR")
     limit: int | None = flag(None, "Questions of each task (default: all)", minimum=1)
-    frontier: bool = flag(False, "Best set for every number of blocks, with a plan file for each")
+    frontier: bool = flag(False, "Best set for every number of blocks, as plan files")
     search_effort: str | None = flag(None, "adaptive skips candidates very unlikely to win", choices=EFFORTS)
     set: Mapping[str, object] | Iterable[str] = flag(
         (), "Setting of the method; repeatable", metavar="KEY=VALUE", repeatable=True
@@ -167,6 +171,7 @@ class HealSettings:
     top_k: int | None = flag(None, "Compare only the K likeliest tokens (kd)", metavar="K")
     network_input: str = flag("dense", "Stream that a network learns on (mse)", choices=("dense", "cut"))
     lora: int = flag(0, "Rank of LoRA on remaining blocks (lm, kd)", minimum=0)
+    train_blocks: int | str = flag(0, "Last kept blocks to train whole, or all (lm, kd)", metavar="N")
     data: str | Iterable[str] | Mapping[str, float] = flag(
         (), "Training text: a source, or slimpajama; repeatable", metavar="SOURCE[=W]", repeatable=True
     )
@@ -205,8 +210,9 @@ class HealSettings:
             raise HealingError("--init is for block networks.", "Add --network block, or leave it out.")
         if not self.trains and not self.fold:
             raise HealingError(
-                "There is nothing to train.", "Choose a --network, or --lora RANK, or both, or a --fold."
+                "There is nothing to train.", "Choose a --network, --lora RANK, --train-blocks N, or a --fold."
             )
+        self._check_whole_blocks()
         if self.fold and (self.network not in ("block", "none") or self.init != "first" or self.network_depth > 1):
             raise HealingError("A fold goes with --network block of one block, which starts from it, or with none.")
         if not self.fold and (self.fold_tokens is not None or self.fold_blocks != "gaps"):
@@ -220,10 +226,12 @@ class HealSettings:
                 found = f"{long_name(HealSettings, given[0])} is for training, and a fold trains nothing."
                 raise HealingError(found, "Add --network block or --lora 16 to train after the fold, or leave it out.")
             return
-        if (self.network == "none" or self.lora) and not self.head_losses:
-            raise HealingError("Adapters are trained through the whole model.", "Add lm or kd, such as --loss kd.")
-        if self.network == "none" and self.stream_losses:
-            raise HealingError(f"Without a network, --loss {', '.join(losses)} has no target.", "Use lm or kd.")
+        if (self.network == "none" or self.lora or self.whole_blocks) and not self.head_losses:
+            raise HealingError("Kept blocks are trained through the whole model.", "Add lm or kd, such as --loss kd.")
+        if self.network == "none" and self.stream_losses and self.network_input == "dense":
+            object.__setattr__(
+                self, "network_input", "cut"
+            )  # there is no network that could run beside the dense model
         if self.top_k is not None and ("kd" not in losses or self.top_k < 1):
             raise HealingError("--top-k is a number of tokens for --loss kd.")
         if sum(budget is not None for budget in (self.tokens, self.steps, self.epochs)) > 1:
@@ -232,10 +240,23 @@ class HealSettings:
             if not getattr(self, field) > 0:
                 raise HealingError(f"{long_name(HealSettings, field)} must be more than 0, not {getattr(self, field)}.")
 
+    def _check_whole_blocks(self) -> None:
+        """Raise HealingError unless `train_blocks` is a number or "all", and the network is a block or none."""
+        text = str(self.train_blocks)
+        if text != "all" and not text.isdigit():
+            raise HealingError(f"--train-blocks {text} is not a number of blocks.", "Write --train-blocks 4, or all.")
+        if self.whole_blocks and self.network not in ("block", "none"):
+            raise HealingError("--train-blocks goes with --network block, or none.")
+
     @property
     def trains(self) -> bool:
-        """Whether anything is trained: networks or adapters."""
-        return self.network != "none" or self.lora > 0
+        """Whether anything is trained: networks, adapters or kept blocks."""
+        return self.network != "none" or self.lora > 0 or self.whole_blocks > 0
+
+    @property
+    def whole_blocks(self) -> int:
+        """How many of the last kept blocks are trained whole, at most."""
+        return 10**6 if str(self.train_blocks) == "all" else int(self.train_blocks)
 
     @property
     def num_fold_tokens(self) -> int | None:

@@ -47,6 +47,18 @@ def test_a_config_file_is_a_run_and_flags_win(capsys, tmp_path):
     assert (other / "model.safetensors").exists()
 
 
+def test_several_calibration_texts_are_repeated_from_a_run_folder(capsys, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} word of its own kind. " * 400)
+    texts = ("--calibration", f"{tmp_path / 'a.txt'}=3", "--calibration", tmp_path / "b.txt")
+    short = ("--num-samples", "4", "--sequence-length", "32", "--remove", "1")
+    run(capsys, "search", TINY, "-o", tmp_path / "run", *texts, *short)
+    run(capsys, "search", "--config", tmp_path / "run" / "config.yaml", "-o", tmp_path / "again")
+    plans = [json.loads((tmp_path / name / "plan.json").read_text()) for name in ("run", "again")]
+    assert plans[0] == plans[1]
+    assert plans[0]["calibration"]["source"] == f"{tmp_path / 'a.txt'} (3) + {tmp_path / 'b.txt'} (1)"
+
+
 def test_a_run_is_repeated_from_its_folder(capsys, tmp_path, monkeypatch):
     first = tmp_path / "first"
     run(capsys, "search", TINY, "--remove", "2", "--num-samples", "2", "--sequence-length", "64", "-o", first)

@@ -49,7 +49,13 @@ def settings(dense, tokenizer, **changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"network": "none", "lora": 4, "loss": "kd", "learning_rate": 1e-2}, {"network": "ffn"}]
+    "changes",
+    [
+        {},
+        {"network": "none", "lora": 4, "loss": "kd", "learning_rate": 1e-2},
+        {"network": "none", "train_blocks": "all", "loss": "kd"},
+        {"network": "ffn"},
+    ],
 )
 def test_the_healed_model_is_better_and_the_dense_one_unchanged(tiny, tokenizer, tmp_path, changes):
     tiny.requires_grad_(True)

@@ -74,6 +74,13 @@ def test_adapters_besides_networks(tmp_path, kind):
     assert custom == (kind == "ffn")
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_blocks_that_were_trained_whole(tmp_path, family):
+    verification, custom, _ = healed(tmp_path, family, network="block", train_blocks=2, loss="kd")
+    assert verification.cached_generation
+    assert not custom
+
+
 def test_custom_code_imports_only_torch_and_transformers(tmp_path):
     healed(tmp_path, "llama", network="ffn")
     code = (tmp_path / "healed" / FILE).read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -58,6 +60,38 @@ def test_networks_can_be_trained_on_the_cut_models_own_stream(tiny, calibration)
     plain = [functional.mse_loss(states[4], dense[6]), functional.mse_loss(states[6], dense[10])]
     assert on_cut(windows)[0].item() == pytest.approx((sum(plain) / 2).item(), rel=1e-5)
     assert on_dense(windows)[0].item() < on_cut(windows)[0].item()
+
+
+def test_blocks_trained_whole_have_the_gradients_of_a_plain_model(tiny, calibration):
+    """All kept blocks are trained; the loss `lm` and every gradient are those of the cut model trained alone."""
+    windows = calibration.windows[:2]
+    objective = objective_of(tiny, REMOVED, network="none", train_blocks="all", loss="lm")
+    objective(windows)[0].backward()
+    cut = cut_model(copy.deepcopy(tiny), REMOVED).requires_grad_(True)
+    cut(input_ids=windows, labels=windows).loss.backward()
+    kept = [block for block in range(12) if block not in REMOVED]
+    assert sorted(objective.graft.networks) == kept
+    for new, old in enumerate(kept):
+        plain = dict(cut.model.layers[new].named_parameters())
+        for name, parameter in objective.graft.networks[old].named_parameters():
+            assert torch.allclose(parameter.grad, plain[name].grad, rtol=1e-3, atol=1e-6), (old, name)
+
+
+def test_the_last_blocks_are_trained_next_to_a_network_and_adapters(tiny):
+    objective = objective_of(tiny, REMOVED, train_blocks=2, lora=2, loss={"kd": 1.0, "mse": 0.1})
+    assert sorted(objective.graft.networks) == [3, 8, 10, 11]
+    adapted = {name.split("layers.")[1].split(".")[0] for name in objective.trainable() if "lora_" in name}
+    assert adapted == {"0", "1", "2", "6", "7"}
+
+
+def test_without_a_network_streams_are_compared_behind_each_run_of_removed_blocks(tiny, calibration):
+    windows = calibration.windows[:1]
+    states = cut_model(tiny, REMOVED).model(input_ids=windows, output_hidden_states=True).hidden_states
+    dense = tiny.model(input_ids=windows, output_hidden_states=True).hidden_states
+    plain = [functional.mse_loss(states[4], dense[6]), functional.mse_loss(states[7], dense[10])]
+    objective = objective_of(tiny, REMOVED, network="none", lora=2, loss={"lm": 1.0, "mse": 0.5})
+    _, parts = objective(windows)
+    assert parts["mse"].item() == pytest.approx((sum(plain) / 2).item(), rel=1e-5)
 
 
 def test_parts_that_no_loss_reaches_are_noticed(tiny):

@@ -11,7 +11,7 @@ import torch
 
 from streamliner.errors import TextError
 from streamliner.text.sources import Text, default_text, read_text
-from streamliner.text.windows import calibration_set
+from streamliner.text.windows import calibration_set, mixed_set
 
 
 def test_windows_begin_with_bos_and_hold_the_text(tokenizer, tmp_path):
@@ -63,6 +63,26 @@ def test_the_choice_of_windows_follows_the_seed(tokenizer):
 
     assert torch.equal(windows(1), windows(1))
     assert not torch.equal(windows(1), windows(2))
+
+
+def test_several_texts_by_their_weights(tokenizer, tmp_path):
+    """Windows are those of each text alone, by share, and alternate."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(f"{name} word of its own kind. " * 400)
+    names = {str(tmp_path / "b"): 1.0, str(tmp_path / "a"): 3.0}
+    mixed = mixed_set(names, tokenizer, num_samples=8, sequence_length=32)
+    alone = {
+        name: calibration_set(str(tmp_path / name), tokenizer, num_samples=count, sequence_length=32).windows
+        for name, count in (("a", 6), ("b", 2))
+    }
+    order = ["a" if any(torch.equal(window, each) for each in alone["a"]) else "b" for window in mixed.windows]
+    assert order.count("a") == 6
+    assert "b" in order[:4]
+    assert mixed.provenance["windows"] == 8
+    again = mixed_set(dict(reversed(names.items())), tokenizer, num_samples=8, sequence_length=32)
+    assert again.provenance["sha256"] == mixed.provenance["sha256"]
+    single = mixed_set({str(tmp_path / "a"): 2.0}, tokenizer, num_samples=6, sequence_length=32)
+    assert torch.equal(single.windows, alone["a"])
 
 
 def test_python_docs_splits_share_no_document():

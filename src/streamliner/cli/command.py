@@ -13,7 +13,7 @@ import typer
 
 from streamliner.cli.console import fail
 from streamliner.errors import Interrupted, StreamlinerError, UserError, interruption
-from streamliner.fields import Flag, default_of, flags_of, kind_of
+from streamliner.fields import Flag, default_of, flags_of, kind_of, long_name, weights
 from streamliner.settings import ModelSettings
 
 Settings = TypeVar("Settings")
@@ -84,7 +84,12 @@ class Given:
     def settings(self, cls: Callable[..., Settings]) -> Settings:
         """A settings object from the values given."""
         fields = flags_of(cls)  # type: ignore[arg-type]
-        return cls(**{name: value for name, value in self._values.items() if name in fields})
+        values = {name: value for name, value in self._values.items() if name in fields}
+        for name, value in values.items():
+            if fields[name].weighted and isinstance(value, list):
+                named = dict(weights(value, long_name(cls, name)))  # type: ignore[arg-type]
+                values[name] = next(iter(named)) if len(named) == 1 else named
+        return cls(**values)
 
     def show(self, value: Any, path: Any, table: Callable[[], None]) -> None:
         """Print a result: as JSON, or its path alone if quiet, otherwise as a table."""

@@ -4,6 +4,7 @@ Nothing is stored: a network's input and its target come from the same forward, 
 run. So memory does not grow with the data.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from streamliner.settings import HealSettings
 class Graft:
     """A dense model with what is trained in it: networks by the block whose place each takes, adapters on others.
 
-    Gaps are empty if only adapters are trained. Blocks in `removed` are bypassed in the healed model.
+    Kept blocks that are trained whole are networks too: copies that start as the blocks are. Gaps are empty without
+    `--network`. Blocks in `removed` are bypassed in the healed model.
     """
 
     blocks: Blocks
@@ -39,6 +41,13 @@ class Graft:
     def kept_blocks(self) -> list[int]:
         """The blocks that stay as they are: neither removed nor replaced by a network."""
         return [index for index in range(len(self.blocks)) if index not in self.removed and index not in self.networks]
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Depths where streams are compared: behind each gap; without networks behind each run of removed blocks."""
+        if self.gaps:
+            return tuple(gap.stop for gap in self.gaps)
+        return tuple(block + 1 for block in self.removed if block + 1 not in self.removed)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -95,11 +104,17 @@ def make_graft(blocks: Blocks, removed: tuple[int, ...], settings: HealSettings)
     Raises HealingError if the architecture has no place for networks, or blocks that are to change share weights.
     """
     graft = Graft(blocks, (), {}, removed)
-    if settings.network != "none":
+    if settings.network != "none" or settings.stream_losses:
         check_one_stream(blocks)
+    if settings.network != "none":
         graft.gaps = find_gaps(removed, len(blocks), settings.network_depth)
         check_not_shared(blocks, [place for gap in graft.gaps for place in gap.places], removed)
         graft.networks = make_networks(blocks, graft.gaps, settings)
+    if settings.whole_blocks:
+        last = graft.kept_blocks[-settings.whole_blocks :]
+        check_not_shared(blocks, last, removed)
+        whole = {place: copy.deepcopy(blocks.modules[place]).float().requires_grad_(True) for place in last}
+        graft.networks = {**graft.networks, **whole}
     if settings.lora:
         check_not_shared(blocks, graft.kept_blocks, removed)
     return graft

@@ -231,10 +231,11 @@ class Healing:
 
 def identity_of(settings: HealSettings) -> dict[str, Any]:
     """The settings that must be the same when a run continues, under the names that all releases gave them."""
-    folds = {name: getattr(settings, name) for name in ("fold", "fold_blocks", "fold_tokens") if settings.fold}
+    newer = {name: getattr(settings, name) for name in ("fold", "fold_blocks", "fold_tokens") if settings.fold}
+    newer |= {"train_blocks": str(settings.train_blocks)} if settings.whole_blocks else {}
     return (
         {name: getattr(settings, name) for name in THAT_MATTER}
-        | folds
+        | newer
         | {
             "loss": settings.losses,
             "data": [list(pair) for pair in settings.texts],

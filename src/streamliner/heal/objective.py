@@ -36,10 +36,11 @@ class Objective(nn.Module):
         """(windows, tokens) -> the loss with gradients, and each part of it by name, without.
 
         Each network runs next to the dense model on its stream, or in the healed model on what the networks before it
-        made (`network_input`). Both models run only as far as the losses need.
+        made (`network_input`). Both models run only as far as the losses need. Without networks, streams are compared
+        behind each run of removed blocks.
         """
         graft, blocks, device = self.graft, self.graft.blocks, self.graft.blocks.stream_device
-        stops, end = {gap.stop for gap in graft.gaps} if self._on_streams else set(), {len(blocks)}
+        stops, end = set(graft.stops) if self._on_streams else set(), {len(blocks)}
         with graft.next_to_dense(stops if self._on_dense_input else set()) as outputs:
             dense = graft.dense_streams(input_ids, stops | (end if "kd" in self._of_head else set()))
         healed_at = set() if self._on_dense_input else stops
@@ -48,8 +49,8 @@ class Objective(nn.Module):
         parts: dict[str, Tensor] = {}
         total = torch.zeros((), device=device)
         for name, weight in self._on_streams.items():
-            each = [stream_loss(name, outputs[gap.stop], dense[gap.stop], self._first).to(device) for gap in graft.gaps]
-            loss = torch.stack(each).mean()  # each network has a scale of its own, so whole losses are averaged
+            each = [stream_loss(name, outputs[stop], dense[stop], self._first).to(device) for stop in graft.stops]
+            loss = torch.stack(each).mean()  # each depth has a scale of its own, so whole losses are averaged
             parts[name] = loss.detach()
             total = total + weight * loss
         if self._of_head:

@@ -18,7 +18,7 @@ class LocalSearch:
     """Known sets of one size, all measured on all windows, and what may still be spent.
 
     A step races all neighbours of a set, so a bad one costs a few windows. Where no swap of one block lowers the loss,
-    pairs of the swaps that came closest are raced.
+    pairs of the swaps that came closest are raced, and shifts of whole runs.
 
     Attributes:
         probe: measurements of the model.
@@ -63,8 +63,20 @@ class LocalSearch:
         if best == start:
             close = sorted((each for each in swaps if each != start), key=lambda each: (swaps[each], each))[:PAIRS]
             both = (self._together(start, *pair) for pair in itertools.combinations(close, 2))
-            best = self._lowest(start, self._raced(start, [each for each in dict.fromkeys(both) if each]))
+            larger = dict.fromkeys((*both, *self._shifts(start)))
+            best = self._lowest(start, self._raced(start, [each for each in larger if each]))
         return best
+
+    def _shifts(self, removed: Set) -> Iterator[Set]:
+        """The sets with one run of adjacent blocks moved to another place as a whole."""
+        starts = [block for block in removed if block - 1 not in removed]
+        for first in starts:
+            length = next(n for n in itertools.count(1) if first + n not in removed)
+            others = {*removed} - {*range(first, first + length)}
+            for place in self.candidates if length > 1 else ():
+                run = {*range(place, place + length)}
+                if place != first and run <= {*self.candidates} and not run & others:
+                    yield tuple(sorted(others | run))
 
     def _swaps(self, removed: Set) -> Iterator[Set]:
         """The sets with one block exchanged for another."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,42 @@ def calibration_set(
         "windows_available": available,
         "tokens": windows.numel(),
         **_prefix_record(bos),
+        "seed": seed,
+        "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
+    }
+    return CalibrationSet(windows, provenance)
+
+
+def mixed_set(
+    texts: Mapping[str, float],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_samples: int = NUM_SAMPLES,
+    sequence_length: int = SEQUENCE_LENGTH,
+    seed: int = 0,
+) -> CalibrationSet:
+    """A calibration set from several texts, by their weights; see `calibration_set`.
+
+    The windows of the texts alternate, so that the first ones, on which a search may drop a candidate, have some of
+    each. Each text has one window at least. The order of `texts` does not matter.
+    """
+    total = sum(texts.values())
+    counts = {name: max(1, round(num_samples * weight / total)) for name, weight in sorted(texts.items())}
+    options: dict[str, Any] = {"sequence_length": sequence_length, "seed": seed}
+    parts = [calibration_set(name, tokenizer, num_samples=count, **options) for name, count in counts.items()]
+    if len(parts) == 1:
+        return parts[0]
+    places = [
+        ((place + 0.5) / len(part.windows), window) for part in parts for place, window in enumerate(part.windows)
+    ]
+    windows = torch.stack([window for _, window in sorted(places, key=lambda each: each[0])])
+    provenance = {
+        "source": " + ".join(f"{part.provenance['source']} ({len(part.windows)})" for part in parts),
+        "parts": [part.provenance for part in parts],
+        "sequence_length": sequence_length,
+        "windows": len(windows),
+        "windows_asked_for": num_samples,
+        "tokens": windows.numel(),
         "seed": seed,
         "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
     }

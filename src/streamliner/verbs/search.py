@@ -1,7 +1,7 @@
 """`streamliner search`: find the blocks to remove."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from streamliner.search.run_method import run_method
 from streamliner.settings import AMOUNTS, DAMAGES, SearchSettings
 from streamliner.text.calibration import CalibrationSet
 from streamliner.text.sources import default_text
-from streamliner.text.windows import calibration_set
+from streamliner.text.windows import calibration_set, mixed_set
 from streamliner.types import ModelLike
 from streamliner.verbs.targets import AccuracyBound, find_size_target, find_speed_target
 
@@ -185,14 +185,10 @@ def _calibration(session: Session, settings: SearchSettings, reporter: Reporter)
     given = settings.calibration
     if isinstance(given, CalibrationSet):
         return given
-    length = session.window_length(settings.sequence_length)
-    calibration = calibration_set(
-        default_text(session.source.kind == "hub", reporter.say) if given is None else given,
-        settings.tokenizer or session.tokenizer(),
-        num_samples=settings.num_samples,
-        sequence_length=length,
-        seed=settings.seed,
-    )
+    text: Any = default_text(session.source.kind == "hub", reporter.say) if given is None else given
+    tokenizer, length = settings.tokenizer or session.tokenizer(), session.window_length(settings.sequence_length)
+    make: Callable[..., CalibrationSet] = mixed_set if isinstance(text, Mapping) else calibration_set
+    calibration = make(text, tokenizer, num_samples=settings.num_samples, sequence_length=length, seed=settings.seed)
     reporter.say(f"Calibration set: {calibration}.")
     if len(calibration.windows) < settings.num_samples:
         reporter.say(f"The text fills only {len(calibration.windows)} of {settings.num_samples} windows.")

@@ -54,7 +54,7 @@ class Best:
             most = left - greedy.losses_left(probe, point.removed, limit) * probe.num_windows
             search.budget = before = most / (limit - count + 1) if self.every else most
             search.losses = {tuple(sorted(point.removed)): probe.loss(point.removed)}
-            search.measure(self._intervals(probe, candidates, count))
+            search.measure(similar_intervals(probe, candidates, count))
             if count == limit or self.every:
                 for start in sorted(search.losses, key=lambda each: (search.losses[each].mean, each)):
                     search.climb(start)
@@ -62,9 +62,10 @@ class Best:
             best = search.best
             yield point if best == tuple(sorted(point.removed)) else measured(probe, best)
 
-    def _intervals(self, probe: Probe, candidates: list[int], count: int) -> list[tuple[int, ...]]:
-        """The intervals of this length across which the stream changes direction least, the least first."""
-        cosine = probe.similarity().cosine
-        starts = [block for block in candidates if {*range(block, block + count)} <= {*candidates}]
-        starts.sort(key=lambda start: (-cosine[start, start + count].item(), start))
-        return [tuple(range(start, start + count)) for start in starts[:INTERVALS]]
+
+def similar_intervals(probe: Probe, candidates: list[int], count: int) -> list[tuple[int, ...]]:
+    """The INTERVALS of this length across which the stream changes direction least, the least first."""
+    cosine = probe.similarity().cosine
+    starts = [block for block in candidates if {*range(block, block + count)} <= {*candidates}]
+    starts.sort(key=lambda start: (-cosine[start, start + count].item(), start))
+    return [tuple(range(start, start + count)) for start in starts[:INTERVALS]]

@@ -1,0 +1,87 @@
+"""Beam, evolution and refinement: never worse than their starts, within their budget, reproducible."""
+
+from __future__ import annotations
+
+import pytest
+
+from command import run
+from places import TINY
+from streamliner.errors import MethodError
+from streamliner.measure.probe import Probe
+from streamliner.search.methods.best import similar_intervals
+from streamliner.search.neighbours import LocalSearch
+from streamliner.search.registry import make_method
+from streamliner.search.run_method import run_method
+
+
+def found(blocks, calibration, name, limit=4, **settings):
+    probe = Probe(blocks, calibration)
+    return run_method(probe, make_method(name, settings), name, limit), probe
+
+
+def test_a_beam_of_one_is_sleb(blocks, calibration):
+    beam, sleb = (
+        found(blocks, calibration, name, **settings)[0] for name, settings in (("beam", {"width": 1}), ("sleb", {}))
+    )
+    assert [tuple(sorted(point.removed)) for point in sleb.points] == [point.removed for point in beam.points]
+
+
+def test_a_wider_beam_is_not_worse_here(blocks, calibration):
+    losses = [found(blocks, calibration, "beam", width=width)[0].points[-1].loss for width in (1, 3, 8)]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("evolution", {"offspring": 8}), ("refine", {"budget": 1.0})])
+def test_it_is_near_the_optimum_and_keeps_its_budget(blocks, calibration, name, settings):
+    frontier, probe = found(blocks, calibration, name, **settings)
+    optimum, _ = found(blocks, calibration, "exhaustive")
+    starts = probe.losses(similar_intervals(probe, list(range(1, 11)), 4))
+    (point,) = frontier.points
+    assert len(point.removed) == 4
+    assert point.loss <= min(loss.mean for loss in starts.values())
+    assert point.loss <= 1.05 * optimum.points[-1].loss
+    exact = make_method("sleb").losses_left(probe, (), 4) * probe.num_windows
+    generation = 8 * probe.num_windows if name == "evolution" else 0  # the last one may go over it
+    assert probe.counters.window_losses <= exact + generation + 5 * probe.num_windows
+
+
+def test_evolution_depends_on_its_seed_alone(blocks, calibration):
+    first, again, other = (
+        found(blocks, calibration, "evolution", offspring=4, budget=0.3, seed=seed)[1].counters.window_losses
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert other > 0
+
+
+def test_evolution_at_every_number_of_blocks(blocks, calibration):
+    frontier, _ = found(blocks, calibration, "evolution", 3, every=True, offspring=4)
+    assert [len(point.removed) for point in frontier.points] == [1, 2, 3]
+
+
+def test_runs_are_shifted_as_a_whole(blocks, calibration):
+    search = LocalSearch(Probe(blocks, calibration), lambda removed: True, list(range(1, 11)), 3.0, 0)
+    assert set(search._shifts((1, 4, 5, 6))) == {
+        (1, 2, 3, 4),
+        (1, 3, 4, 5),
+        (1, 5, 6, 7),
+        (1, 6, 7, 8),
+        (1, 7, 8, 9),
+        (1, 8, 9, 10),
+    }
+
+
+def test_a_plan_is_refined(capsys, tmp_path):
+    text = ("--num-samples", "2", "--sequence-length", "64")
+    run(capsys, "search", TINY, "-o", tmp_path / "start", "--method", "streamline", "--remove", "3", *text)
+    refine = ("search", TINY, "--method", "refine", "--set", f"start={tmp_path / 'start'}", *text, "-o")
+    run(capsys, *refine, tmp_path / "better", "--remove", "3")
+    out, err = run(capsys, *refine, tmp_path / "other", "--remove", "4", status=2)
+    assert "removes 3 blocks, and 4 are asked for" in out + err
+
+
+def test_nothing_to_spend(blocks, calibration):
+    with pytest.raises(MethodError, match="less than the loss of one set"):
+        found(blocks, calibration, "refine", budget=0.01)
+    with pytest.raises(MethodError, match="at least 1"):
+        make_method("evolution", {"offspring": 0})
