@@ -44,6 +44,27 @@ def test_blocks_after_the_last_gap_do_not_run(tiny):
     assert ran == [0, 1, 2, 3, 4, 5]  # those in the gap once, for the target; the network is a copy
 
 
+def test_what_is_the_same_in_both_models_runs_once(tiny, calibration):
+    """Blocks below the first that is trained run for the dense model alone, and losses and gradients stay the same."""
+    windows, ran = calibration.windows[:1], []
+    objective = objective_of(tiny, (4, 5), network="none", train_blocks=5, loss={"kd": 1.0, "lm": 0.5})
+    for index, block in enumerate(objective.graft.blocks.modules):
+        block.self_attn.register_forward_hook(lambda *_, index=index: ran.append(index))
+    total, _ = objective(windows)
+    assert [ran.count(block) for block in range(12)] == [1, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1]  # networks are copies
+    total.backward()
+    found = {name: parameter.grad.clone() for name, parameter in objective.trainable().items()}
+    objective.zero_grad()
+    graft = objective.graft
+    whole = type(graft).healed_streams
+    graft.healed_streams = lambda ids, depths, start: whole(graft, ids, depths)
+    again, _ = objective(windows)
+    again.backward()
+    assert again.item() == pytest.approx(total.item(), rel=1e-6)
+    for name, parameter in objective.trainable().items():
+        assert torch.allclose(parameter.grad, found[name], rtol=1e-4, atol=1e-7), name
+
+
 def test_shared_weights_are_refused(tiny):
     tiny.model.layers[7].mlp = tiny.model.layers[3].mlp
     with pytest.raises(HealingError, match="Blocks 3, 7 share weights"):

@@ -65,10 +65,21 @@ class Graft:
         with self.blocks.substituted({index: self._next_to_block(index, gap, outputs) for index, gap in places}):
             yield outputs
 
-    def healed_streams(self, input_ids: Tensor, depths: set[int]) -> dict[int, Tensor]:
-        """The healed model's residual streams at `depths` of the dense model, with gradients."""
-        with self.in_place():
-            return self.blocks.streams(input_ids, depths) if depths else {}
+    @property
+    def first_changed(self) -> int:
+        """The depth up to which the healed model is the dense one; 0 with adapters, which are on all blocks."""
+        return 0 if self.adapters else min({*self.removed, *self.networks}, default=0)
+
+    def healed_streams(self, input_ids: Tensor, depths: set[int], start: Tensor | None = None) -> dict[int, Tensor]:
+        """The healed model's residual streams at `depths` of the dense model, with gradients.
+
+        With `start`, the dense stream at the depth `first_changed`, the blocks below it do not run again.
+        """
+        if not depths:
+            return {}
+        resumed = nullcontext() if start is None else self.blocks.resumed(self.first_changed, start)
+        with self.in_place(), resumed:
+            return self.blocks.streams(input_ids, depths)
 
     @torch.no_grad()
     def dense_streams(self, input_ids: Tensor, depths: set[int]) -> dict[int, Tensor]:
