@@ -21,7 +21,7 @@ PRECISIONS = ("no", "bf16", "fp16")
 BENCHMARK_KINDS = ("prompt", "generation")
 """The kinds of work that a benchmark times: keys of its JSON file."""
 ENGINES = ("transformers", "vllm", "llama.cpp")
-FOLD_NAMES = ("refit", "gain", "replaceme")
+FOLD_NAMES = ("refit", "gain", "replaceme", "auto")
 NETWORKS = ("block", "swiglu", "ffn", "none")
 INITS = ("first", "last", "mean", "random")
 STREAM_LOSSES = ("mse", "normalized-mse")
@@ -229,9 +229,8 @@ class HealSettings:
         if (self.network == "none" or self.lora or self.whole_blocks) and not self.head_losses:
             raise HealingError("Kept blocks are trained through the whole model.", "Add lm or kd, such as --loss kd.")
         if self.network == "none" and self.stream_losses and self.network_input == "dense":
-            object.__setattr__(
-                self, "network_input", "cut"
-            )  # there is no network that could run beside the dense model
+            # There is no network that could run beside the dense model.
+            object.__setattr__(self, "network_input", "cut")
         if self.top_k is not None and ("kd" not in losses or self.top_k < 1):
             raise HealingError("--top-k is a number of tokens for --loss kd.")
         if sum(budget is not None for budget in (self.tokens, self.steps, self.epochs)) > 1:

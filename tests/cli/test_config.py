@@ -11,12 +11,14 @@ import yaml
 from command import run
 from places import TINY
 from streamliner.fields import flags_of, kind_of
+from streamliner.runs.yaml_config import read_recipe, recipe_names
 from streamliner.settings import (
     BenchmarkSettings,
     CutSettings,
     EvaluateSettings,
     HealSettings,
     ModelSettings,
+    PruneSettings,
     ReportSettings,
     SearchSettings,
 )
@@ -108,3 +110,34 @@ def test_quiet_prints_the_path_alone(capsys, tmp_path):
     assert (out, err) == (f"{tmp_path / 'out'}\n", "")
     out, _ = run(capsys, "methods", "-q")
     assert "block-influence" in out.split()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_is_a_run_and_flags_win(capsys, tmp_path, name):
+    small = ("--num-samples", "2", "--sequence-length", "64", "--fold-tokens", "1k", "--validation-windows", "2")
+    budget = ("--steps", "2") if name == "good" else ()
+    arguments = ("prune", TINY, "-o", tmp_path / "out", "--remove", "2", "--recipe", name, *small, *budget)
+    found = json.loads(run(capsys, *arguments, "--json")[0])
+    assert found["plan"]["method"] == "refine"
+    assert found["healing"]["settings"]["fold"] == "auto"
+    training = found["healing"]["training"]
+    assert (training and training["steps"]) == (2 if name == "good" else None)
+
+
+def test_recipes_have_settings_that_exist_and_heal_takes_its_own(capsys, tmp_path):
+    known = set(flags_of(HealSettings)) | set(flags_of(SearchSettings)) | set(flags_of(PruneSettings))
+    for name in recipe_names():
+        assert read_recipe(name, known, ()).keys() == read_recipe(name, [*known, "other"], ()).keys()
+        assert "method" not in read_recipe(name, flags_of(HealSettings), ())
+        assert "tokens" not in read_recipe(name, known, ("steps",))
+    out, err = run(capsys, "prune", TINY, "-o", tmp_path / "out", "--remove", "2", "--recipe", "magic", status=2)
+    assert "There is no recipe magic." in out + err
+
+
+def test_numbers_that_yaml_takes_for_text(capsys, tmp_path):
+    file = write(tmp_path, f"cut: {TINY}\noutput: {tmp_path / 'out'}\nlearning_rate: 3e-4\n")
+    out, err = run(capsys, "heal", "--config", file, status=2)
+    assert "not a number" not in out + err
+    file = write(tmp_path, f"cut: {TINY}\noutput: {tmp_path / 'out'}\nlearning_rate: fast\n")
+    out, err = run(capsys, "heal", "--config", file, status=2)
+    assert "--learning-rate fast is not a number." in out + err

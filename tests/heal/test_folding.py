@@ -20,7 +20,7 @@ from places import TINY
 from streamliner.cut.memory import cut_model
 from streamliner.errors import HealingError
 from streamliner.heal import folding
-from streamliner.heal.folding import FOLDS, Folding
+from streamliner.heal.folding import AUTO, FOLDS, Folding
 from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.graft import Graft
 from streamliner.heal.merge import merge
@@ -144,7 +144,7 @@ def test_streams_that_are_kept_change_nothing(tiny, tokenizer, monkeypatch):
 
 
 def test_settings_name_every_fold():
-    assert tuple(FOLDS) == FOLD_NAMES
+    assert (*FOLDS, AUTO) == FOLD_NAMES
 
 
 def test_models_in_memory(tiny, tokenizer):
@@ -183,6 +183,12 @@ def test_a_repair_that_does_not_help_is_not_made(tiny, tokenizer):
 def test_architectures_without_a_place_are_refused(tokenizer, family, name, message):
     with pytest.raises(HealingError, match=message):
         fold(make_model(family, vocab_size=1024), tokenizer, name, (3,))
+
+
+@pytest.mark.parametrize(("family", "folds"), [("llama", ["refit"]), ("gemma2", ["gain"]), ("mixtral", [])])
+def test_auto_takes_what_the_block_has_a_place_for(tokenizer, family, folds):
+    done, _ = fold(make_model(family, vocab_size=1024), tokenizer, "auto", (3,))
+    assert [each.fold for each in done] == folds
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "olmo2", "gpt2", "opt", "gpt_neox", "deepseek_v3"])

@@ -25,6 +25,7 @@ DISK_HINT = "Make room or choose another place; what a run folder has is kept, a
 OUTPUT_FIELDS = ("run", "output", "verify", "overwrite", "quiet")
 
 CONFIG = Annotated[Path | None, typer.Option(help="YAML file of settings", metavar="FILE", rich_help_panel=OUTPUT)]
+RECIPE = Annotated[str | None, typer.Option(help="Settings by name: quick, good", metavar="NAME")]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON value on stdout", metavar=" ", rich_help_panel=OUTPUT)]
 
 
@@ -86,6 +87,8 @@ class Given:
         fields = flags_of(cls)  # type: ignore[arg-type]
         values = {name: value for name, value in self._values.items() if name in fields}
         for name, value in values.items():
+            if kind_of(cls, name) is float and isinstance(value, str):  # type: ignore[arg-type]
+                values[name] = _float(value, long_name(cls, name))  # type: ignore[arg-type]
             if fields[name].weighted and isinstance(value, list):
                 named = dict(weights(value, long_name(cls, name)))  # type: ignore[arg-type]
                 values[name] = next(iter(named)) if len(named) == 1 else named
@@ -107,13 +110,14 @@ Verb = Callable[[Given], None]
 
 
 def command(
-    *arguments: Argument, without: tuple[str, ...] = (), **panels: type
+    *arguments: Argument, without: tuple[str, ...] = (), recipes: bool = False, **panels: type
 ) -> Callable[[Verb], Callable[..., None]]:
     """Make a typer command of a function that takes what was given.
 
     Args:
         arguments: the positional arguments and required options.
         without: fields that this verb does not have.
+        recipes: whether it takes `--recipe`.
         panels: settings classes by the heading under which the help shows their flags. A field that two classes share
             is one flag.
     """
@@ -128,9 +132,9 @@ def command(
                     parameters.append(_option(settings, name, flag, OUTPUT if name in OUTPUT_FIELDS else panel))
 
         def callback(ctx: typer.Context, **values: Any) -> None:
-            config, json = values.pop("config"), values.pop("json")
+            config, json, recipe = values.pop("config"), values.pop("json"), values.pop("recipe", None)
             typed = {name: value for name, value in values.items() if _was_typed(ctx, name)}
-            from streamliner.runs.yaml_config import read_config
+            from streamliner.runs.yaml_config import read_config, read_recipe
 
             silence: AbstractContextManager[None] = nullcontext()
             if ModelSettings in panels.values():  # verbs without models start faster without torch
@@ -139,7 +143,8 @@ def command(
                 silence = silenced_transformers()
             try:
                 with silence:
-                    verb(Given((read_config(config, known) if config else {}) | typed, json=json))
+                    chosen = (read_config(config, known) if config else {}) | typed
+                    verb(Given((read_recipe(recipe, known, chosen) if recipe else {}) | chosen, json=json))
             except (Exception, Interrupted) as error:
                 told = interruption(error) or _told(error)
                 if told is None:
@@ -147,6 +152,7 @@ def command(
                 fail(told, callback.__name__, as_json=json)
 
         extra = [_parameter("config", CONFIG, None), _parameter("json", JSON, False)]
+        extra += [_parameter("recipe", RECIPE, None)] if recipes else []
         context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
         callback.__signature__ = inspect.Signature([context, *parameters, *extra])  # type: ignore[attr-defined]
         callback.__annotations__ = {each.name: each.annotation for each in (context, *parameters, *extra)}
@@ -161,6 +167,14 @@ def _told(error: BaseException) -> StreamlinerError | None:
     if isinstance(error, OSError) and error.errno in DISK:
         return StreamlinerError(f"{error.strerror}: {error.filename or 'the disk'}.", DISK_HINT)
     return error if isinstance(error, StreamlinerError) else None
+
+
+def _float(text: str, name: str) -> float:
+    """A number that YAML took for text, such as 3e-4."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"{name} {text} is not a number.", f"Write for instance {name} 0.1.") from error
 
 
 def _was_typed(ctx: typer.Context, name: str) -> bool:

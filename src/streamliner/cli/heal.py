@@ -12,7 +12,7 @@ from streamliner.settings import HealSettings, ModelSettings
 CUT = Argument("cut", "Folder that streamliner cut or prune wrote", "CUT")
 
 
-@command(CUT, OUT, without=("offload",), Heal=HealSettings, Model=ModelSettings)
+@command(CUT, OUT, without=("offload",), recipes=True, Heal=HealSettings, Model=ModelSettings)
 def heal(given: Given) -> None:
     """Train networks in place of removed blocks, or repair them in closed form. A killed run continues.
 

@@ -10,7 +10,14 @@ from streamliner.settings import HealSettings, ModelSettings, PruneSettings, Sea
 
 
 @command(
-    MODEL, OUT, without=("dense",), Search=SearchSettings, Prune=PruneSettings, Heal=HealSettings, Model=ModelSettings
+    MODEL,
+    OUT,
+    without=("dense",),
+    recipes=True,
+    Search=SearchSettings,
+    Prune=PruneSettings,
+    Heal=HealSettings,
+    Model=ModelSettings,
 )
 def prune(given: Given) -> None:
     """Search, cut and verify, and heal with --heal or --fold. OUT appears whole at the end; a killed run continues

@@ -24,6 +24,8 @@ from streamliner.text.stream import TrainingText
 
 FOLDS: dict[str, type[Refit] | type[ReplaceMe] | type[Gain]] = {"refit": Refit, "gain": Gain, "replaceme": ReplaceMe}
 """Repairs by name."""
+AUTO = "auto"
+"""Refit where a block ends in a linear map, gain where it ends in a norm, nothing where it ends in neither."""
 PENALTIES = (0.05, 0.5)
 """Ridge penalties that are tried; the loss on held-out windows chooses."""
 MOST_KEPT = 1_000_000_000
@@ -40,6 +42,7 @@ class Folded:
 
     Attributes:
         block: whose last map was fitted, by its index in the dense model.
+        fold: name of the repair.
         depth: where the stream was made most like the dense model's.
         module: path of the map within the block.
         penalty: the ridge penalty with the least loss.
@@ -50,6 +53,7 @@ class Folded:
     """
 
     block: int
+    fold: str
     depth: int
     module: str
     penalty: float
@@ -66,6 +70,7 @@ class _Fit:
     """A block to fit: the copy of it that changes, and what the tokens of all windows add up to."""
 
     block: int
+    fold: str
     depth: int
     last: LastMap
     network: nn.Module
@@ -82,7 +87,7 @@ class Folding:
     Args:
         graft: without networks or adapters.
         text: where windows come from.
-        name: of FOLDS.
+        name: of FOLDS, or AUTO.
         tokens: about how many tokens to fit on; None for as many as the fold needs for its number of unknowns.
         later: fit every kept block from the first gap on, not only the one before each gap.
         say: called with messages.
@@ -108,11 +113,14 @@ class Folding:
         check_one_stream(self.graft.blocks)
         if not len(self.text.validation):
             raise HealingError("A fold needs held-out windows to judge it.", "Give --validation-windows 16.")
-        maps = {block: self._last_map(block) for block, _ in self._places()}
+        maps = {block: last for block, _ in self._places() if (last := self._last_map(block))}
         check_not_shared(self.graft.blocks, [*maps], self.graft.removed)
         done: list[Folded] = []
         loss = self._loss()
         for block, depth in self._places():
+            if block not in maps:
+                self.say(f"Block {block} has no linear map or norm that writes into the stream: it stays as it is.")
+                continue
             found = self._fit(block, depth, maps[block], loss)
             loss = min(loss, found.loss_after)
             what = "" if found.kept else ", so it stays as it is"
@@ -127,8 +135,10 @@ class Folding:
         kept = [index for index in range(min(gaps), len(self.graft.blocks)) if index not in self.graft.removed]
         return [(index, gaps.get(index, index + 1)) for index in kept if self.later or index in gaps]
 
-    def _last_map(self, block: int) -> LastMap:
+    def _last_map(self, block: int) -> LastMap | None:
         last = find_last_map(self.graft.blocks, block, self.text.validation[:1, :MOST_TRIED])
+        if self.name == AUTO:
+            return last
         if last is not None and (last.is_linear or not FOLDS[self.name].needs_linear):
             return last
         name = type(self.graft.blocks.model).__name__
@@ -145,12 +155,13 @@ class Folding:
         """Fit one block, and keep that if it lowers the loss."""
         graft, network = self.graft, copy.deepcopy(self.graft.blocks.modules[block])
         weight, bias = last.weights(network)
-        method = FOLDS[self.name]
+        name = self.name if self.name != AUTO else "refit" if last.is_linear else "gain"
+        method = FOLDS[name]
         sums = method.regression()
         windows = self._windows(self.tokens or method.tokens_per_input * weight.shape[-1])
         without, graft.networks = graft.networks, {**graft.networks, block: network}
         begin = time.perf_counter()
-        states = self._collect(windows, _Fit(block, depth, last, network, sums))
+        states = self._collect(windows, _Fit(block, name, depth, last, network, sums))
         collected = time.perf_counter()
         tried: list[tuple[float, float, Any]] = []
         for penalty in PENALTIES:
@@ -163,7 +174,7 @@ class Folding:
         else:
             graft.networks = without
         times = collected - begin, time.perf_counter() - collected
-        return Folded(block, depth, last.path, penalty, loss, after, kept, windows.numel(), *times)
+        return Folded(block, name, depth, last.path, penalty, loss, after, kept, windows.numel(), *times)
 
     @torch.no_grad()
     def _collect(self, windows: Tensor, fit: _Fit) -> list[Tensor]:
@@ -213,7 +224,7 @@ class Folding:
         lengths = dense[0].float().norm(dim=1)
         ordinary = lengths < SINK * lengths.median()
         ordinary[: max(1, self.text.prefix)] = False
-        features = FOLDS[self.name].features(given[ordinary], made[ordinary], bias=fit.last.has_bias)
+        features = FOLDS[fit.fold].features(given[ordinary], made[ordinary], bias=fit.last.has_bias)
         fit.sums.add(features, (dense[0].float() - own[0].float())[ordinary] / fit.last.scale)
 
     def _windows(self, tokens: int) -> Tensor:

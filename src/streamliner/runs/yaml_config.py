@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,24 @@ from streamliner.fields import flags_of, recorded
 from streamliner.runs.files import write_text
 
 CONFIG = "config.yaml"
+RECIPES = "recipes"
+"""Folder of the package with a config file for each recipe."""
+BUDGETS = ("tokens", "steps", "epochs")
+"""Settings of which one may be given."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with streamliner."""
+    return sorted(file.name.removesuffix(".yaml") for file in (files("streamliner") / RECIPES).iterdir())
+
+
+def read_recipe(name: str, known: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
+    """The settings of a recipe that a verb knows, without its budget if another is `given`; a UserError for no recipe."""
+    if name not in recipe_names():
+        raise UserError(f"There is no recipe {name}.", f"Choose one of {', '.join(recipe_names())}.")
+    values = yaml.safe_load((files("streamliner") / RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    dropped = set(BUDGETS) if set(BUDGETS) & set(given) else set()
+    return {key: value for key, value in values.items() if key in set(known) - dropped}
 
 
 def read_config(file: Path, known: Iterable[str]) -> dict[str, Any]:
