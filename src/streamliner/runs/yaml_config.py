@@ -25,7 +25,7 @@ def recipe_names() -> list[str]:
 
 
 def read_recipe(name: str, known: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
-    """The settings of a recipe that a verb knows, without its budget if another is `given`; a UserError for no recipe."""
+    """The settings of a recipe that a verb knows, without its budget if another is `given`; a UserError without one."""
     if name not in recipe_names():
         raise UserError(f"There is no recipe {name}.", f"Choose one of {', '.join(recipe_names())}.")
     values = yaml.safe_load((files("streamliner") / RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
