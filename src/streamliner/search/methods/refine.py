@@ -21,7 +21,8 @@ class Refine:
     It starts from the plan `start` (a file or run folder), whose number of blocks must be the one asked for; without it
     from the intervals whose streams change direction least. A step races all swaps of one block against the set, and
     where none helps pairs of the best swaps and shifts of whole runs (`neighbours.py`). At most `budget` times the
-    losses of SLEB's exact search are spent. The result is never worse than its start.
+    losses of SLEB's exact search are spent. The result is never worse than its start. For fewer blocks than asked for
+    it gives the most similar interval; with `every` each number is refined, with an equal share of the budget.
 
     References:
         Intervals by cosine, arXiv 2403.19135; like-for-like swaps, EvoPress, arXiv 2410.14649.
@@ -29,6 +30,7 @@ class Refine:
 
     start: str = ""
     budget: float = 0.25
+    every: bool = False
     z: float = 3.0
     protect_first: int = 1
     protect_last: int = 1
@@ -37,11 +39,21 @@ class Refine:
     def losses_left(self, probe: Probe, removed: tuple[int, ...], limit: int) -> int:
         """At most `budget` times those of SLEB's exact search."""
         exact = Sleb(protect_first=self.protect_first, protect_last=self.protect_last)
-        return 0 if len(removed) == limit else round(self.budget * exact.losses_left(probe, (), limit))
+        own = round(self.budget * exact.losses_left(probe, (), limit))
+        return 0 if len(removed) == limit else own + limit - 1 - len(removed)
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
-        """One point of `limit` blocks. A MethodError if the plan has another number of them."""
+        """Points of 1 to `limit` blocks: below the last the most similar interval, or with `every` refined sets.
+
+        A MethodError if the plan has another number of blocks than the last.
+        """
         candidates = removable(probe, self)
+        for count in range(1, limit):
+            intervals = similar_intervals(probe, candidates, count)
+            if self.every:
+                yield measured(probe, self._refined(probe, candidates, intervals, limit, 1 / limit))
+            elif intervals:
+                yield measured(probe, intervals[0])
         starts = similar_intervals(probe, candidates, limit)
         if self.start:
             starts = [read_plan(self.start).removed]
@@ -50,11 +62,18 @@ class Refine:
                     f"The plan {self.start} removes {len(starts[0])} blocks, and {limit} are asked for.",
                     f"Use --remove {len(starts[0])}.",
                 )
-        budget = self.losses_left(probe, (), limit) * probe.num_windows
+        yield measured(probe, self._refined(probe, candidates, starts, limit, 1 / limit if self.every else 1))
+
+    def _refined(
+        self, probe: Probe, candidates: list[int], starts: list[tuple[int, ...]], limit: int, share: float
+    ) -> tuple[int, ...]:
+        """The best set that exchanges lead to from some starts, for a share of the budget."""
+        exact = Sleb(protect_first=self.protect_first, protect_last=self.protect_last)
+        budget = share * self.budget * exact.losses_left(probe, (), limit) * probe.num_windows
         search = LocalSearch(probe, lambda removed: not probe.refusal(removed), candidates, self.z, budget)
         search.measure(starts)
         if not search.losses:
             raise MethodError("The budget is less than the loss of one set.", "Give more: --set budget=0.5")
         for start in sorted(search.losses, key=lambda each: (search.losses[each].mean, each)):
             search.climb(start)
-        yield measured(probe, search.best)
+        return search.best
