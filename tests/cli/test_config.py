@@ -10,6 +10,7 @@ import yaml
 
 from command import run
 from places import TINY
+from streamliner.cli.command import RECIPE
 from streamliner.fields import flags_of, kind_of
 from streamliner.runs.yaml_config import read_recipe, recipe_names
 from streamliner.settings import (
@@ -126,6 +127,7 @@ def test_a_recipe_is_a_run_and_flags_win(capsys, tmp_path, name):
 
 def test_recipes_have_settings_that_exist_and_heal_takes_its_own(capsys, tmp_path):
     known = set(flags_of(HealSettings)) | set(flags_of(SearchSettings)) | set(flags_of(PruneSettings))
+    assert RECIPE.__metadata__[0].help == f"Settings by name: {', '.join(recipe_names())}"
     for name in recipe_names():
         assert read_recipe(name, known, ()).keys() == read_recipe(name, [*known, "other"], ()).keys()
         assert "method" not in read_recipe(name, flags_of(HealSettings), ())

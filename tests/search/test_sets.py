@@ -46,12 +46,9 @@ def test_it_is_near_the_optimum_and_keeps_its_budget(blocks, calibration, name, 
 
 
 def test_evolution_depends_on_its_seed_alone(blocks, calibration):
-    first, again, other = (
-        found(blocks, calibration, "evolution", offspring=4, budget=0.3, seed=seed)[1].counters.window_losses
-        for seed in (1, 1, 2)
-    )
-    assert first == again
-    assert other > 0
+    first, again = (found(blocks, calibration, "evolution", offspring=4, budget=0.3, seed=1) for _ in range(2))
+    assert first[0] == again[0]
+    assert first[1].counters.window_losses == again[1].counters.window_losses
 
 
 @pytest.mark.parametrize("name", ["evolution", "refine"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,9 +11,11 @@ from command import run
 from places import TINY
 from streamliner.errors import RemovalError
 from streamliner.model.load import load_model
+from streamliner.runs.ranks import Ranks
 from streamliner.search.plan import read_plan
 from streamliner.search.registry import make_method
 from streamliner.search.target import size_target, speed_target
+from streamliner.settings import SearchSettings
 from streamliner.verbs import targets
 
 TEXT = ("--calibration", "python-docs", "--num-samples", "2", "--sequence-length", "32")
@@ -160,3 +163,14 @@ def test_the_best_plan_for_every_depth(search, tmp_path):
 def test_refined_everywhere_where_the_last_number_is_not_known(search, tmp_path):
     search("--method", "best", "--max-perplexity-increase", "30%")
     assert json.loads((tmp_path / "run" / "frontier.json").read_text())["settings"]["every"] is True
+
+
+@pytest.mark.parametrize("target", [{"target_speedup": 1.2}, {"target_accuracy_drop": "2%", "tasks": "topics"}])
+def test_what_is_measured_is_refused_in_several_processes(target):
+    """Each would measure something else, choose another number of blocks, and wait for the others."""
+    session, settings = SimpleNamespace(ranks=Ranks(rank=1, size=2)), SearchSettings(**target)
+    with pytest.raises(RemovalError, match="is measured in one process"):
+        if "tasks" in target:
+            targets.AccuracyBound(session, None, settings, None)
+        else:
+            targets.find_speed_target(session, SLEB, settings, None, None)

@@ -72,6 +72,7 @@ def find_speed_target(
     """The target in speed, None without one: the dense model is timed, whole and with its first block alone."""
     if settings.target_speedup is None:
         return None
+    _check_one_process(session, "--target-speedup")
     kind, speed_up = settings.speedup_of, settings.target_speedup
     key = f"seconds of {kind}, dense and per block"
     known = _known(folder).get(key)
@@ -98,6 +99,7 @@ class AccuracyBound:
     """Whether tasks lose no more than so much accuracy without some blocks, by bypassing them."""
 
     def __init__(self, session: Session, blocks: Blocks, settings: SearchSettings, reporter: Reporter) -> None:
+        _check_one_process(session, "--target-accuracy-drop")
         self._harness = Harness(settings.tasks_path)
         self._tasks = self._harness.find(settings.task_names, settings.limit, None)
         self._blocks, self._tokenizer = blocks, settings.tokenizer or session.tokenizer()
@@ -124,6 +126,12 @@ class AccuracyBound:
         if not found.answers:
             raise EvaluationError(f"{task.name} does not say which questions were answered rightly.", "Choose another.")
         return fmean(answer.correct for answer in found.answers)
+
+
+def _check_one_process(session: Session, flag: str) -> None:
+    """Raise RemovalError in several processes: each would measure something else, and wait for the others."""
+    if session.ranks.size > 1:
+        raise RemovalError(f"{flag} is measured in one process.", "Leave out the launcher, or use --remove N.")
 
 
 def _known(folder: Path | None) -> dict[str, Any]:

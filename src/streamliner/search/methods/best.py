@@ -7,7 +7,7 @@ from typing import ClassVar
 from streamliner.measure.probe import Probe
 from streamliner.search.frontier import Point
 from streamliner.search.method import measured, removable
-from streamliner.search.methods.sleb import Sleb
+from streamliner.search.methods.sleb import Sleb, exact_losses
 from streamliner.search.neighbours import LocalSearch
 
 INTERVALS = 4
@@ -38,8 +38,7 @@ class Best:
 
     def losses_left(self, probe: Probe, removed: tuple[int, ...], limit: int) -> int:
         """At most what SLEB's exact search takes, times `budget`."""
-        exact = Sleb(protect_first=self.protect_first, protect_last=self.protect_last)
-        return round(self.budget * exact.losses_left(probe, removed, limit))
+        return round(self.budget * exact_losses(probe, self, removed, limit))
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
         """Points of 1 to `limit` blocks; local search is spent on the last, or with `every` on all."""

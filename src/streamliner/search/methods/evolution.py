@@ -10,7 +10,7 @@ from streamliner.measure.probe import Probe
 from streamliner.search.frontier import Point
 from streamliner.search.method import measured, removable
 from streamliner.search.methods.best import similar_intervals
-from streamliner.search.methods.sleb import Sleb
+from streamliner.search.methods.sleb import exact_losses
 
 Set = tuple[int, ...]
 STAGES = ((1 / 8, 1 / 4), (1 / 2, 1 / 16), (1.0, 0.0))
@@ -49,8 +49,7 @@ class Evolution:
 
     def losses_left(self, probe: Probe, removed: Set, limit: int) -> int:
         """At most `budget` times those of SLEB's exact search."""
-        exact = Sleb(protect_first=self.protect_first, protect_last=self.protect_last)
-        return round(self.budget * exact.losses_left(probe, removed, limit))
+        return round(self.budget * exact_losses(probe, self, removed, limit))
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
         """Points of 1 to `limit` blocks: below the last the most similar interval, or with `every` evolved sets."""

@@ -9,7 +9,7 @@ from streamliner.measure.probe import Probe
 from streamliner.search.frontier import Point
 from streamliner.search.method import measured, removable
 from streamliner.search.methods.best import similar_intervals
-from streamliner.search.methods.sleb import Sleb
+from streamliner.search.methods.sleb import exact_losses
 from streamliner.search.neighbours import LocalSearch
 from streamliner.search.plan import read_plan
 
@@ -38,8 +38,7 @@ class Refine:
 
     def losses_left(self, probe: Probe, removed: tuple[int, ...], limit: int) -> int:
         """At most `budget` times those of SLEB's exact search."""
-        exact = Sleb(protect_first=self.protect_first, protect_last=self.protect_last)
-        own = round(self.budget * exact.losses_left(probe, (), limit))
+        own = round(self.budget * exact_losses(probe, self, (), limit))
         return 0 if len(removed) == limit else own + limit - 1 - len(removed)
 
     def search(self, probe: Probe, limit: int) -> Iterator[Point]:
@@ -68,8 +67,7 @@ class Refine:
         self, probe: Probe, candidates: list[int], starts: list[tuple[int, ...]], limit: int, share: float
     ) -> tuple[int, ...]:
         """The best set that exchanges lead to from some starts, for a share of the budget."""
-        exact = Sleb(protect_first=self.protect_first, protect_last=self.protect_last)
-        budget = share * self.budget * exact.losses_left(probe, (), limit) * probe.num_windows
+        budget = share * self.budget * exact_losses(probe, self, (), limit) * probe.num_windows
         search = LocalSearch(probe, lambda removed: not probe.refusal(removed), candidates, self.z, budget)
         search.measure(starts)
         if not search.losses:

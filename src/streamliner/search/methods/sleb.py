@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from streamliner.errors import MethodError
 from streamliner.measure.probe import Probe
 from streamliner.search.frontier import Point
-from streamliner.search.method import least_first, removable, remove_in_order
+from streamliner.search.method import Method, least_first, removable, remove_in_order
 from streamliner.search.race import Race
 
 
@@ -120,6 +120,12 @@ class Sleb:
             if not may_win:
                 return min([race.margin, *(bound - least for bound in bounds.values())])
             race.run(with_each(removed, may_win))
+
+
+def exact_losses(probe: Probe, method: Method, removed: tuple[int, ...], limit: int) -> int:
+    """How many losses the exact search still takes after `removed`, with what `method` protects: a measure of cost."""
+    exact = Sleb(protect_first=method.protect_first, protect_last=method.protect_last)
+    return exact.losses_left(probe, removed, limit)
 
 
 def with_each(removed: tuple[int, ...], candidates: Iterable[int]) -> dict[int, tuple[int, ...]]:
