@@ -112,6 +112,8 @@ class SearchSettings:
         for idle in ("tasks_path", "limit") if not self.task_names else ():
             if getattr(self, idle) is not None:
                 raise RemovalError(f"{long_name(SearchSettings, idle)} has no effect without --tasks.")
+        if self.target_speedup is None and self.speedup_of != default_of(SearchSettings, "speedup_of"):
+            raise RemovalError("--speedup-of has no effect without --target-speedup.")
         if self.target_speedup is not None and not 1 < self.target_speedup < 100:
             raise RemovalError(f"--target-speedup {self.target_speedup:g} is no speed-up.", "Write for instance 1.25.")
 
@@ -208,11 +210,11 @@ class HealSettings:
             raise HealingError(f"--loss has no {wrong or 'value'}.", f"Choose one of {known}.")
         if self.network != "block" and self.init != "first":
             raise HealingError("--init is for block networks.", "Add --network block, or leave it out.")
+        self._check_whole_blocks()
         if not self.trains and not self.fold:
             raise HealingError(
                 "There is nothing to train.", "Choose a --network, --lora RANK, --train-blocks N, or a --fold."
             )
-        self._check_whole_blocks()
         if self.fold and (self.network not in ("block", "none") or self.init != "first" or self.network_depth > 1):
             raise HealingError("A fold goes with --network block of one block, which starts from it, or with none.")
         if not self.fold and (self.fold_tokens is not None or self.fold_blocks != "gaps"):

@@ -29,6 +29,7 @@ def test_budgets(tokenizer):
         ({"network": "none"}, "nothing to train"),
         ({"network": "none", "lora": 4}, "through the whole model"),
         ({"network": "none", "train_blocks": 4}, "through the whole model"),
+        ({"network": "none", "train_blocks": "some", "loss": "kd"}, "is not a number of blocks"),
         ({"train_blocks": "some", "loss": "kd"}, "is not a number of blocks"),
         ({"network": "swiglu", "train_blocks": 4, "loss": "kd"}, "goes with --network block"),
         ({"tokens": 5, "epochs": 1.0, "steps": None}, "more than once"),

@@ -81,6 +81,7 @@ def test_blocks_of_different_sizes():
         (("--target-speedup", "0.9"), "is no speed-up"),
         (("--target-speedup", "1.5", "--remove", "3"), "each say how much to remove"),
         (("--target-accuracy-drop", "2%"), "go together"),
+        (("--remove", "2", "--speedup-of", "generation"), "no effect without --target-speedup"),
         (("--remove", "2", "--limit", "3"), "--limit has no effect without --tasks"),
         (("--target-accuracy-drop", "2", "--tasks", "topics"), "is not a percentage"),
         ((), "Say how much to remove"),
@@ -169,8 +170,9 @@ def test_refined_everywhere_where_the_last_number_is_not_known(search, tmp_path)
 def test_what_is_measured_is_refused_in_several_processes(target):
     """Each would measure something else, choose another number of blocks, and wait for the others."""
     session, settings = SimpleNamespace(ranks=Ranks(rank=1, size=2)), SearchSettings(**target)
+    measure = {
+        False: lambda: targets.find_speed_target(session, SLEB, settings, None, None),
+        True: lambda: targets.AccuracyBound(session, None, settings, None),
+    }
     with pytest.raises(RemovalError, match="is measured in one process"):
-        if "tasks" in target:
-            targets.AccuracyBound(session, None, settings, None)
-        else:
-            targets.find_speed_target(session, SLEB, settings, None, None)
+        measure["tasks" in target]()
