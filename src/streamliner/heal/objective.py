@@ -37,13 +37,12 @@ class Objective(nn.Module):
 
         Each network runs next to the dense model on its stream, or in the healed model on what the networks before it
         made (`network_input`). Both models run only as far as the losses need, and what is the same in both models runs
-        once. Without networks, streams are compared
-        behind each run of removed blocks.
+        once. Without networks, streams are compared behind each run of removed blocks.
         """
         graft, blocks, device = self.graft, self.graft.blocks, self.graft.blocks.stream_device
         stops, end = set(graft.stops) if self._on_streams else set(), {len(blocks)}
         healed_at = (set() if self._on_dense_input else stops) | (end if self._of_head else set())
-        first = graft.first_changed if healed_at and graft.blocks.plain_stream else 0
+        first = graft.first_changed if healed_at and blocks.forkable else 0
         wanted = stops | (end if "kd" in self._of_head else set()) | ({first} if first else set())
         with graft.next_to_dense(stops if self._on_dense_input else set()) as outputs:
             dense = graft.dense_streams(input_ids, wanted)

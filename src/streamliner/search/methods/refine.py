@@ -47,12 +47,6 @@ class Refine:
         A MethodError if the plan has another number of blocks than the last.
         """
         candidates = removable(probe, self)
-        for count in range(1, limit):
-            intervals = similar_intervals(probe, candidates, count)
-            if self.every:
-                yield measured(probe, self._refined(probe, candidates, intervals, limit, 1 / limit))
-            elif intervals:
-                yield measured(probe, intervals[0])
         starts = similar_intervals(probe, candidates, limit)
         if self.start:
             starts = [read_plan(self.start).removed]
@@ -61,6 +55,12 @@ class Refine:
                     f"The plan {self.start} removes {len(starts[0])} blocks, and {limit} are asked for.",
                     f"Use --remove {len(starts[0])}.",
                 )
+        for count in range(1, limit):
+            intervals = similar_intervals(probe, candidates, count)
+            if self.every:
+                yield measured(probe, self._refined(probe, candidates, intervals, limit, 1 / limit))
+            elif intervals:
+                yield measured(probe, intervals[0])
         yield measured(probe, self._refined(probe, candidates, starts, limit, 1 / limit if self.every else 1))
 
     def _refined(
