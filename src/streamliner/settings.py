@@ -177,6 +177,7 @@ class HealSettings:
     data: str | Iterable[str] | Mapping[str, float] = flag(
         (), "Training text: a source, or slimpajama; repeatable", metavar="SOURCE[=W]", repeatable=True
     )
+    answers_only: bool = flag(False, "Loss of answers alone, in conversations (lm, kd)")
     sequence_length: int | None = flag(None, LENGTH)
     validation_windows: int = flag(16, "Windows held out to choose the best state")
     tokens: int | str | None = flag(None, "Budget in tokens: 200k, 60M (default), 1.3G", metavar="N")
@@ -185,6 +186,7 @@ class HealSettings:
     global_batch_size: int = flag(32, "Windows of an optimiser step, over all processes", minimum=1)
     micro_batch: int = flag(1, "Windows in one forward; gradients add up", minimum=1)
     learning_rate: float = flag(2e-4, "Peak learning rate")
+    find_learning_rate: bool = flag(False, "First try 0.1 to 10 times that, briefly")
     min_learning_rate: float = flag(5e-6, "Learning rate of the last step")
     warmup: float = flag(0.03, "Warm-up, as a share of the steps", minimum=0)
     weight_decay: float = flag(1e-3, "Weight decay of AdamW")
@@ -233,6 +235,10 @@ class HealSettings:
         if self.network == "none" and self.stream_losses and self.network_input == "dense":
             # There is no network that could run beside the dense model.
             object.__setattr__(self, "network_input", "cut")
+        if self.answers_only and self.stream_losses:
+            raise HealingError("--answers-only is for the losses lm and kd.", "Write --loss kd, without mse.")
+        if self.find_learning_rate and self.validation_windows < 1:
+            raise HealingError("--find-learning-rate needs held-out windows.", "Give --validation-windows 16.")
         if self.top_k is not None and ("kd" not in losses or self.top_k < 1):
             raise HealingError("--top-k is a number of tokens for --loss kd.")
         if sum(budget is not None for budget in (self.tokens, self.steps, self.epochs)) > 1:

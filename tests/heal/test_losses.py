@@ -37,6 +37,28 @@ def test_head_losses_and_gradients_equal_autograd(monkeypatch, at_once, top_k, w
     torch.testing.assert_close(gradient, torch.autograd.grad(2 * expected, stream)[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("weights", [{"lm": 1.0}, {"kd": 1.0}, {"lm": 0.3, "kd": 0.7}])
+def test_predictions_that_do_not_count_have_no_part_in_the_mean(monkeypatch, weights):
+    monkeypatch.setattr(losses, "LOGIT_BYTES", 4 * 50 * 3 * 2)
+    torch.manual_seed(0)
+    head_weight = torch.randn(50, 8)
+    stream, dense = torch.randn(3, 7, 8, requires_grad=True), torch.randn(3, 7, 8)
+    ids, counted = torch.randint(0, 50, (3, 7)), torch.rand(3, 6) < 0.5
+    counted[:, 2:4] = False  # a piece without any
+    streams, head = (stream, dense if "kd" in weights else None), lambda s, p: s[:, p] @ head_weight.T
+    options = {"weights": weights, "top_k": None, "vocab_size": 50}
+    total, _ = losses.head_losses(*streams, ids, head, counted=counted, **options)
+    logits, goal = ((each[:, :-1] @ head_weight.T)[counted].log_softmax(-1) for each in (stream, dense))
+    plain = {"lm": functional.nll_loss(logits, ids[:, 1:][counted])}
+    plain["kd"] = functional.kl_div(logits, goal, reduction="batchmean", log_target=True)
+    expected = sum(weight * plain[name] for name, weight in weights.items())
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = [torch.autograd.grad(each, stream)[0] for each in (total, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+    nothing, _ = losses.head_losses(*streams, ids, head, counted=torch.zeros(3, 6, dtype=torch.bool), **options)
+    assert nothing.item() == 0
+
+
 def test_gradients_in_float16_neither_vanish_nor_overflow():
     """Near convergence, and with the first scale of a scaler: the same as in float32 up to rounding."""
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from healing import REMOVED, heal, objective_of
 from streamliner.cut.memory import cut_model
 from streamliner.errors import HealingError
-from streamliner.heal.trainer import reaches_all
+from streamliner.heal.objective import reaches_all
 
 
 def test_before_training_the_healed_model_is_the_cut_one(tiny, tokenizer, calibration):

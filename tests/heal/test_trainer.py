@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.nn import functional
 
-from healing import heal, settings, training_text
+from healing import heal, objective_of, settings, training_text
 from places import TINY
 from streamliner.errors import HealingError
+from streamliner.heal.accelerator import make_accelerator
+from streamliner.heal.state import HISTORY
+from streamliner.heal.trainer import Prepared, Trainer
 from streamliner.model.load import load_model
 
 
@@ -94,6 +99,31 @@ def test_the_best_state_is_kept(tiny, tokenizer, tmp_path):
     with torch.no_grad():
         again = [objective(window[None])[0].item() for window in training_text(tokenizer, chosen).validation]
     assert sum(again) / len(again) == pytest.approx(trained.best_loss, rel=1e-5)
+
+
+def test_a_range_test_takes_the_best_rate_and_leaves_all_else_as_it_was(tiny, tokenizer, tmp_path):
+    chosen = settings(learning_rate=1e-4, find_learning_rate=True)
+    objective = objective_of(tiny, learning_rate=1e-4)
+    before = {name: value.clone() for name, value in objective.trainable().items()}
+    text, other = training_text(tokenizer, chosen), training_text(tokenizer, chosen)
+    accelerator = make_accelerator(chosen, torch.float32, torch.device("cpu"), tmp_path)
+    trainer = Trainer(objective, Prepared(chosen, text, 6), accelerator, tmp_path)
+    found = trainer.find_learning_rate()
+    rates = list(found)[1:]
+    assert rates == pytest.approx([1e-5, 3e-5, 1e-4, 3e-4, 1e-3])
+    best = min(rates, key=lambda rate: found[rate])
+    assert found[best] < found[0.0]
+    assert best > 1e-4  # this loss and network want more
+    assert all(torch.equal(before[name], value) for name, value in objective.trainable().items())
+    assert torch.equal(text.batch(4), other.batch(4))
+
+    text.load(*other.state())
+    trained = trainer.run(lambda row: None)
+    assert trained.learning_rate == best
+    history = [json.loads(line) for line in (tmp_path / HISTORY).read_text().splitlines()]
+    assert max(row["lr"] for row in history) == pytest.approx(best)
+    again = Trainer(objective_of(tiny), Prepared(chosen, training_text(tokenizer, chosen), 6), accelerator, tmp_path)
+    assert again.progress.learning_rate == best
 
 
 def test_micro_batches_add_up(tiny, tokenizer, tmp_path):

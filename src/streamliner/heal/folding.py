@@ -20,6 +20,7 @@ from streamliner.heal.gaps import find_gaps
 from streamliner.heal.graft import Graft, check_not_shared, check_one_stream
 from streamliner.measure.loss import text_loss
 from streamliner.model.last_map import LastMap, find_last_map
+from streamliner.text.chat import token_ids
 from streamliner.text.stream import TrainingText
 
 FOLDS: dict[str, type[Refit] | type[ReplaceMe] | type[Gain]] = {"refit": Refit, "gain": Gain, "replaceme": ReplaceMe}
@@ -231,7 +232,7 @@ class Folding:
         """Windows of at least so many tokens in all, the same for each block: (windows, tokens)."""
         count = math.ceil(tokens / self.text.sequence_length)
         while len(self._drawn) < count:
-            self._drawn.append(self.text.batch(1)[0])
+            self._drawn.append(token_ids(self.text.batch(1))[0])
         return torch.stack(self._drawn[:count])
 
     def _loss(self, start: tuple[int, list[Tensor]] | None = None) -> float:

@@ -72,6 +72,7 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
         sequence_length=dense.window_length(settings.sequence_length),
         validation_windows=settings.validation_windows,
         seed=settings.seed,
+        answers_only=settings.answers_only,
     )
     return Prepared(settings, text, count_steps(settings, text) if settings.trains else 0)
 
@@ -171,11 +172,21 @@ class Healing:
         trainer = Trainer(objective, self.prepared, accelerator, self.folder)
         smaller = "--micro-batch 1, --sequence-length 512, --dtype bfloat16 or --network none --lora 8"
         with self.reporter.training(self.prepared.steps) as on_row, enough_memory("training", smaller):
+            if settings.find_learning_rate and trainer.progress.step == 0:
+                self._say_rates(trainer.find_learning_rate())
             trained = trainer.run(on_row)
         if settings.trackers:
             accelerator.end_training()
         accelerator.free_memory()
         return trained
+
+    def _say_rates(self, losses: dict[float, float]) -> None:
+        """Say what a range test found."""
+        tried = ", ".join(f"{rate:.1e}: {loss:.4f}" for rate, loss in losses.items() if rate)
+        best = min((rate for rate in losses if rate), key=lambda rate: losses[rate])
+        self.reporter.say(
+            f"Validation loss {losses[0.0]:.4f}, after a few steps with {tried}. Training with {best:.1e}."
+        )
 
     def _enter_folder(self, graft: Graft) -> None:
         """Create the run folder, or find it as this run left it; before a run starts, try out its networks."""
@@ -232,6 +243,7 @@ class Healing:
 def identity_of(settings: HealSettings) -> dict[str, Any]:
     """The settings that must be the same when a run continues, under the names that all releases gave them."""
     newer = {name: getattr(settings, name) for name in ("fold", "fold_blocks", "fold_tokens") if settings.fold}
+    newer |= {name: True for name in ("answers_only", "find_learning_rate") if getattr(settings, name)}
     newer |= {"train_blocks": str(settings.train_blocks)} if settings.whole_blocks else {}
     return (
         {name: getattr(settings, name) for name in THAT_MATTER}

@@ -78,6 +78,7 @@ def head_losses(
     weights: dict[str, float],
     top_k: int | None,
     vocab_size: int,
+    counted: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of `lm` and `kd` with gradients to `stream`, and each loss without.
 
@@ -85,7 +86,8 @@ def head_losses(
     With respect to the logits it is known in closed form, so autograd need not keep copies of them.
 
     Streams are those of the healed and, for `kd`, the dense model at depth N, (windows, tokens, hidden). `weights` are
-    by loss; `vocab_size` bounds the memory of the logits.
+    by loss; `vocab_size` bounds the memory of the logits. `counted`, (windows, predictions), says which predictions the
+    mean is of; None for all.
     """
     windows, predictions = input_ids.shape[0], input_ids.shape[1] - 1
     gradient = torch.zeros_like(stream, dtype=torch.float32)
@@ -97,33 +99,47 @@ def head_losses(
         logits = head(piece, positions)
         with torch.no_grad():
             dense_logits = None if dense_stream is None else head(dense_stream, positions)
-            values, by_logits = _piece_losses(logits, dense_logits, input_ids[:, positions + 1], weights, top_k)
+            which = None if counted is None else counted[:, positions].flatten()
+            values, by_logits = _piece_losses(logits, dense_logits, input_ids[:, positions + 1], weights, top_k, which)
         for name, value in values.items():
             sums[name] += value
         if stream.requires_grad:
             scaled = by_logits.mul_(scale).to(logits.dtype)
             gradient += torch.autograd.grad(logits, piece, scaled)[0].float() / scale
-    count = windows * predictions
+    count = windows * predictions if counted is None else counted.sum().clamp_min(1)
     parts = {name: value / count for name, value in sums.items()}
     total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
     return _WithGradient.apply(stream, total, gradient / count), parts  # type: ignore[no-untyped-call]
 
 
 def _piece_losses(
-    logits: Tensor, dense_logits: Tensor | None, targets: Tensor, weights: dict[str, float], top_k: int | None
+    logits: Tensor,
+    dense_logits: Tensor | None,
+    targets: Tensor,
+    weights: dict[str, float],
+    top_k: int | None,
+    which: Tensor | None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Sums of the losses over (windows, positions), and the gradient of their weighted sum by the logits."""
-    log_q = functional.log_softmax(logits.flatten(0, 1), -1, dtype=torch.float32)
+    """Sums of the losses over (windows, positions), and the gradient of their weighted sum by the logits.
+
+    Of all positions, or of those where `which`, (windows x positions,), is true.
+    """
+    chosen = slice(None) if which is None else which.to(logits.device)
+    log_q = functional.log_softmax(logits.flatten(0, 1)[chosen], -1, dtype=torch.float32)
     values: dict[str, Tensor] = {}
     gradients: list[Tensor] = []
     if dense_logits is not None:
-        log_p = functional.log_softmax(dense_logits.flatten(0, 1), -1, dtype=torch.float32)
+        log_p = functional.log_softmax(dense_logits.flatten(0, 1)[chosen], -1, dtype=torch.float32)
         values["kd"], by_kd = distillation_loss(log_q, log_p, top_k)
         gradients.append(by_kd.mul_(weights["kd"]))
     if "lm" in weights:
-        values["lm"], by_lm = next_token_loss(log_q, targets.to(log_q.device).reshape(-1, 1))
+        values["lm"], by_lm = next_token_loss(log_q, targets.to(log_q.device).reshape(-1, 1)[chosen])
         gradients = [gradients[0].add_(by_lm, alpha=weights["lm"]) if gradients else by_lm.mul_(weights["lm"])]
-    return values, gradients[0].view_as(logits)
+    if which is None:
+        return values, gradients[0].view_as(logits)
+    spread = torch.zeros_like(logits, dtype=torch.float32)
+    spread.flatten(0, 1)[chosen] = gradients[0]
+    return values, spread
 
 
 class _WithGradient(torch.autograd.Function):

@@ -9,6 +9,7 @@ from streamliner.heal.adapters import Adapters
 from streamliner.heal.graft import Graft
 from streamliner.heal.losses import head_losses, stream_loss
 from streamliner.settings import HealSettings
+from streamliner.text.chat import counted, token_ids
 
 
 class Objective(nn.Module):
@@ -27,19 +28,21 @@ class Objective(nn.Module):
         self._on_streams, self._of_head = settings.stream_losses, settings.head_losses
         self._head_options: dict[str, Any] = {"top_k": settings.top_k, "vocab_size": graft.blocks.config.vocab_size}
         self._on_dense_input = settings.network_input == "dense"
+        self._answers_only = settings.answers_only
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(windows, tokens) -> the loss with gradients, and each part of it by name, without.
+    def forward(self, windows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """(windows, tokens), perhaps with marks -> the loss with gradients, and each part of it by name, without.
 
         Each network runs next to the dense model on its stream, or in the healed model on what the networks before it
         made (`network_input`). Both models run only as far as the losses need, and what is the same in both models runs
         once. Without networks, streams are compared behind each run of removed blocks.
         """
         graft, blocks, device = self.graft, self.graft.blocks, self.graft.blocks.stream_device
+        input_ids = token_ids(windows)
         stops, end = set(graft.stops) if self._on_streams else set(), {len(blocks)}
         healed_at = (set() if self._on_dense_input else stops) | (end if self._of_head else set())
         first = graft.first_changed if healed_at and blocks.forkable else 0
@@ -58,7 +61,19 @@ class Objective(nn.Module):
         if self._of_head:
             ends = healed[len(blocks)], dense[len(blocks)] if "kd" in self._of_head else None
             head = lambda stream, positions: blocks.logits(stream, input_ids, positions)  # noqa: E731
-            loss, of_head = head_losses(*ends, input_ids, head, weights=self._of_head, **self._head_options)
+            which = counted(windows) if self._answers_only else None
+            options = self._head_options | {"weights": self._of_head, "counted": which}
+            loss, of_head = head_losses(*ends, input_ids, head, **options)
             parts |= of_head
             total = total + loss.to(device)
         return total, parts
+
+
+def reaches_all(objective: Objective) -> bool:
+    """Whether the losses of two equal tokens, which few experts see, reach all that is trained."""
+    blocks = objective.graft.blocks
+    with torch.autocast(blocks.device.type, torch.bfloat16):
+        objective(torch.full((1, 2), 2, device=blocks.device))[0].backward()
+    every = [parameter.grad is not None for parameter in objective.trainable().values()]
+    objective.zero_grad(set_to_none=True)
+    return all(every)

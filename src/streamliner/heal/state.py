@@ -27,7 +27,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 class Progress:
     """How far a run is: steps done, the lowest validation loss so far and its step.
 
-    `skipped` steps had a gradient that was not finite; `scale` is the state of half precision's gradient scaler.
+    `skipped` steps had a gradient that was not finite; `scale` is the state of half precision's gradient scaler;
+    `learning_rate` is the peak that a range test found.
     """
 
     step: int = 0
@@ -35,6 +36,7 @@ class Progress:
     best_loss: float | None = None
     skipped: int = 0
     scale: dict[str, Any] = field(default_factory=dict)
+    learning_rate: float | None = None
 
 
 def open_run(folder: Path, identity: dict[str, Any], settings: dict[str, Any], *, overwrite: bool) -> bool:

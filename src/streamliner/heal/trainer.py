@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from streamliner.errors import HealingError
-from streamliner.heal.objective import Objective
+from streamliner.heal.objective import Objective, reaches_all
+from streamliner.heal.range_test import FACTORS, range_test, steps_of_range_test
 from streamliner.heal.state import BEST, HISTORY, MOMENTS, STATE, Progress, load_tensors, save_tensors
 from streamliner.runs.files import append_json_line, read_json_lines, write_text
 from streamliner.settings import HealSettings
@@ -42,7 +43,8 @@ class Prepared:
 class Trained:
     """The result of a training run: the validation losses of its states, of which the best was kept.
 
-    Half precision could not use `skipped` steps; `passes` is how often each text was read to its end.
+    Half precision could not use `skipped` steps; `passes` is how often each text was read to its end; `learning_rate`
+    is the peak.
     """
 
     steps: int
@@ -53,6 +55,7 @@ class Trained:
     last_loss: float
     skipped: int
     passes: dict[str, int]
+    learning_rate: float
 
 
 class Trainer:
@@ -68,14 +71,12 @@ class Trainer:
         self._accelerator, self._folder = accelerator, folder
         self._tokens_of_a_step = settings.global_batch_size * text.sequence_length
         self._is_first = accelerator.process_index == 0
-        self._validation = text.validation.to(objective.graft.blocks.device)
+        self._validation = text.held_out.to(objective.graft.blocks.device)
         if accelerator.num_processes > 1 and not reaches_all(objective):
             # Without it processes wait for the gradients of experts that no token chose, and of unused attention.
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._trainable = objective.trainable()
-        self._optimiser = torch.optim.AdamW(
-            self._trainable.values(), lr=settings.learning_rate, betas=BETAS, weight_decay=settings.weight_decay
-        )
+        self._optimiser = self._make_optimiser(settings.learning_rate)
         warmup, low = max(1, round(settings.warmup * steps)), min(settings.min_learning_rate, settings.learning_rate)
         schedule = get_cosine_with_min_lr_schedule_with_warmup(self._optimiser, warmup, steps, min_lr=low)
         self._share_of_peak = schedule.lr_lambdas[0]
@@ -121,11 +122,36 @@ class Trainer:
             last_loss=losses[-1],
             skipped=progress.skipped,
             passes=self._text.passes,
+            learning_rate=self._peak,
         )
+
+    def find_learning_rate(self) -> dict[float, float]:
+        """Try some rates for a few steps each (`heal/range_test.py`), and take that with the least validation loss.
+
+        Returns the validation loss of each rate, the one of no step as that of rate 0. Weights and text stay as they
+        are. Raises HealingError in half precision, whose gradient scaler needs more steps than that.
+        """
+        if self._accelerator.scaler is not None:
+            raise HealingError("A range test does not work in half precision.", "Add --mixed-precision bf16.")
+        position = self._text.state()
+
+        def gradients(step: int) -> None:
+            if step == 0:
+                self._text.load(*position)
+            self._accumulate_gradients()
+            self._accelerator.clip_grad_norm_(list(self._trainable.values()), self._settings.clip)
+
+        rates = [self._settings.learning_rate * factor for factor in FACTORS]
+        steps = steps_of_range_test(self._steps)
+        found = {0.0: self._validation_loss()}
+        found |= range_test(self._trainable, rates, self._make_optimiser, gradients, self._validation_loss, steps)
+        self._text.load(*position)
+        self.progress.learning_rate = min(rates, key=lambda rate: found[rate])
+        return found
 
     def step(self) -> tuple[dict[str, Any], bool]:
         """One optimiser step; returns its row of the history, and whether to save after it."""
-        rate = self._settings.learning_rate * self._share_of_peak(self.progress.step + 1)
+        rate = self._peak * self._share_of_peak(self.progress.step + 1)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         losses, save = self._over_processes(self._accumulate_gradients())
@@ -147,6 +173,16 @@ class Trainer:
         """Mean loss over the held-out windows, None if there are none. The best weights so far are kept."""
         if not len(self._validation):
             return None
+        mean = self._validation_loss()
+        if self.progress.best_loss is None or mean < self.progress.best_loss:
+            self.progress.best_step, self.progress.best_loss = self.progress.step, mean
+            if self._is_first:
+                tensors = {name: parameter.data for name, parameter in self._trainable.items()}
+                save_tensors(self._folder / BEST, tensors, {"step": self.progress.step, "loss": mean})
+        return mean
+
+    @torch.no_grad()
+    def _validation_loss(self) -> float:
         parts, total = torch.split(self._validation, self._settings.micro_batch), torch.zeros((), dtype=torch.float64)
         size, rank = self._accelerator.num_processes, self._accelerator.process_index
         # All processes run equally often, because forwards may wait for each other; surplus runs do not count.
@@ -156,13 +192,16 @@ class Trainer:
             total += loss if place < len(parts) else 0
         if size > 1:
             total = self._accelerator.reduce(total.to(self._accelerator.device))
-        mean = total.item() / len(self._validation)
-        if self.progress.best_loss is None or mean < self.progress.best_loss:
-            self.progress.best_step, self.progress.best_loss = self.progress.step, mean
-            if self._is_first:
-                tensors = {name: parameter.data for name, parameter in self._trainable.items()}
-                save_tensors(self._folder / BEST, tensors, {"step": self.progress.step, "loss": mean})
-        return mean
+        return total.item() / len(self._validation)
+
+    @property
+    def _peak(self) -> float:
+        """The learning rate at its highest."""
+        return self.progress.learning_rate or self._settings.learning_rate
+
+    def _make_optimiser(self, rate: float) -> torch.optim.AdamW:
+        decay = self._settings.weight_decay
+        return torch.optim.AdamW(self._trainable.values(), lr=rate, betas=BETAS, weight_decay=decay)
 
     def save(self) -> None:
         """Write what the run needs to continue from here."""
@@ -259,13 +298,3 @@ def delayed_interrupt(*, enabled: bool) -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
     if asked.is_set():
         signal.raise_signal(signal.SIGINT)
-
-
-def reaches_all(objective: Objective) -> bool:
-    """Whether the losses of two equal tokens, which few experts see, reach all that is trained."""
-    blocks = objective.graft.blocks
-    with torch.autocast(blocks.device.type, torch.bfloat16):
-        objective(torch.full((1, 2), 2, device=blocks.device))[0].backward()
-    every = [parameter.grad is not None for parameter in objective.trainable().values()]
-    objective.zero_grad(set_to_none=True)
-    return all(every)

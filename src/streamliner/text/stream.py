@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from streamliner.errors import TextError
+from streamliner.text.chat import encode_answers, marked, token_ids
 from streamliner.text.formats import Document
 from streamliner.text.sources import stream_documents
 from streamliner.text.windows import encode, prefix_tokens
@@ -37,9 +38,11 @@ class TrainingText:
         sources: pairs of a SOURCE and its weight.
         sequence_length: tokens of a window, including the BOS.
         validation_windows: windows held out in all; at least one of each source unless 0.
+        answers_only: mark all of a conversation but the answers (`text/chat.py`), in batches and held-out windows.
 
     Attributes:
-        validation: the held-out windows, (windows, tokens).
+        held_out: the held-out windows, (windows, tokens), with marks as batches have them.
+        validation: the same without marks.
         fingerprint: SHA-256 of the held-out windows and of the first training window of each source.
         prefix: how many tokens the tokenizer put before the text of each window, such as 1 for a BOS.
     """
@@ -52,21 +55,28 @@ class TrainingText:
         sequence_length: int,
         validation_windows: int,
         seed: int,
+        answers_only: bool = False,
     ) -> None:
         if sequence_length < 2:
             raise TextError(f"--sequence-length must be at least 2, not {sequence_length}.")
         self.sequence_length = sequence_length
         self._weights = [weight for _, weight in sources]
         self._packers = [
-            _Packer(name, tokenizer, sequence_length, held_out)
+            _Packer(name, tokenizer, sequence_length, held_out, answers_only)
             for (name, _), held_out in zip(sources, _shares(validation_windows, self._weights), strict=True)
         ]
         self._random = random.Random(seed)
         self._buffer: list[list[int]] = []
         held_out, first = zip(*(packer.first_windows() for packer in self._packers), strict=True)
         self.prefix = len(prefix_tokens(tokenizer))
-        self.validation = torch.tensor(list(chain.from_iterable(held_out)), dtype=torch.long).view(-1, sequence_length)
-        every = torch.cat([self.validation, torch.tensor(first)])
+        self.held_out = torch.tensor(list(chain.from_iterable(held_out)), dtype=torch.long).view(-1, sequence_length)
+        self.validation = token_ids(self.held_out)
+        every = torch.cat([self.held_out, torch.tensor(first)])
+        if answers_only and not (every < 0).any():
+            raise TextError(
+                "--answers-only has no effect: the first windows of the text have no conversations.",
+                'Give rows with messages, such as {"messages": [{"role": "user", "content": "..."}, ...]}.',
+            )
         self.fingerprint = hashlib.sha256(every.numpy().tobytes()).hexdigest()
 
     @property
@@ -75,7 +85,7 @@ class TrainingText:
         return {packer.source: packer.passes for packer in self._packers}
 
     def batch(self, count: int) -> Tensor:
-        """The next windows, (count, tokens)."""
+        """The next windows, (count, tokens); with `answers_only` some tokens are marked."""
         return torch.tensor([self._next() for _ in range(count)])
 
     def windows_in_a_pass(self) -> int:
@@ -108,9 +118,11 @@ class TrainingText:
 class _Packer:
     """Packs one source into windows as it is read, as for a calibration set, and starts again at its end."""
 
-    def __init__(self, source: str, tokenizer: PreTrainedTokenizerBase, length: int, held_out: int) -> None:
+    def __init__(
+        self, source: str, tokenizer: PreTrainedTokenizerBase, length: int, held_out: int, answers_only: bool
+    ) -> None:
         self.source, self.passes = source, 0
-        self._tokenizer, self._held_out = tokenizer, held_out
+        self._tokenizer, self._held_out, self._answers_only = tokenizer, held_out, answers_only
         self._bos, self._separator = prefix_tokens(tokenizer), encode(tokenizer, "\n\n")
         self._body = length - len(self._bos)
         self._reader: Iterator[Document] | None = None
@@ -171,12 +183,18 @@ class _Packer:
             self._documents += 1
             if not isinstance(document, str) or document.strip():
                 separator = self._separator if self._tokens or self._packed else []
-                self._tokens = [*self._tokens[self._at :], *separator, *encode(self._tokenizer, document)]
+                self._tokens = [*self._tokens[self._at :], *self._with_marks(separator, document)]
                 self._at = 0
         window = self._bos + self._tokens[self._at : self._at + self._body]
         self._at += self._body
         self._packed += 1
         return window
+
+    def _with_marks(self, separator: list[int], document: Document) -> list[int]:
+        """The tokens of a document after a separator; of a conversation with marks, if only answers count."""
+        if isinstance(document, str) or not self._answers_only:
+            return separator + encode(self._tokenizer, document)
+        return marked(separator) + encode_answers(self._tokenizer, document)
 
     def _rewind(self) -> None:
         self._reader, self._tokens, self._at, self._documents, self._packed = None, [], 0, 0, 0

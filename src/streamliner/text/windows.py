@@ -11,7 +11,7 @@ from torch import Tensor
 
 from streamliner.errors import TextError
 from streamliner.text.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet
-from streamliner.text.formats import Document
+from streamliner.text.formats import Document, Messages
 from streamliner.text.large import LargeText
 from streamliner.text.sources import Text, large_text, read_text
 from streamliner.types import PreTrainedTokenizerBase
@@ -248,11 +248,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[int]:
 
     A conversation becomes text by the tokenizer's chat template; a TextError if it has none.
     """
-    if not isinstance(document, str):
-        if getattr(tokenizer, "chat_template", None) is None:
-            raise TextError(
-                "The text has conversations, and the tokenizer has no chat template to make text of them.",
-                "Use the tokenizer of the instruct model, or name a field of plain text: FILE:FIELD.",
-            )
-        document = str(tokenizer.apply_chat_template(document, tokenize=False))
-    return list(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])
+    text = document if isinstance(document, str) else text_of_conversation(tokenizer, document)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def text_of_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, for_answer: bool = False) -> str:
+    """The text that the chat template makes of messages, and `for_answer` what comes before the next answer.
+
+    Raises TextError if the tokenizer has no template, or it does not accept the messages.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise TextError(
+            "The text has conversations, and the tokenizer has no chat template to make text of them.",
+            "Use the tokenizer of the instruct model, or name a field of plain text: FILE:FIELD.",
+        )
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer))
