@@ -305,6 +305,22 @@ class HealSettings:
 
 
 @dataclass(frozen=True)
+class AnswerSettings:
+    """How a model answers questions, to make training text of its own words."""
+
+    num_samples: int | None = flag(None, "Questions to answer (default: all)", minimum=1)
+    max_new_tokens: int = flag(256, "Longest answer, in tokens", minimum=1)
+    prompt_tokens: int = flag(32, "Tokens of a plain text to continue", minimum=1)
+    temperature: float = flag(1.0, "Of sampling; 0 takes the likeliest token", minimum=0)
+    batch_size: int = flag(8, BATCH_SIZE, minimum=1)
+    seed: int = flag(0, SEED)
+    quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+
+@dataclass(frozen=True)
 class EvaluateSettings:
     """What to evaluate on."""
 

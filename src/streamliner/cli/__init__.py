@@ -6,7 +6,7 @@ import sys
 import typer
 
 from streamliner._version import __version__
-from streamliner.cli import benchmark, cut, evaluate, heal, inspect, methods, prune, report, search, verify
+from streamliner.cli import answer, benchmark, cut, evaluate, heal, inspect, methods, prune, report, search, verify
 from streamliner.cli.console import Reported
 from streamliner.cli.interrupt import interruptible
 from streamliner.cli.renamed import renamed
@@ -21,7 +21,19 @@ app = typer.Typer(
     "Start with: streamliner inspect MODEL, then streamliner prune MODEL --remove 20% -o OUT. "
     "A MODEL is a hub id, a folder or a GGUF file.",
 )
-for verb in (inspect, search, cut, prune, heal, evaluate, benchmark, report, verify, methods):  # in the order of --help
+for verb in (
+    inspect,
+    search,
+    cut,
+    prune,
+    answer,
+    heal,
+    evaluate,
+    benchmark,
+    report,
+    verify,
+    methods,
+):  # in the order of --help
     app.command()(getattr(verb, verb.__name__.rpartition(".")[2]))
 
 
