@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from streamliner.format import counted
 from streamliner.runs.files import write_json, write_text
 from streamliner.runs.folder import environment
 
@@ -255,10 +256,10 @@ def mean(values: Any) -> float:
 def closing(rows: Sequence[dict[str, Any]]) -> str:
     """How to repeat the rows of a model, and where they were measured."""
     hardware = [row["hardware"] for row in rows]
-    machines = sorted({f"{each['processor']}, {each['threads']} threads" for each in hardware})
+    machines = sorted({f"{each['processor']}, {counted(each['threads'], 'thread')}" for each in hardware})
     libraries = [row["versions"] for row in rows]
     versions = sorted({f"torch {each['torch']}, transformers {each['transformers']}" for each in libraries})
-    row = next((each for each in rows if each["entry"] == "refine+fold"), rows[0])
+    row = min(rows, key=lambda each: (each["percent"], increase([each])))
     commands = "\n".join(row["commands"])
     where = f"Measured on {'; '.join(machines)}; {'; '.join(versions)}."
     return f"{where} The commands of `{row['entry']}`:\n\n```sh\n{commands}\n```\n"

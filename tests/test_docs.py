@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -50,6 +51,30 @@ def test_no_documented_flag_is_gone():
     known |= {old for names in RENAMED.values() for old in names}  # told under "Renamed flags"
     for text in (CLI, README):
         assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
+
+
+def test_the_commands_of_the_best_example_have_their_flags():
+    text = (ROOT / "examples" / "best.sh").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^streamliner (\w+) (.*)$", text, re.MULTILINE)
+    assert [verb for verb, _ in commands] == ["prune", "evaluate", "benchmark", "report"]
+    for verb, arguments in commands:
+        known = {option for parameter in VERBS[verb].params for option in parameter.opts}
+        assert set(re.findall(r"(?<!\S)(--?[a-z-]+)", arguments)) <= known
+
+
+def test_the_leaderboard_is_what_its_files_say():
+    """Of real measurements: nobody types its numbers."""
+    module = runpy.run_path(str(ROOT / "benchmarks" / "leaderboard.py"))
+    assert (ROOT / "docs" / "leaderboard.md").read_text() == module["page"]()
+    names = {entry for folder in module["FOLDER"].iterdir() for entry in rows_of(module, folder)}
+    assert names <= set(module["ENTRIES"])
+
+
+def rows_of(module, folder):
+    """Names of the entries of a model, whose files must be named as their rows say."""
+    for file, row in zip(sorted(folder.glob("*.json")), module["read_rows"](folder), strict=True):
+        assert file.stem == f"{row['percent']}-{row['entry']}-{row['seed']}"
+        yield row["entry"]
 
 
 def test_every_method_is_documented():
