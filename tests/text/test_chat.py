@@ -62,6 +62,12 @@ def test_a_template_that_forgets_is_refused(tokenizer):
         encode_answers(chatting(tokenizer, FORGETFUL), TALK)
 
 
+def test_a_template_that_wants_other_roles_says_so(tokenizer):
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}x"
+    with pytest.raises(TextError, match=r"roles: system, user.*no system role"):
+        encode(chatting(tokenizer, strict), TALK)
+
+
 def test_windows_have_the_same_tokens_with_and_without_marks(tokenizer, tmp_path):
     talking, source = chatting(tokenizer), rows_file(tmp_path)
     plain, only = training_text(talking, source), training_text(talking, source, answers_only=True)

@@ -262,4 +262,13 @@ def text_of_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages,
             "The text has conversations, and the tokenizer has no chat template to make text of them.",
             "Use the tokenizer of the instruct model, or name a field of plain text: FILE:FIELD.",
         )
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer))
+    from jinja2 import TemplateError  # transformers renders templates with it
+
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer))
+    except TemplateError as error:
+        roles = ", ".join(each["role"] for each in messages) or "none"
+        raise TextError(
+            f"The chat template does not accept a conversation (roles: {roles}): {error}.",
+            "Leave out such rows, or give conversations as the model was tuned on.",
+        ) from error
