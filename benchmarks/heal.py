@@ -25,13 +25,13 @@ from streamliner.heal.graft import make_graft
 from streamliner.heal.healing import count_steps
 from streamliner.heal.objective import Objective
 from streamliner.heal.trainer import Prepared, Trainer
+from streamliner.heal_settings import HealSettings
 from streamliner.measure.loss import Loss, next_token_losses
 from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_model, load_tokenizer, silenced_transformers
 from streamliner.model.source import locate
 from streamliner.runs.folder import environment
 from streamliner.runs.reporter import Reporter
-from streamliner.settings import HealSettings
 from streamliner.text.stream import TrainingText
 from streamliner.text.windows import calibration_set, prefix_tokens
 

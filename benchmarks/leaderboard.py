@@ -31,13 +31,15 @@ ROOT = Path(__file__).resolve().parent.parent / "docs"
 FOLDER, PAGE = ROOT / "leaderboard", ROOT / "leaderboard.md"
 SEARCH_TEXT = ("--num-samples", "16", "--sequence-length", "256")
 FOLD = ("--fold", "auto", "--sequence-length", "256")
-KD = ("--train-blocks", "all", "--loss", "kd", "--sequence-length", "256", "--learning-rate", "3e-4")
-BATCH = ("--global-batch-size", "4", "--micro-batch", "4", "--min-learning-rate", "1e-5", "--validations", "4")
+KD = (
+    *("--train-blocks", "all", "--loss", "kd", "--tokens", "20k", "--learning-rate", "3e-4"),
+    *("--global-batch-size", "4", "--micro-batch", "4", "--min-learning-rate", "1e-5", "--validations", "4"),
+)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A row: flags of `prune` and, for what is repaired or trained, of `heal`. `seeds`: 1 where there is no chance."""
+    """A row: flags of `prune` and, for what is repaired or trained, of `heal`; with how many seeds it is run."""
 
     search: tuple[str, ...]
     heal: tuple[str, ...] = ()
@@ -54,9 +56,9 @@ ENTRIES = {
     "sleb+fold": Entry(("--method", "sleb"), FOLD),
     "streamline+fold": Entry(("--method", "streamline"), FOLD),
     "refine+fold": Entry(("--method", "refine"), FOLD),
-    "sleb+fold+kd": Entry(("--method", "sleb"), (*FOLD, *KD, *BATCH, "--tokens", "20k")),
-    "refine+kd": Entry(("--method", "refine"), ("--network", "none", *KD, *BATCH, "--tokens", "20k")),
-    "refine+fold+kd": Entry(("--method", "refine"), (*FOLD, *KD, *BATCH, "--tokens", "20k"), seeds=3),
+    "sleb+fold+kd": Entry(("--method", "sleb"), (*FOLD, *KD)),
+    "refine+kd": Entry(("--method", "refine"), ("--network", "none", "--sequence-length", "256", *KD)),
+    "refine+fold+kd": Entry(("--method", "refine"), (*FOLD, *KD), seeds=3),
     "good": Entry(("--method", "refine"), ("--recipe", "good")),
 }
 """The rows. Names say what they do: search, repair in closed form, training; or a recipe."""
@@ -68,7 +70,9 @@ def main() -> None:
     measure = verbs.add_parser("measure")
     measure.add_argument("model")
     measure.add_argument("--name", required=True)
-    measure.add_argument("--work", type=Path, required=True, help="folder for models; each is deleted once measured")
+    measure.add_argument(
+        "--work", type=Path, required=True, help="folder for models; healed ones are deleted once measured"
+    )
     measure.add_argument("--only", required=True, help="names of entries")
     measure.add_argument("--percent", type=int, nargs="+", default=[10, 20, 30], help="of the blocks")
     measure.add_argument("--seeds", type=int, default=3, help="at most so many of each entry")
@@ -110,8 +114,7 @@ def measure_row(arguments: argparse.Namespace, flags: Sequence[str], name: str, 
     model = cut
     if entry.heal:
         model = work / file.stem
-        recipe_knows_text = () if "--recipe" not in entry.heal else ("--sequence-length", "256")
-        healing = run("heal", cut, "-o", model, *entry.heal, *recipe_knows_text, *data, "--seed", seed, "--overwrite")
+        healing = run("heal", cut, "-o", model, *entry.heal, *data, "--seed", seed, "--overwrite")
         row["commands"].append(healing.pop("command"))
         training = healing["training"] or {"tokens": 0}
         folded = max((each["tokens"] for each in healing["folds"]), default=0)

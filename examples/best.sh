@@ -1,10 +1,10 @@
 #!/bin/sh
-# The best known recipe for SmolLM2-135M, from its package to a report: the first row of docs/leaderboard.md.
+# The best known recipe for SmolLM2-135M, from its package to a report; what it reached is in benchmarks/LOG.md.
 #
 #     sh examples/best.sh [FOLDER]
 #
-# Takes about 25 minutes on two CPU cores. By default all text is python-docs, which every Python carries. It is narrow: for
-# figures as in the table name your own text, Wikipedia and web pages for instance:
+# By default all text is python-docs, which every Python carries. It is narrow: for figures as in the log name your own
+# text, Wikipedia and web pages for instance:
 #
 #     CALIBRATION=wiki.jsonl DATA="wiki.jsonl=0.6 web.jsonl=0.4" TEST=wikitext2.test.txt sh examples/best.sh
 set -eu

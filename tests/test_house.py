@@ -11,7 +11,21 @@ from places import ROOT
 
 SOURCE = ROOT / "src" / "streamliner"
 ROOMS = (
-    *("errors", "types", "format", "fields", "text", "settings", "runs", "model", "measure", "search", "cut", "heal"),
+    *(
+        "errors",
+        "types",
+        "format",
+        "fields",
+        "text",
+        "settings",
+        "heal_settings",
+        "runs",
+        "model",
+        "measure",
+        "search",
+        "cut",
+        "heal",
+    ),
     *("evaluate", "benchmark", "report", "verbs", "api", "cli"),
 )
 """In the order of the data's way: a room imports from those before it, and from itself."""

@@ -13,6 +13,7 @@ from places import SUPPORT
 from streamliner.cut.memory import cut_model
 from streamliner.cut.verification import reference_outputs, sample_tokens
 from streamliner.evaluate.perplexity import perplexity
+from streamliner.heal_settings import HealSettings
 from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
 from streamliner.model.load import load_config, load_model, load_tokenizer
@@ -21,7 +22,7 @@ from streamliner.model.source import locate
 from streamliner.runs.reporter import Reporter
 from streamliner.search.registry import make_method
 from streamliner.search.run_method import run_method
-from streamliner.settings import CutSettings, HealSettings
+from streamliner.settings import CutSettings
 from streamliner.text.windows import calibration_set, text_windows
 from streamliner.verbs.cut import cut_to_folder
 from streamliner.verbs.heal import heal_to_folder

@@ -4,7 +4,8 @@ They work on models in memory, and on names of models: hub ids, folders and GGUF
 """
 
 from streamliner.fields import with_keywords
-from streamliner.settings import BenchmarkSettings, EvaluateSettings, HealSettings, SearchSettings
+from streamliner.heal_settings import HealSettings
+from streamliner.settings import BenchmarkSettings, EvaluateSettings, SearchSettings
 from streamliner.verbs import benchmark as _benchmark, evaluate as _evaluate, heal as _heal, search as _search
 
 search = with_keywords(SearchSettings)(_search.search)

@@ -1,35 +1,26 @@
 """Every setting, named once: a frozen dataclass for each verb, and one for how a model is loaded.
 
+Those of healing are in `heal_settings.py`.
+
 The fields become the flags of `streamliner VERB`, the keys of a `--config` file and the keywords of `streamliner.VERB`
 in Python (see `fields.py`). Defaults are the papers' where they have any.
 """
 
-# Long: one file for all settings, so that each is found in one guess.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamliner.errors import EvaluationError, HealingError, MethodError, RemovalError
-from streamliner.fields import check_values, default_of, flag, long_name, names, number, pairs, weights
+from streamliner.errors import EvaluationError, MethodError, RemovalError
+from streamliner.fields import check_values, default_of, flag, long_name, names, number, pairs
 from streamliner.text.calibration import NUM_SAMPLES, CalibrationSet
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EFFORTS = ("exact", "adaptive")
-PRECISIONS = ("no", "bf16", "fp16")
 BENCHMARK_KINDS = ("prompt", "generation")
 """The kinds of work that a benchmark times: keys of its JSON file."""
 ENGINES = ("transformers", "vllm", "llama.cpp")
-FOLD_NAMES = ("refit", "gain", "replaceme", "auto")
-NETWORKS = ("block", "swiglu", "ffn", "none")
-INITS = ("first", "last", "mean", "random")
-STREAM_LOSSES = ("mse", "normalized-mse")
-"""Losses that compare residual streams."""
-HEAD_LOSSES = ("lm", "kd")
-"""Losses that need the model's logits."""
-TOKENS = 60_000_000
-"""LLM-Streamline's training budget (arXiv 2403.19135): 0.06 billion tokens."""
 
 AMOUNTS = ("remove", "target_parameters", "target_bytes", "target_speedup")
 """Settings that each say how much to remove."""
@@ -151,173 +142,6 @@ class PruneSettings:
 
     heal: bool = flag(False, "Train networks in place of removed blocks")
     verify: bool = flag(True, VERIFY)
-
-
-@dataclass(frozen=True)
-class HealSettings:
-    """How to heal a cut model: network, losses, text, budget, optimiser (arXiv 2403.19135, section 3.2)."""
-
-    dense: ModelLike | None = flag(None, "Model it was cut from (default: as recorded)", metavar="MODEL")
-    tokenizer: PreTrainedTokenizerBase | None = flag(None, "", python_only=True)
-    run: str | Path | None = flag(None, "Run folder (default: the output's name + .run)", metavar="RUN")
-    fold: str | None = flag(None, "Repair in closed form, before any training", choices=FOLD_NAMES)
-    fold_blocks: str = flag("gaps", "Blocks to fold: those before gaps, or all later", choices=("gaps", "later"))
-    fold_tokens: int | str | None = flag(None, "Tokens to fit a fold on (default: by its size)", metavar="N")
-    network: str = flag(None, "Network in place of removed blocks (default: block; with --fold none)", choices=NETWORKS)
-    network_depth: int = flag(1, "Blocks of a network", minimum=1)
-    init: str = flag("first", "Initial weights of a block network", choices=INITS)
-    residual: bool = flag(True, "x + f(norm(x)); otherwise f(x) alone (swiglu, ffn)")
-    loss: str | Iterable[str] | Mapping[str, float] = flag(
-        "mse", "mse, normalized-mse, lm or kd; repeatable", metavar="NAME[=W]", repeatable=True
-    )
-    top_k: int | None = flag(None, "Compare only the K likeliest tokens (kd)", metavar="K")
-    network_input: str = flag("dense", "Stream that a network learns on (mse)", choices=("dense", "cut"))
-    lora: int = flag(0, "Rank of LoRA on remaining blocks (lm, kd)", minimum=0)
-    train_blocks: int | str = flag(0, "Last kept blocks to train whole, or all (lm, kd)", metavar="N")
-    data: str | Iterable[str] | Mapping[str, float] = flag(
-        (), "Training text: a source, or slimpajama; repeatable", metavar="SOURCE[=W]", repeatable=True
-    )
-    answers_only: bool = flag(False, "Loss of answers alone, in conversations (lm, kd)")
-    sequence_length: int | None = flag(None, LENGTH)
-    validation_windows: int = flag(16, "Windows held out to choose the best state")
-    tokens: int | str | None = flag(None, "Budget in tokens: 200k, 60M (default), 1.3G", metavar="N")
-    steps: int | None = flag(None, "Budget in optimiser steps")
-    epochs: float | None = flag(None, "Budget in passes over the text")
-    global_batch_size: int = flag(32, "Windows of an optimiser step, over all processes", minimum=1)
-    micro_batch: int = flag(1, "Windows in one forward; gradients add up", minimum=1)
-    learning_rate: float = flag(2e-4, "Peak learning rate")
-    find_learning_rate: bool = flag(False, "First try 0.1 to 10 times that, briefly")
-    min_learning_rate: float = flag(5e-6, "Learning rate of the last step")
-    warmup: float = flag(0.03, "Warm-up, as a share of the steps", minimum=0)
-    weight_decay: float = flag(1e-3, "Weight decay of AdamW")
-    clip: float = flag(5.0, "Largest gradient norm")
-    mixed_precision: str | None = flag(None, "Mixed precision (default: the model's own)", choices=PRECISIONS)
-    validations: int = flag(20, "Number of validations in the run", minimum=1)
-    save_every: int | None = flag(None, "Steps between saved states (default: about a minute)", minimum=1)
-    track: str | Iterable[str] = flag((), "Tracker of accelerate; repeatable", metavar="NAME", repeatable=True)
-    seed: int = flag(0, SEED)
-    verify: bool = flag(True, VERIFY)
-    overwrite: bool = flag(False, OVERWRITE)
-    quiet: bool = flag(False, QUIET, "--quiet", "-q")
-
-    def __post_init__(self) -> None:
-        """Raise UserError if settings contradict each other."""
-        if self.network is None:
-            object.__setattr__(self, "network", "none" if self.fold else "block")
-        check_values(self)
-        losses, _, _ = self.losses, self.texts, self.trackers
-        wrong = next((name for name in losses if name not in STREAM_LOSSES + HEAD_LOSSES), None)
-        if wrong is not None or not losses:
-            known = ", ".join(STREAM_LOSSES + HEAD_LOSSES)
-            raise HealingError(f"--loss has no {wrong or 'value'}.", f"Choose one of {known}.")
-        if self.network != "block" and self.init != "first":
-            raise HealingError("--init is for block networks.", "Add --network block, or leave it out.")
-        self._check_whole_blocks()
-        if not self.trains and not self.fold:
-            raise HealingError(
-                "There is nothing to train.", "Choose a --network, --lora RANK, --train-blocks N, or a --fold."
-            )
-        if self.fold and (self.network not in ("block", "none") or self.init != "first" or self.network_depth > 1):
-            raise HealingError("A fold goes with --network block of one block, which starts from it, or with none.")
-        if not self.fold and (self.fold_tokens is not None or self.fold_blocks != "gaps"):
-            raise HealingError(
-                "--fold-tokens and --fold-blocks are for a --fold.", "Add --fold refit, or leave them out."
-            )
-        if not self.trains:
-            idle = ("loss", "top_k", "tokens", "steps", "epochs", "learning_rate")
-            given = [name for name in idle if getattr(self, name) != default_of(HealSettings, name)]
-            if given:
-                found = f"{long_name(HealSettings, given[0])} is for training, and a fold trains nothing."
-                raise HealingError(found, "Add --network block or --lora 16 to train after the fold, or leave it out.")
-            return
-        if (self.network == "none" or self.lora or self.whole_blocks) and not self.head_losses:
-            raise HealingError("Kept blocks are trained through the whole model.", "Add lm or kd, such as --loss kd.")
-        if self.network == "none" and self.stream_losses and self.network_input == "dense":
-            # There is no network that could run beside the dense model.
-            object.__setattr__(self, "network_input", "cut")
-        if self.answers_only and self.stream_losses:
-            raise HealingError("--answers-only is for the losses lm and kd.", "Write --loss kd, without mse.")
-        if self.find_learning_rate and self.validation_windows < 1:
-            raise HealingError("--find-learning-rate needs held-out windows.", "Give --validation-windows 16.")
-        if self.top_k is not None and ("kd" not in losses or self.top_k < 1):
-            raise HealingError("--top-k is a number of tokens for --loss kd.")
-        if sum(budget is not None for budget in (self.tokens, self.steps, self.epochs)) > 1:
-            raise HealingError("The budget is given more than once.", "Give one of --tokens, --steps and --epochs.")
-        for field in ("learning_rate", "clip"):
-            if not getattr(self, field) > 0:
-                raise HealingError(f"{long_name(HealSettings, field)} must be more than 0, not {getattr(self, field)}.")
-
-    def _check_whole_blocks(self) -> None:
-        """Raise HealingError unless `train_blocks` is a number or "all", and the network is a block or none."""
-        text = str(self.train_blocks)
-        if text != "all" and not text.isdigit():
-            raise HealingError(f"--train-blocks {text} is not a number of blocks.", "Write --train-blocks 4, or all.")
-        if self.whole_blocks and self.network not in ("block", "none"):
-            raise HealingError("--train-blocks goes with --network block, or none.")
-
-    @property
-    def trains(self) -> bool:
-        """Whether anything is trained: networks, adapters or kept blocks."""
-        return self.network != "none" or self.lora > 0 or self.whole_blocks > 0
-
-    @property
-    def whole_blocks(self) -> int:
-        """How many of the last kept blocks are trained whole, at most."""
-        return 10**6 if str(self.train_blocks) == "all" else int(self.train_blocks)
-
-    @property
-    def num_fold_tokens(self) -> int | None:
-        """About how many tokens to fit a fold on; None for as many as it needs."""
-        return None if self.fold_tokens is None else number(self.fold_tokens, "--fold-tokens", "tokens")
-
-    @property
-    def losses(self) -> dict[str, float]:
-        """Weights by name of the loss."""
-        found = weights(self.loss, "--loss")
-        if len(dict(found)) < len(found):
-            raise HealingError("--loss names one loss twice.")
-        return dict(found)
-
-    @property
-    def stream_losses(self) -> dict[str, float]:
-        """The losses that compare residual streams, with their weights."""
-        return {name: weight for name, weight in self.losses.items() if name in STREAM_LOSSES}
-
-    @property
-    def head_losses(self) -> dict[str, float]:
-        """The losses that need the whole model, with their weights."""
-        return {name: weight for name, weight in self.losses.items() if name in HEAD_LOSSES}
-
-    @property
-    def texts(self) -> tuple[tuple[str, float], ...]:
-        """Text sources with their share of the tokens; empty for the default."""
-        return weights(self.data, "--data")
-
-    @property
-    def num_tokens(self) -> int:
-        """The budget in tokens, where it is given neither in steps nor in epochs."""
-        return TOKENS if self.tokens is None else number(self.tokens, "--tokens", "tokens")
-
-    @property
-    def trackers(self) -> tuple[str, ...]:
-        """Names of accelerate's trackers."""
-        return names(self.track)
-
-
-@dataclass(frozen=True)
-class AnswerSettings:
-    """How a model answers questions, to make training text of its own words."""
-
-    num_samples: int | None = flag(None, "Questions to answer (default: all)", minimum=1)
-    max_new_tokens: int = flag(256, "Longest answer, in tokens", minimum=1)
-    prompt_tokens: int = flag(32, "Tokens of a plain text to continue", minimum=1)
-    temperature: float = flag(1.0, "Of sampling; 0 takes the likeliest token", minimum=0)
-    batch_size: int = flag(8, BATCH_SIZE, minimum=1)
-    seed: int = flag(0, SEED)
-    quiet: bool = flag(False, QUIET, "--quiet", "-q")
-
-    def __post_init__(self) -> None:
-        check_values(self)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from command import run
 from places import TINY
 from streamliner.cli.command import RECIPE
 from streamliner.fields import flags_of, kind_of
+from streamliner.heal_settings import HealSettings
 from streamliner.runs.yaml_config import read_recipe, recipe_names
 from streamliner.settings import (
     BenchmarkSettings,
     CutSettings,
     EvaluateSettings,
-    HealSettings,
     ModelSettings,
     PruneSettings,
     ReportSettings,

@@ -75,7 +75,7 @@ def test_the_last_question_is_answered_and_what_does_not_end_is_left_out(capsys,
     real = answers._row
 
     def row(tokenizer, question, new, ends):
-        found.append(bool(set(new.tolist()) & set(ends)))
+        found.append(bool(set(new) & set(ends)))
         return real(tokenizer, question, new, ends)
 
     monkeypatch.setattr(answers, "_row", row)
@@ -104,7 +104,9 @@ def test_a_killed_run_continues_with_the_same_words(capsys, model, tmp_path, mon
     run(capsys, *arguments, "-o", tmp_path / "own.jsonl", status=130)
     assert not (tmp_path / "own.jsonl").exists()
     run(capsys, *arguments, "-o", tmp_path / "own.jsonl", "--seed", "1", status=2)
-    run(capsys, *arguments, "-o", tmp_path / "own.jsonl")
+    with (tmp_path / ".own.jsonl.part").open("a") as file:
+        file.write('[{"row": {"te')  # a kill within a line
+    run(capsys, *arguments, "-o", tmp_path / "own.jsonl", "-q")
     assert len(calls) == 4
     assert (tmp_path / "own.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
     assert not list(tmp_path.glob(".*.part"))

@@ -24,10 +24,10 @@ from streamliner.heal.folding import AUTO, FOLDS, Folding
 from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.graft import Graft
 from streamliner.heal.merge import merge
+from streamliner.heal_settings import FOLD_NAMES
 from streamliner.measure.loss import text_loss
 from streamliner.model.blocks import Blocks
 from streamliner.model.last_map import find_last_map
-from streamliner.settings import FOLD_NAMES
 
 SAMPLE = torch.arange(8, 40)[None]
 

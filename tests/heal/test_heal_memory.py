@@ -11,8 +11,8 @@ from healing import SHORT
 from places import TINY
 from streamliner.errors import HealingError, ModelError, PlanError
 from streamliner.heal.state import HISTORY, RESULT
+from streamliner.heal_settings import HealSettings
 from streamliner.model.session import open_model
-from streamliner.settings import HealSettings
 from streamliner.verbs.cut import cut
 from streamliner.verbs.heal import heal
 

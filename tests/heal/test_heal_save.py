@@ -16,9 +16,10 @@ from streamliner.heal.merge import merge
 from streamliner.heal.networks.make import FEED_FORWARDS
 from streamliner.heal.objective import Objective
 from streamliner.heal.save import healed_reference, usual_precision, write_healed
+from streamliner.heal_settings import HealSettings
 from streamliner.model.blocks import Blocks
 from streamliner.model.session import open_model
-from streamliner.settings import CutSettings, HealSettings, ModelSettings
+from streamliner.settings import CutSettings, ModelSettings
 from streamliner.verbs.cut import cut_to_folder
 
 REMOVED = {"deepseek_v3": (3, 4)}

@@ -7,7 +7,7 @@ import torch
 
 from healing import objective_of
 from streamliner.heal.networks.make import FEED_FORWARDS
-from streamliner.settings import NETWORKS
+from streamliner.heal_settings import NETWORKS
 
 
 @pytest.mark.parametrize("init", ["first", "last", "mean", "random"])

@@ -10,8 +10,8 @@ from streamliner.heal.healing import count_steps
 from streamliner.heal.objective import Objective
 from streamliner.heal.state import HISTORY
 from streamliner.heal.trainer import Prepared, Trainer
+from streamliner.heal_settings import HealSettings
 from streamliner.model.blocks import Blocks
-from streamliner.settings import HealSettings
 from streamliner.text.stream import TrainingText
 
 REMOVED = (4, 5, 9)

@@ -21,19 +21,8 @@ app = typer.Typer(
     "Start with: streamliner inspect MODEL, then streamliner prune MODEL --remove 20% -o OUT. "
     "A MODEL is a hub id, a folder or a GGUF file.",
 )
-for verb in (
-    inspect,
-    search,
-    cut,
-    prune,
-    answer,
-    heal,
-    evaluate,
-    benchmark,
-    report,
-    verify,
-    methods,
-):  # in the order of --help
+VERBS = (inspect, search, cut, prune, answer, heal, evaluate, benchmark, report, verify, methods)
+for verb in VERBS:  # in the order of --help
     app.command()(getattr(verb, verb.__name__.rpartition(".")[2]))
 
 

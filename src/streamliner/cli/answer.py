@@ -4,7 +4,8 @@ import dataclasses
 
 from streamliner.cli.command import MODEL, Argument, Given, command
 from streamliner.cli.console import print_line
-from streamliner.settings import AnswerSettings, ModelSettings
+from streamliner.heal_settings import AnswerSettings
+from streamliner.settings import ModelSettings
 
 SOURCE = Argument("source", "Text with questions: conversations, or plain texts to continue", "SOURCE")
 FILE = Argument("output", "File of JSON lines to write", "FILE", flags=("--output", "-o"))

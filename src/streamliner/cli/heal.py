@@ -7,7 +7,8 @@ from streamliner.cli.console import print_line, print_tables
 from streamliner.cli.cut import OUT, print_verification
 from streamliner.format import Table, number
 from streamliner.heal.folds.fold_table import fold_table
-from streamliner.settings import HealSettings, ModelSettings
+from streamliner.heal_settings import HealSettings
+from streamliner.settings import ModelSettings
 
 CUT = Argument("cut", "Folder that streamliner cut or prune wrote", "CUT")
 

@@ -6,7 +6,8 @@ from streamliner.cli.cut import OUT, print_cut
 from streamliner.cli.heal import print_healed
 from streamliner.errors import UserError
 from streamliner.fields import flags_of, long_name
-from streamliner.settings import HealSettings, ModelSettings, PruneSettings, SearchSettings
+from streamliner.heal_settings import HealSettings
+from streamliner.settings import ModelSettings, PruneSettings, SearchSettings
 
 
 @command(

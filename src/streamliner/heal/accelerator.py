@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from streamliner.errors import HealingError, MissingExtraError
+from streamliner.heal_settings import HealSettings
 from streamliner.model.compat import reset_accelerator
-from streamliner.settings import HealSettings
 
 
 def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.device, folder: Path) -> Any:

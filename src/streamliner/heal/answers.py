@@ -6,18 +6,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
-
-import torch
-from torch import Tensor
 
 from streamliner.errors import OutputError, TextError
+from streamliner.heal_settings import AnswerSettings
 from streamliner.model.blocks import Blocks
-from streamliner.model.generate import padding_token
+from streamliner.model.generate import end_tokens, sample
 from streamliner.model.session import Session
-from streamliner.runs.files import append_json_line, read_json_lines, write_text
+from streamliner.runs.files import append_json_line, drop_unfinished_line, read_json_lines, write_text
+from streamliner.runs.outputs import check_result_file
 from streamliner.runs.reporter import Reporter
-from streamliner.settings import AnswerSettings
 from streamliner.text.chat import ANSWERS
 from streamliner.text.formats import Document
 from streamliner.text.sources import stream_documents
@@ -56,9 +53,9 @@ def write_answers(
         OutputError: the file exists, or the hidden one is of other settings.
         TextError: the text has nothing to answer.
     """
+    check_result_file(out)
     path = Path(out).expanduser().absolute()
     part = path.with_name(f".{path.name}.part")
-    _check_new(path, out)
     tokenizer = session.tokenizer()
     questions = [
         _question(tokenizer, each, settings.prompt_tokens) for each in _documents(source, settings.num_samples)
@@ -66,7 +63,9 @@ def write_answers(
     if not questions:
         raise TextError(f"The text {source} has nothing to answer.")
     blocks = session.load(reporter)
-    start = _continue(part, {"model": session.identity, "source": source, **asdict(settings)})
+    identity = {"model": session.identity, "source": source, **asdict(settings)}
+    identity.pop("quiet")
+    start = _continue(part, identity)
     with reporter.progress("Answering") as progress:
         for first in range(start, len(questions), settings.batch_size):
             batch = questions[first : first + settings.batch_size]
@@ -80,26 +79,20 @@ def write_answers(
     return Answered(len(kept), sum(each["tokens"] for each in every if each["row"]), len(every) - len(kept), str(out))
 
 
-def _check_new(path: Path, out: str | Path) -> None:
-    if path.exists():
-        raise OutputError(f"{out} exists.", "Choose another name.")
-    if not path.parent.is_dir():
-        raise OutputError(f"The folder {path.parent} does not exist.", "Create it, or choose another file with -o.")
-
-
 def _continue(part: Path, identity: dict[str, Any]) -> int:
     """The number of questions that an earlier run answered; writes the identity of a new run."""
     identity = json.loads(json.dumps(identity))
     if not part.exists():
         append_json_line(part, identity)
         return 0
-    found, *batches = read_json_lines(part)
+    drop_unfinished_line(part)
+    found, *batches = read_json_lines(part) or [None]
     if found != identity:
         raise OutputError(f"{part} is of a run with other settings.", "Remove it, or choose another file with -o.")
     return sum(map(len, batches))
 
 
-def _documents(source: str, count: int | None) -> Iterator[Document]:
+def _documents(source: str, count: int) -> Iterator[Document]:
     found = (each for each in stream_documents(source) if not isinstance(each, str) or each.strip())
     return itertools.islice(found, count)
 
@@ -115,31 +108,16 @@ def _question(tokenizer: PreTrainedTokenizerBase, document: Document, prompt_tok
     return _Question(messages, encode(tokenizer, text_of_conversation(tokenizer, messages, for_answer=True)))
 
 
-@torch.no_grad()
 def _answers(
     blocks: Blocks, tokenizer: PreTrainedTokenizerBase, batch: list[_Question], settings: AnswerSettings, seed: int
 ) -> list[dict[str, Any]]:
     """A row for each question, None in place of one that did not end, and the number of tokens of the answer."""
-    from transformers import GenerationConfig
-
-    pad, ends = padding_token(blocks.model.config), _ends(blocks.model)
-    longest = max(len(each.ids) for each in batch)
-    ids = torch.tensor([[pad] * (longest - len(each.ids)) + each.ids for each in batch])
-    mask = torch.tensor([[0] * (longest - len(each.ids)) + [1] * len(each.ids) for each in batch])
-    sampling: dict[str, Any] = {"do_sample": settings.temperature > 0, "top_k": 0}
-    sampling |= {"temperature": settings.temperature} if settings.temperature else {}
-    neutral = GenerationConfig(pad_token_id=pad, eos_token_id=ends or None)
-    device = blocks.device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), patch.object(blocks.model, "generation_config", neutral):
-        torch.manual_seed(seed)
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        out = blocks.model.generate(**inputs, max_new_tokens=settings.max_new_tokens, **sampling)  # type: ignore[operator]
-    return [_row(tokenizer, each, new, ends) for each, new in zip(batch, out[:, longest:].cpu(), strict=True)]
+    prompts, ends = [each.ids for each in batch], end_tokens(blocks.model)
+    answers = sample(blocks, prompts, settings.max_new_tokens, ends, temperature=settings.temperature, seed=seed)
+    return [_row(tokenizer, each, new, ends) for each, new in zip(batch, answers, strict=True)]
 
 
-def _row(tokenizer: PreTrainedTokenizerBase, question: _Question, new: Tensor, ends: list[int]) -> dict[str, Any]:
-    tokens: list[int] = new.tolist()
+def _row(tokenizer: PreTrainedTokenizerBase, question: _Question, tokens: list[int], ends: list[int]) -> dict[str, Any]:
     end = next((place for place, token in enumerate(tokens) if token in ends), None)
     kept = tokens[:end]
     row: dict[str, Any] | None
@@ -151,10 +129,3 @@ def _row(tokenizer: PreTrainedTokenizerBase, question: _Question, new: Tensor, e
         answer = str(tokenizer.decode(kept, skip_special_tokens=True))
         row = {"messages": [*question.messages, {"role": ANSWERS, "content": answer}]}
     return {"row": row, "tokens": len(kept)}
-
-
-def _ends(model: Any) -> list[int]:
-    """The tokens that end an answer."""
-    configs = (model.generation_config, model.config.get_text_config(decoder=True))
-    found: Any = next((each.eos_token_id for each in configs if getattr(each, "eos_token_id", None) is not None), [])
-    return [found] if isinstance(found, int) else list(found)

@@ -17,10 +17,10 @@ from streamliner.errors import HealingError
 from streamliner.heal.adapters import Adapters
 from streamliner.heal.gaps import Gap, find_gaps
 from streamliner.heal.networks.make import make_networks
+from streamliner.heal_settings import HealSettings
 from streamliner.model.blocks import BlockForward, Blocks
 from streamliner.model.handoff import Call, stream_out
 from streamliner.model.parts import shared_parameters
-from streamliner.settings import HealSettings
 
 
 @dataclass

@@ -21,6 +21,7 @@ from streamliner.heal.objective import Objective
 from streamliner.heal.save import try_out
 from streamliner.heal.state import STATE, load_tensors, open_run
 from streamliner.heal.trainer import Prepared, Trained, Trainer
+from streamliner.heal_settings import HealSettings
 from streamliner.measure.loss import text_loss
 from streamliner.model.blocks import Blocks
 from streamliner.model.devices import enough_memory
@@ -29,7 +30,6 @@ from streamliner.model.session import Session
 from streamliner.runs.lock import one_writer
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
-from streamliner.settings import HealSettings
 from streamliner.text.stream import PRESETS, TrainingText
 
 THAT_MATTER = (
@@ -173,17 +173,16 @@ class Healing:
         smaller = "--micro-batch 1, --sequence-length 512, --dtype bfloat16 or --network none --lora 8"
         with self.reporter.training(self.prepared.steps) as on_row, enough_memory("training", smaller):
             if settings.find_learning_rate and trainer.progress.step == 0:
-                self._say_rates(trainer.find_learning_rate())
+                self._say_rates(trainer.find_learning_rate(), trainer.peak)
             trained = trainer.run(on_row)
         if settings.trackers:
             accelerator.end_training()
         accelerator.free_memory()
         return trained
 
-    def _say_rates(self, losses: dict[float, float]) -> None:
+    def _say_rates(self, losses: dict[float, float], best: float) -> None:
         """Say what a range test found."""
         tried = ", ".join(f"{rate:.1e}: {loss:.4f}" for rate, loss in losses.items() if rate)
-        best = min((rate for rate in losses if rate), key=lambda rate: losses[rate])
         self.reporter.say(
             f"Validation loss {losses[0.0]:.4f}, after a few steps with {tried}. Training with {best:.1e}."
         )

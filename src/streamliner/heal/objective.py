@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from streamliner.heal.adapters import Adapters
 from streamliner.heal.graft import Graft
 from streamliner.heal.losses import head_losses, stream_loss
-from streamliner.settings import HealSettings
+from streamliner.heal_settings import HealSettings
 from streamliner.text.chat import counted, token_ids
 
 

@@ -20,8 +20,8 @@ from streamliner.errors import HealingError
 from streamliner.heal.objective import Objective, reaches_all
 from streamliner.heal.range_test import FACTORS, range_test, steps_of_range_test
 from streamliner.heal.state import BEST, HISTORY, MOMENTS, STATE, Progress, load_tensors, save_tensors
+from streamliner.heal_settings import HealSettings
 from streamliner.runs.files import append_json_line, read_json_lines, write_text
-from streamliner.settings import HealSettings
 from streamliner.text.stream import TrainingText
 
 BETAS = (0.9, 0.95)
@@ -122,17 +122,17 @@ class Trainer:
             last_loss=losses[-1],
             skipped=progress.skipped,
             passes=self._text.passes,
-            learning_rate=self._peak,
+            learning_rate=self.peak,
         )
 
     def find_learning_rate(self) -> dict[float, float]:
         """Try some rates for a few steps each (`heal/range_test.py`), and take that with the least validation loss.
 
         Returns the validation loss of each rate, the one of no step as that of rate 0. Weights and text stay as they
-        are. Raises HealingError in half precision, whose gradient scaler needs more steps than that.
+        are. Raises HealingError in float16, whose gradient scaler needs more steps than that.
         """
         if self._accelerator.scaler is not None:
-            raise HealingError("A range test does not work in half precision.", "Add --mixed-precision bf16.")
+            raise HealingError("--find-learning-rate does not work in float16.", "Add --mixed-precision bf16.")
         position = self._text.state()
 
         def gradients(step: int) -> None:
@@ -151,7 +151,7 @@ class Trainer:
 
     def step(self) -> tuple[dict[str, Any], bool]:
         """One optimiser step; returns its row of the history, and whether to save after it."""
-        rate = self._peak * self._share_of_peak(self.progress.step + 1)
+        rate = self.peak * self._share_of_peak(self.progress.step + 1)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         losses, save = self._over_processes(self._accumulate_gradients())
@@ -195,7 +195,7 @@ class Trainer:
         return total.item() / len(self._validation)
 
     @property
-    def _peak(self) -> float:
+    def peak(self) -> float:
         """The learning rate at its highest."""
         return self.progress.learning_rate or self._settings.learning_rate
 

@@ -54,6 +54,37 @@ def continue_greedily(blocks: Blocks, prompt: Tensor, new_tokens: int) -> Tensor
     return _generate(blocks, prompt, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)[len(prompt) :]
 
 
+@torch.no_grad()
+def sample(
+    blocks: Blocks, prompts: list[list[int]], new_tokens: int, ends: list[int], *, temperature: float, seed: int
+) -> list[list[int]]:
+    """Continue prompts of different lengths together, padded on the left, until a token of `ends` or for `new_tokens`.
+
+    The checkpoint's generation config is not used; temperature 0 is greedy. Returns the new tokens of each prompt,
+    with whatever the batch has after its end.
+    """
+    from transformers import GenerationConfig
+
+    pad, longest = padding_token(blocks.model.config), max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(each)) + each for each in prompts], device=blocks.device)
+    mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in prompts], device=blocks.device)
+    how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    neutral = GenerationConfig(top_k=0, pad_token_id=pad, eos_token_id=ends or None)
+    gpus = [blocks.device] if blocks.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus), patch.object(blocks.model, "generation_config", neutral):
+        torch.manual_seed(seed)
+        out = blocks.model.generate(ids, attention_mask=mask, max_new_tokens=new_tokens, **how)  # type: ignore[operator]
+    found: list[list[int]] = out[:, longest:].tolist()
+    return found
+
+
+def end_tokens(model: Any) -> list[int]:
+    """The tokens that end a text, as the generation config or the config says; perhaps none."""
+    configs = (model.generation_config, model.config.get_text_config(decoder=True))
+    found: Any = next((each.eos_token_id for each in configs if getattr(each, "eos_token_id", None) is not None), [])
+    return [found] if isinstance(found, int) else list(found)
+
+
 def _generate(blocks: Blocks, prompt: Tensor, **settings: Any) -> Tensor:
     ids = prompt[None].to(blocks.device)
     text: Tensor = blocks.model.generate(ids, attention_mask=torch.ones_like(ids), **settings)  # type: ignore[operator]

@@ -4,14 +4,12 @@ A token whose loss does not count is stored as ~id, a negative number, so that w
 tensors of integers.
 """
 
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
 from streamliner.errors import TextError
 from streamliner.text.formats import Messages
-from streamliner.text.windows import encode, text_of_conversation
+from streamliner.text.windows import text_of_conversation
 from streamliner.types import PreTrainedTokenizerBase
 
 ANSWERS = "assistant"
@@ -39,20 +37,17 @@ def encode_answers(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> li
     What belongs to an answer is what the chat template adds for it after the prompt for an answer. Raises TextError if
     the template writes earlier messages anew for each answer, or the tokenizer does not say where its tokens begin.
     """
-    text = text_of_conversation(tokenizer, messages)
-    spans = [_span(tokenizer, messages, place, text) for place, each in enumerate(messages) if each["role"] == ANSWERS]
     if not getattr(tokenizer, "is_fast", False):
         raise TextError(
             "The tokenizer does not say where in a text its tokens begin, so answers cannot be told from questions.",
             "Leave out --answers-only.",
         )
+    text = text_of_conversation(tokenizer, messages)
+    spans = [_span(tokenizer, messages, place, text) for place, each in enumerate(messages) if each["role"] == ANSWERS]
     found = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
-    ids, begins = list(found["input_ids"]), [begin for begin, _ in found["offset_mapping"]]
-    if encode(tokenizer, messages) != ids:
-        raise TextError("The tokenizer gives other tokens when it says where they begin.", "Leave out --answers-only.")
     return [
-        each if any(start <= begin < stop for start, stop in spans) else ~each
-        for each, begin in zip(ids, accumulate(begins, max), strict=True)
+        token if any(start <= begin < stop for start, stop in spans) else ~token
+        for token, (begin, _) in zip(found["input_ids"], found["offset_mapping"], strict=True)
     ]
 
 

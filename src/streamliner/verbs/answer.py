@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from streamliner.heal.answers import Answered, write_answers
+from streamliner.heal_settings import AnswerSettings
 from streamliner.model.devices import enough_memory
 from streamliner.model.session import open_model
 from streamliner.runs.reporter import Reporter
-from streamliner.settings import AnswerSettings, ModelSettings
+from streamliner.settings import ModelSettings
 
 
 def answer(

@@ -17,6 +17,7 @@ from streamliner.heal.healing import Healing, prepare_healing
 from streamliner.heal.networks.make import FEED_FORWARDS
 from streamliner.heal.save import healed_reference, usual_precision, write_healed
 from streamliner.heal.state import RESULT, RUN
+from streamliner.heal_settings import HealSettings
 from streamliner.model.devices import is_spread
 from streamliner.model.load import load_model
 from streamliner.model.session import Session, open_model
@@ -26,7 +27,7 @@ from streamliner.runs.folder import check_run_folder
 from streamliner.runs.outputs import MARK, check_output, output_folder
 from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import Plan, check_plan
-from streamliner.settings import HealSettings, ModelSettings
+from streamliner.settings import ModelSettings
 from streamliner.types import PreTrainedModel
 
 

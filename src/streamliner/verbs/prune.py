@@ -11,6 +11,7 @@ from streamliner.cut.checkpoint import check_files
 from streamliner.cut.structure import Structure
 from streamliner.heal.healing import prepare_healing
 from streamliner.heal.state import RUN
+from streamliner.heal_settings import HealSettings
 from streamliner.model.session import Session, open_model
 from streamliner.runs.files import finite
 from streamliner.runs.folder import check_run_folder
@@ -19,7 +20,7 @@ from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found
 from streamliner.search.plan import Plan, read_plan
-from streamliner.settings import BenchmarkSettings, CutSettings, HealSettings, PruneSettings, SearchSettings
+from streamliner.settings import BenchmarkSettings, CutSettings, PruneSettings, SearchSettings
 from streamliner.verbs.benchmark import benchmark_models
 from streamliner.verbs.cut import cut_to_folder
 from streamliner.verbs.heal import heal_to_folder

@@ -11,9 +11,9 @@ from streamliner.heal.networks.block import make_block
 from streamliner.heal.networks.feed_forward import FeedForward
 from streamliner.heal.networks.ffn import FFN
 from streamliner.heal.networks.swiglu import SwiGLU
+from streamliner.heal_settings import HealSettings
 from streamliner.model.blocks import Blocks
 from streamliner.model.parts import plain_attributes
-from streamliner.settings import HealSettings
 
 FEED_FORWARDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "ffn": FFN}
 """Networks without attention by name."""
