@@ -42,6 +42,7 @@ class HealSettings:
     network_input: str = flag("dense", "Stream that a network learns on (mse)", choices=("dense", "cut"))
     lora: int = flag(0, "Rank of LoRA on remaining blocks (lm, kd)", minimum=0)
     train_blocks: int | str = flag(0, "Last kept blocks to train whole, or all (lm, kd)", metavar="N")
+    train_head: bool = flag(False, "Train the final norm and the head too (lm, kd)")
     data: str | Iterable[str] | Mapping[str, float] = flag(
         (), "Training text: a source, or slimpajama; repeatable", metavar="SOURCE[=W]", repeatable=True
     )
@@ -83,7 +84,8 @@ class HealSettings:
         self._check_whole_blocks()
         if not self.trains and not self.fold:
             raise HealingError(
-                "There is nothing to train.", "Choose a --network, --lora RANK, --train-blocks N, or a --fold."
+                "There is nothing to train.",
+                "Choose a --network, --lora RANK, --train-blocks N, --train-head, or a --fold.",
             )
         if self.fold and (self.network not in ("block", "none") or self.init != "first" or self.network_depth > 1):
             raise HealingError("A fold goes with --network block of one block, which starts from it, or with none.")
@@ -98,7 +100,7 @@ class HealSettings:
                 found = f"{long_name(HealSettings, given[0])} is for training, and a fold trains nothing."
                 raise HealingError(found, "Add --network block or --lora 16 to train after the fold, or leave it out.")
             return
-        if (self.network == "none" or self.lora or self.whole_blocks) and not self.head_losses:
+        if (self.network == "none" or self.lora or self.whole_blocks or self.train_head) and not self.head_losses:
             raise HealingError("Kept blocks are trained through the whole model.", "Add lm or kd, such as --loss kd.")
         if self.network == "none" and self.stream_losses and self.network_input == "dense":
             # There is no network that could run beside the dense model.
@@ -125,8 +127,8 @@ class HealSettings:
 
     @property
     def trains(self) -> bool:
-        """Whether anything is trained: networks, adapters or kept blocks."""
-        return self.network != "none" or self.lora > 0 or self.whole_blocks > 0
+        """Whether anything is trained: networks, adapters, kept blocks or the head."""
+        return self.network != "none" or self.lora > 0 or self.whole_blocks > 0 or self.train_head
 
     @property
     def whole_blocks(self) -> int:

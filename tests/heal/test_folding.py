@@ -157,6 +157,17 @@ def test_models_in_memory(tiny, tokenizer):
     assert all(name.endswith("mlp.down_proj.weight") for name in changed)
 
 
+def test_whole_blocks_of_a_model_in_half_precision_are_trained_after_a_fold(tokenizer):
+    """GPT-2's maps do not take a stream in bfloat16 with weights in float32, which trained blocks have."""
+    model = make_model("gpt2", vocab_size=len(tokenizer)).to(torch.bfloat16)
+    short = {"sequence_length": 32, "steps": 2, "global_batch_size": 2, "validation_windows": 2, "quiet": True}
+    chosen = {"fold": "refit", "network": "none", "train_blocks": 2, "loss": "kd", "data": "python-docs"}
+    small = sl.cut(model, [2, 3])
+    healed = sl.heal(small, dense=model, tokenizer=tokenizer, **chosen, **short)
+    changed = {name for name, value in small.state_dict().items() if not torch.equal(value, healed.state_dict()[name])}
+    assert any(name.startswith("transformer.h.3.") for name in changed)
+
+
 def test_the_first_blocks_of_the_stack_are_made_up_for_by_the_one_after(tiny, tokenizer):
     done, _ = fold(tiny, tokenizer, "refit", (0, 1))
     assert [(each.block, each.depth) for each in done] == [(2, 3)]

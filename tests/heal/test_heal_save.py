@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from families import FAMILIES, make_model
+from streamliner.cut.safetensors_file import read_checkpoint
 from streamliner.cut.verification import verify_checkpoint
 from streamliner.heal.custom_code import FILE
 from streamliner.heal.graft import make_graft
@@ -80,6 +81,24 @@ def test_blocks_that_were_trained_whole(tmp_path, family):
     verification, custom, _ = healed(tmp_path, family, network="block", train_blocks=2, loss="kd")
     assert verification.cached_generation
     assert not custom
+
+
+@pytest.mark.parametrize("network", ["none", "swiglu", "ffn"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_head_that_was_trained(tmp_path, family, network):
+    verification, _, _ = healed(tmp_path, family, network=network, train_head=True, loss="kd")
+    assert verification.cached_generation
+    cut, ours = (
+        {name: file.unchanged(name).load() for file in read_checkpoint(tmp_path / each) for name in file.tensors}
+        for each in ("cut", "healed")
+    )
+    changed = {name for name in cut.keys() & ours.keys() if not torch.equal(cut[name], ours[name])}
+    if network == "none":
+        norm = {
+            "llama": {"model.norm.weight"},
+            "gpt_neox": {f"gpt_neox.final_layer_norm.{k}" for k in ("weight", "bias")},
+        }
+        assert changed == norm[family] | {{"llama": "lm_head.weight", "gpt_neox": "embed_out.weight"}[family]}
 
 
 def test_custom_code_imports_only_torch_and_transformers(tmp_path):

@@ -12,6 +12,7 @@ from torch.nn import functional
 from healing import REMOVED, heal, objective_of
 from streamliner.cut.memory import cut_model
 from streamliner.errors import HealingError
+from streamliner.heal import losses
 from streamliner.heal.objective import reaches_all
 
 
@@ -121,3 +122,49 @@ def test_parts_that_no_loss_reaches_are_noticed(tiny):
     assert all(parameter.grad is None for parameter in objective.parameters())
     objective.networks["expert"] = nn.Linear(3, 3)
     assert not reaches_all(objective)
+
+
+def untied(model):
+    """The model with a head of its own, equal to its embeddings."""
+    model = copy.deepcopy(model)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize("train_blocks", [0, "all"])
+def test_a_head_that_is_trained_has_the_gradients_of_a_plain_model(tiny, calibration, monkeypatch, train_blocks):
+    """Final norm and head are trained, with logits in pieces; loss and gradients are those of the cut model alone."""
+    monkeypatch.setattr(losses, "LOGIT_BYTES", 40 * 4 * tiny.config.vocab_size)
+    windows, model = calibration.windows[:2], untied(tiny)
+    chosen = {"network": "none", "train_head": True, "train_blocks": train_blocks, "loss": "lm"}
+    objective = objective_of(model, REMOVED, **chosen)
+    total, _ = objective(windows)
+    total.backward()
+    cut = cut_model(copy.deepcopy(model), REMOVED).requires_grad_(True)
+    expected = cut(input_ids=windows, labels=windows).loss
+    expected.backward()
+    assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+    norm, head = objective.head.copies
+    for ours, plain in ((norm, cut.model.norm), (head, cut.lm_head)):
+        assert ours.weight.grad.abs().max() > 0
+        assert torch.allclose(ours.weight.grad, plain.weight.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_trained_head_does_not_change_the_dense_model_that_it_is_compared_with(tiny, calibration):
+    windows, model = calibration.windows[:1], untied(tiny)
+    objective = objective_of(model, REMOVED, network="none", train_head=True, loss="kd")
+    with torch.no_grad():
+        before = objective(windows)[0].item()
+        objective.head.copies[1].weight += 0.1 * torch.randn_like(objective.head.copies[1].weight)
+        after = objective(windows)[0].item()
+        logits = model(input_ids=windows).logits[:, :-1].log_softmax(-1)
+        state = cut_model(model, REMOVED).model(input_ids=windows).last_hidden_state[:, :-1]
+        ours = (state @ objective.head.copies[1].weight.T).log_softmax(-1)
+    assert after != pytest.approx(before, rel=0.01)
+    assert after == pytest.approx((logits.exp() * (logits - ours)).sum(-1).mean().item(), rel=1e-5)
+
+
+def test_a_head_that_is_the_embeddings_too_is_refused(tiny):
+    with pytest.raises(HealingError, match=r"shares weights with model.embed_tokens.weight"):
+        objective_of(tiny, REMOVED, network="none", train_head=True, loss="kd")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from streamliner.errors import HealingError
 from streamliner.heal.adapters import Adapters
 from streamliner.heal.gaps import Gap, find_gaps
+from streamliner.heal.head import TrainedHead
 from streamliner.heal.networks.make import make_networks
 from streamliner.heal_settings import HealSettings
 from streamliner.model.blocks import BlockForward, Blocks
@@ -28,7 +29,8 @@ class Graft:
     """A dense model with what is trained in it: networks by the block whose place each takes, adapters on others.
 
     Kept blocks that are trained whole are networks too: copies that start as the blocks are. Gaps are empty without
-    `--network`. Blocks in `removed` are bypassed in the healed model.
+    `--network`. Blocks in `removed` are bypassed in the healed model. `head` is what runs after the last block,
+    if that is trained.
     """
 
     blocks: Blocks
@@ -36,6 +38,7 @@ class Graft:
     networks: Mapping[int, nn.Module]
     removed: tuple[int, ...]
     adapters: Adapters | None = None
+    head: TrainedHead | None = None
 
     @property
     def kept_blocks(self) -> list[int]:
@@ -51,10 +54,10 @@ class Graft:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """While open, the model is the healed one: removed blocks are bypassed, networks run in their places."""
+        """While open, the model is the healed one: removed blocks are bypassed, networks and head in their places."""
         forwards = {index: self.blocks.pass_on(index) for index in self.removed}
         forwards |= {place: self._in_place_of(place) for place in self.networks}
-        with self.blocks.substituted(forwards):
+        with self.blocks.substituted(forwards), self.head.in_place() if self.head else nullcontext():
             yield
 
     @contextmanager
@@ -86,6 +89,11 @@ class Graft:
         """The dense model's residual streams at `depths`. Blocks after the last of them do not run."""
         with self.adapters.off() if self.adapters else nullcontext():
             return self.blocks.streams(input_ids, depths) if depths else {}
+
+    def logits(self, stream: Tensor, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """The healed model's final norm and head (`Blocks.logits`), with gradients."""
+        with self.head.in_place() if self.head else nullcontext():
+            return self.blocks.logits(stream, input_ids, positions)
 
     def _in_place_of(self, place: int) -> BlockForward:
         def forward(call: Call) -> Any:
@@ -128,6 +136,7 @@ def make_graft(blocks: Blocks, removed: tuple[int, ...], settings: HealSettings)
         graft.networks = {**graft.networks, **whole}
     if settings.lora:
         check_not_shared(blocks, graft.kept_blocks, removed)
+    graft.head = TrainedHead(blocks) if settings.train_head else None
     return graft
 
 

@@ -151,13 +151,13 @@ class Healing:
         later, tokens = settings.fold_blocks == "later", settings.num_fold_tokens
         with enough_memory("folding", "--fold gain, fewer --fold-tokens or --dtype bfloat16"):
             done = Folding(start, self.prepared.text, settings.fold, tokens, later, self.reporter.say).run()
+        if settings.trains:
+            with start.in_place():
+                perplexity["folded"] = self._perplexity(graft.blocks)
         frozen = {place: each.requires_grad_(False) for place, each in start.networks.items()}
         for place in frozen.keys() & graft.networks.keys():
             graft.networks[place].load_state_dict(frozen.pop(place).state_dict())
         graft.networks = {**graft.networks, **frozen}
-        if settings.trains:
-            with graft.in_place():
-                perplexity["folded"] = self._perplexity(graft.blocks)
         return done
 
     def _run_training(self, graft: Graft, accelerator: Any) -> Trained:
@@ -242,7 +242,7 @@ class Healing:
 def identity_of(settings: HealSettings) -> dict[str, Any]:
     """The settings that must be the same when a run continues, under the names that all releases gave them."""
     newer = {name: getattr(settings, name) for name in ("fold", "fold_blocks", "fold_tokens") if settings.fold}
-    newer |= {name: True for name in ("answers_only", "find_learning_rate") if getattr(settings, name)}
+    newer |= {name: True for name in ("answers_only", "find_learning_rate", "train_head") if getattr(settings, name)}
     newer |= {"train_blocks": str(settings.train_blocks)} if settings.whole_blocks else {}
     return (
         {name: getattr(settings, name) for name in THAT_MATTER}

@@ -11,7 +11,7 @@ p the dense model's distribution and y the next token, the losses of the head an
 where T are the k likeliest tokens of the dense model, and P and Q what p and q leave for all others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -79,18 +79,21 @@ def head_losses(
     top_k: int | None,
     vocab_size: int,
     counted: Tensor | None = None,
+    dense_head: Head | None = None,
+    head_parameters: Sequence[Tensor] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of `lm` and `kd` with gradients to `stream`, and each loss without.
+    """The weighted sum of `lm` and `kd` with gradients to `stream` and `head_parameters`, and each loss without.
 
     The gradient is found along with the value, piece by piece: the logits of a whole batch would not fit in memory.
     With respect to the logits it is known in closed form, so autograd need not keep copies of them.
 
     Streams are those of the healed and, for `kd`, the dense model at depth N, (windows, tokens, hidden). `weights` are
     by loss; `vocab_size` bounds the memory of the logits. `counted`, (windows, predictions), says which predictions the
-    mean is of; None for all.
+    mean is of; None for all. `dense_head` is the dense model's if it is another one, as `head_parameters` are trained.
     """
     windows, predictions = input_ids.shape[0], input_ids.shape[1] - 1
-    gradient = torch.zeros_like(stream, dtype=torch.float32)
+    with_gradients = [each for each in (stream, *head_parameters) if each.requires_grad and torch.is_grad_enabled()]
+    gradients = [torch.zeros_like(each, dtype=torch.float32) for each in with_gradients]
     scale = HALF_SCALE if stream.dtype == torch.float16 else 1.0
     sums = {name: torch.zeros((), device=stream.device) for name in weights}
     at_once = max(1, LOGIT_BYTES // (4 * vocab_size * windows))
@@ -98,18 +101,21 @@ def head_losses(
         piece = stream.detach().requires_grad_(stream.requires_grad)
         logits = head(piece, positions)
         with torch.no_grad():
-            dense_logits = None if dense_stream is None else head(dense_stream, positions)
+            dense_logits = None if dense_stream is None else (dense_head or head)(dense_stream, positions)
             which = None if counted is None else counted[:, positions].flatten()
             values, by_logits = _piece_losses(logits, dense_logits, input_ids[:, positions + 1], weights, top_k, which)
         for name, value in values.items():
             sums[name] += value
-        if stream.requires_grad:
+        if with_gradients:
             scaled = by_logits.mul_(scale).to(logits.dtype)
-            gradient += torch.autograd.grad(logits, piece, scaled)[0].float() / scale
+            inputs = [piece if each is stream else each for each in with_gradients]
+            for gradient, more in zip(gradients, torch.autograd.grad(logits, inputs, scaled), strict=True):
+                gradient += more.float() / scale
     count = windows * predictions if counted is None else counted.sum().clamp_min(1)
     parts = {name: value / count for name, value in sums.items()}
     total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
-    return _WithGradient.apply(stream, total, gradient / count), parts  # type: ignore[no-untyped-call]
+    found = [gradient / count for gradient in gradients]
+    return _WithGradient.apply(total, found, *with_gradients), parts  # type: ignore[no-untyped-call]
 
 
 def _piece_losses(
@@ -143,15 +149,16 @@ def _piece_losses(
 
 
 class _WithGradient(torch.autograd.Function):
-    """A value whose gradient with respect to `stream` is already known."""
+    """A value whose gradients with respect to some tensors are already known."""
 
     @staticmethod
-    def forward(ctx: Any, stream: Tensor, value: Tensor, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:  # type: ignore[override]
         """Return the value."""
-        ctx.gradient, ctx.dtype = gradient, stream.dtype
+        ctx.gradients, ctx.dtypes = gradients, [each.dtype for each in tensors]
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Any:  # type: ignore[override]
-        """Scale the gradient."""
-        return (upstream * ctx.gradient).to(ctx.dtype), None, None
+        """Scale the gradients."""
+        known = zip(ctx.gradients, ctx.dtypes, strict=True)
+        return None, None, *((upstream * gradient).to(dtype) for gradient, dtype in known)

@@ -39,6 +39,9 @@ def merge(graft: Graft, precision: torch.dtype | None, sample: Tensor) -> int:
         graft.adapters.merge()
         trained += graft.adapters.weights
         graft.adapters = None
+    if graft.head is not None:
+        trained += graft.head.merge()
+        graft.head = None
     stock = stock_blocks(graft, sample)
     graft.networks = networks if stock is None else {}
     for place, source in (stock or {}).items():

@@ -1,5 +1,6 @@
 """Token windows -> loss, as one module, so that accelerate can wrap it on any devices."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from streamliner.heal.adapters import Adapters
 from streamliner.heal.graft import Graft
 from streamliner.heal.losses import head_losses, stream_loss
 from streamliner.heal_settings import HealSettings
+from streamliner.model.blocks import Blocks
 from streamliner.text.chat import counted, token_ids
 
 
@@ -24,6 +26,7 @@ class Objective(nn.Module):
             graft.adapters = Adapters(graft.blocks, graft.kept_blocks, settings.lora, settings.seed)
         self.graft, self._first = graft, first
         self.model = graft.blocks.model
+        self.head = graft.head
         self.networks = nn.ModuleDict({str(place): network for place, network in graft.networks.items()})
         self._on_streams, self._of_head = settings.stream_losses, settings.head_losses
         self._head_options: dict[str, Any] = {"top_k": settings.top_k, "vocab_size": graft.blocks.config.vocab_size}
@@ -60,13 +63,19 @@ class Objective(nn.Module):
             total = total + weight * loss
         if self._of_head:
             ends = healed[len(blocks)], dense[len(blocks)] if "kd" in self._of_head else None
-            head = lambda stream, positions: blocks.logits(stream, input_ids, positions)  # noqa: E731
+            head, dense_head = (partial(_logits, of, input_ids) for of in (graft, blocks))
             which = counted(windows) if self._answers_only else None
             options = self._head_options | {"weights": self._of_head, "counted": which}
+            if self.head is not None:
+                options |= {"dense_head": dense_head, "head_parameters": tuple(self.head.parameters())}
             loss, of_head = head_losses(*ends, input_ids, head, **options)
             parts |= of_head
             total = total + loss.to(device)
         return total, parts
+
+
+def _logits(of: Graft | Blocks, input_ids: Tensor, stream: Tensor, positions: Tensor) -> Tensor:
+    return of.logits(stream, input_ids, positions)
 
 
 def reaches_all(objective: Objective) -> bool:

@@ -82,7 +82,7 @@ def try_out(graft: Graft, cut_folder: Path, folder: Path, sample: Tensor, report
     """
     if not any(isinstance(network, FeedForward) for network in graft.networks.values()):
         return
-    trial = replace(graft, networks=copy.deepcopy(graft.networks))
+    trial = replace(graft, networks=copy.deepcopy(graft.networks), head=None)
     generator, precision = torch.Generator().manual_seed(0), usual_precision(cut_folder)
     for network in trial.networks.values():
         for parameter in network.parameters():  # as they start, networks may compute nothing

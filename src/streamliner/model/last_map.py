@@ -1,4 +1,7 @@
-"""The last map of a block, whose output enters the residual stream unchanged: found by trying, not by name."""
+"""The last map of a block, whose output enters the residual stream unchanged, and what runs after the last block.
+
+Both are found by trying, not by name.
+"""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -130,3 +133,19 @@ def _kind(part: Any, path: str, scale: float, given: Tensor, made: Tensor) -> La
         if close(doubled(given) - bias, 2 * (made - bias)):
             return LastMap(path, scale, is_linear=False, has_bias=has_bias, adds_one=adds_one)
     return None
+
+
+def modules_after_stack(blocks: Blocks) -> list[str]:
+    """Paths of the modules with parameters of their own that run after the last block, in that order."""
+    called: list[str] = []
+    with ExitStack() as hooks, torch.no_grad():
+        hooks.callback(blocks.modules[-1].register_forward_hook(lambda *_: called.clear()).remove)
+        for path, module in blocks.model.named_modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                hooks.callback(module.register_forward_hook(partial(_add, called, path)).remove)
+        blocks.forward(torch.arange(4)[None] % blocks.config.vocab_size)
+    return [path for path in dict.fromkeys(called) if not path.startswith(f"{blocks.path}.")]
+
+
+def _add(called: list[str], path: str, *_: object) -> None:
+    called.append(path)
