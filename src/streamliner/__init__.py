@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 from streamliner._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from streamliner.api import benchmark as benchmark, evaluate as evaluate, heal as heal, search as search
+    from streamliner.api import (
+        benchmark as benchmark,
+        evaluate as evaluate,
+        heal as heal,
+        recipe as recipe,
+        search as search,
+    )
     from streamliner.benchmark.result import Benchmark as Benchmark
     from streamliner.cut.verification import Verification as Verification
     from streamliner.evaluate.evaluation import Evaluation as Evaluation
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
     from streamliner.verbs.verify import verify as verify
 
 _NAMES = {
-    "api": "benchmark evaluate heal search",
+    "api": "benchmark evaluate heal recipe search",
     "benchmark.result": "Benchmark",
     "cut.verification": "Verification",
     "evaluate.evaluation": "Evaluation",

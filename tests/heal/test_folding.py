@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from healing import REMOVED, settings, training_text
 from kill import finish
 from places import TINY
 from streamliner.cut.memory import cut_model
-from streamliner.errors import HealingError
-from streamliner.heal import folding
+from streamliner.errors import HealingError, UserError
+from streamliner.heal import folding, healing
 from streamliner.heal.folding import AUTO, FOLDS, Folding
 from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.graft import Graft
@@ -166,6 +167,27 @@ def test_whole_blocks_of_a_model_in_half_precision_are_trained_after_a_fold(toke
     healed = sl.heal(small, dense=model, tokenizer=tokenizer, **chosen, **short)
     changed = {name for name, value in small.state_dict().items() if not torch.equal(value, healed.state_dict()[name])}
     assert any(name.startswith("transformer.h.3.") for name in changed)
+
+
+def test_a_range_test_in_float16_is_refused_before_a_fold(tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(Folding, "run", lambda folding: pytest.fail("folded"))
+    monkeypatch.setattr(healing, "make_accelerator", lambda *args: SimpleNamespace(scaler=object()))  # as on a GPU
+    chosen = {"fold": "refit", "network": "none", "train_blocks": 2, "loss": "kd", "data": "python-docs", "steps": 9}
+    chosen |= {"find_learning_rate": True, "sequence_length": 64, "quiet": True}
+    with pytest.raises(HealingError, match="does not work in float16"):
+        sl.heal(sl.cut(tiny, REMOVED), dense=tiny, tokenizer=tokenizer, **chosen)
+
+
+def test_a_recipe_in_python(tiny, tokenizer):
+    small = sl.cut(tiny, REMOVED)
+    short = {"tokens": None, "steps": 2, "sequence_length": 32, "data": "python-docs", "validation_windows": 2}
+    chosen = sl.recipe("good", "heal", **short, fold_tokens=2000, quiet=True)
+    assert chosen["loss"] == "kd"
+    assert chosen.keys().isdisjoint({"method", "num_samples"})
+    assert sl.heal(small, dense=tiny, tokenizer=tokenizer, **chosen).config.num_hidden_layers == 9
+    assert sl.recipe("good", "search")["method"] == "refine"
+    with pytest.raises(UserError, match="evaluate takes no recipe"):
+        sl.recipe("good", "evaluate")
 
 
 def test_the_first_blocks_of_the_stack_are_made_up_for_by_the_one_after(tiny, tokenizer):

@@ -120,6 +120,9 @@ class Healing:
         accelerator = None
         if settings.trains:
             accelerator = make_accelerator(settings, blocks.dtype, blocks.device, self.folder)
+            if settings.find_learning_rate and accelerator.scaler is not None:
+                # Its gradient scaler needs more steps than such a test has.
+                raise HealingError("--find-learning-rate does not work in float16.", "Add --mixed-precision bf16.")
         self._enter_folder(graft)
         perplexity = self._perplexities(graft) if self.dense.ranks.rank == 0 else {}
         folds = self._fold(graft, perplexity) if settings.fold else []

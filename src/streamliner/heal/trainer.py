@@ -129,10 +129,8 @@ class Trainer:
         """Try some rates for a few steps each (`heal/range_test.py`), and take that with the least validation loss.
 
         Returns the validation loss of each rate, the one of no step as that of rate 0. Weights and text stay as they
-        are. Raises HealingError in float16, whose gradient scaler needs more steps than that.
+        are.
         """
-        if self._accelerator.scaler is not None:
-            raise HealingError("--find-learning-rate does not work in float16.", "Add --mixed-precision bf16.")
         position = self._text.state()
 
         def gradients(step: int) -> None:
