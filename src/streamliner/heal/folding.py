@@ -26,13 +26,17 @@ from streamliner.text.stream import TrainingText
 FOLDS: dict[str, type[Refit] | type[ReplaceMe] | type[Gain]] = {"refit": Refit, "gain": Gain, "replaceme": ReplaceMe}
 """Repairs by name."""
 AUTO = "auto"
-"""Refit where a block ends in a linear map, gain where it ends in a norm, nothing where it ends in neither."""
+"""Refit where a block ends in a linear map, with gain where a norm follows it; gain alone for other norms."""
+ROUNDS = 2
+"""How often a linear map and the norm after it are fitted in turn: each changes what the other should be."""
 PENALTIES = (0.05, 0.5)
 """Ridge penalties that are tried; the loss on held-out windows chooses."""
 MOST_KEPT = 1_000_000_000
 """Bytes of residual streams that are kept from one block to the next; if they need more, they are computed again."""
 MOST_TRIED = 64
 """Tokens on which the last map of a block is looked for."""
+NO_FACTOR = 1e-3
+"""A norm's channels whose factor is smaller than this part of the largest: what goes into them reaches nothing."""
 SINK = 8.0
 """Tokens whose stream is longer than this many times the median are left out: attention sinks would rule the sums."""
 
@@ -122,13 +126,24 @@ class Folding:
             if block not in maps:
                 self.say(f"Block {block} has no linear map or norm that writes into the stream: it stays as it is.")
                 continue
-            found = self._fit(block, depth, maps[block], loss)
-            loss = min(loss, found.loss_after)
-            what = "" if found.kept else ", so it stays as it is"
-            losses = f"loss on held-out windows {found.loss_before:.4f} -> {found.loss_after:.4f}"
-            self.say(f"Block {block}, {found.module}: {losses}{what}.")
-            done.append(found)
+            for number, (name, last) in enumerate(self._moves(maps[block])):
+                found = self._fit(block, depth, name, last, loss)
+                loss = min(loss, found.loss_after)
+                what = "" if found.kept else ", so it stays as it is"
+                losses = f"loss on held-out windows {found.loss_before:.4f} -> {found.loss_after:.4f}"
+                self.say(f"Block {block}, {found.module}: {losses}{what}.")
+                done.append(found)
+                if number > 1 and not found.kept:
+                    break  # the second round does not help
         return done
+
+    def _moves(self, last: LastMap) -> list[tuple[str, LastMap]]:
+        """The folds of one block, in turn, by name."""
+        if last.is_linear:
+            return [(self.name if self.name != AUTO else "refit", last)]
+        if self.name == "gain" or last.linear is None:
+            return [("gain", last)]
+        return [(self.name if self.name != AUTO else "refit", last.linear), ("gain", last)] * ROUNDS
 
     def _places(self) -> list[tuple[int, int]]:
         """Blocks to fit, from the bottom, and the depths where their streams are compared."""
@@ -140,7 +155,7 @@ class Folding:
         last = find_last_map(self.graft.blocks, block, self.text.validation[:1, :MOST_TRIED])
         if self.name == AUTO:
             return last
-        if last is not None and (last.is_linear or not FOLDS[self.name].needs_linear):
+        if last is not None and (last.is_linear or last.linear or not FOLDS[self.name].needs_linear):
             return last
         name = type(self.graft.blocks.model).__name__
         if last is None:
@@ -149,17 +164,21 @@ class Folding:
                 "Its weights are quantised, or experts write into the stream. Heal it with --network block.",
             )
         raise HealingError(
-            f"Block {block} of {name} ends in a norm, {last.path}: {self.name} fits a linear map.", "Use --fold gain."
+            f"Block {block} of {name} ends in a norm without a linear map before it, {last.path}: {self.name} fits "
+            "a linear map.",
+            "Use --fold gain.",
         )
 
-    def _fit(self, block: int, depth: int, last: LastMap, loss: float) -> Folded:
-        """Fit one block, and keep that if it lowers the loss."""
-        graft, network = self.graft, copy.deepcopy(self.graft.blocks.modules[block])
+    def _fit(self, block: int, depth: int, name: str, last: LastMap, loss: float) -> Folded:
+        """Fit one map of a block, and keep that if it lowers the loss."""
+        graft = self.graft
+        network = copy.deepcopy(graft.networks.get(block, graft.blocks.modules[block]))
         weight, bias = last.weights(network)
-        name = self.name if self.name != AUTO else "refit" if last.is_linear else "gain"
         method = FOLDS[name]
         sums = method.regression()
-        windows = self._windows(self.tokens or method.tokens_per_input * weight.shape[-1])
+        # A norm is fitted on the tokens of the map before it, whose streams may be kept.
+        wanted = method.tokens_per_input * weight.shape[-1]
+        windows = self._windows(self.tokens or max(wanted, len(self._drawn) * self.text.sequence_length))
         without, graft.networks = graft.networks, {**graft.networks, block: network}
         begin = time.perf_counter()
         states = self._collect(windows, _Fit(block, name, depth, last, network, sums))
@@ -213,10 +232,12 @@ class Folding:
     def _add(self, fit: _Fit, ids: Tensor, state: Tensor | None, dense: Tensor) -> None:
         """Add the tokens of a window, (1, tokens), with its streams before the block and after the gap."""
         calls: list[tuple[Tensor, Tensor]] = []
-        blocks = self.graft.blocks
+        normed: list[tuple[Tensor, Tensor]] = []
+        blocks, norm = self.graft.blocks, fit.last.norm
         begin = nullcontext() if state is None else blocks.resumed(fit.block, state)
         with (
-            fit.last.watched(fit.network, lambda given, made: calls.append((given, made))),
+            fit.last.watched(fit.network, lambda *call: calls.append(call)),
+            norm.watched(fit.network, lambda *call: normed.append(call)) if norm else nullcontext(),
             self.graft.in_place(),
             begin,
         ):
@@ -226,7 +247,11 @@ class Folding:
         ordinary = lengths < SINK * lengths.median()
         ordinary[: max(1, self.text.prefix)] = False
         features = FOLDS[fit.fold].features(given[ordinary], made[ordinary], bias=fit.last.has_bias)
-        fit.sums.add(features, (dense[0].float() - own[0].float())[ordinary] / fit.last.scale)
+        targets = (dense[0].float() - own[0].float())[ordinary] / fit.last.scale
+        if norm:
+            written = normed[-1][1].reshape(ids.shape[1], -1).float()[ordinary]
+            features, targets = _through(norm, fit.network, made[ordinary], written, features, targets)
+        fit.sums.add(features, targets)
 
     def _windows(self, tokens: int) -> Tensor:
         """Windows of at least so many tokens in all, the same for each block: (windows, tokens)."""
@@ -239,3 +264,19 @@ class Folding:
         """Of the healed model on the held-out windows, from streams at a depth on if they are given."""
         with self.graft.in_place():
             return text_loss(self.graft.blocks, self.text.validation, start=start).mean
+
+
+def _through(
+    norm: LastMap, network: nn.Module, given: Tensor, written: Tensor, features: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Features and targets of a linear map whose output, (tokens, channels), goes through a norm.
+
+    The norm writes f_t w * given, with w its factors and f_t one number for each token. That is held: so D, added to
+    the map, adds w * (f_t features D), and is fitted to targets / w. The change of f_t is left to the norm's own fold.
+    """
+    factors, bias = norm.weights(network)
+    scaled = given * factors
+    written = written if bias is None else written - bias
+    per_token = (written * scaled).sum(1) / scaled.square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+    usable = factors.abs() > NO_FACTOR * factors.abs().max()
+    return features * per_token[:, None], torch.where(usable, targets / factors, 0.0)

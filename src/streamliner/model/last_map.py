@@ -6,7 +6,7 @@ Both are found by trying, not by name.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,8 @@ class LastMap:
         has_bias: whether it adds a bias.
         input_first: whether a linear map's weight is (inputs, outputs), as in GPT-2's `Conv1D`.
         adds_one: whether a norm multiplies by 1 + its weight, as Gemma's do.
+        linear: the linear map whose output a norm gets, if there is one.
+        norm: the norm that gets what a linear map writes, if one does.
     """
 
     path: str
@@ -40,6 +42,8 @@ class LastMap:
     has_bias: bool = False
     input_first: bool = False
     adds_one: bool = False
+    linear: "LastMap | None" = None
+    norm: "LastMap | None" = None
 
     @contextmanager
     def watched(self, block: nn.Module, on_call: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
@@ -88,7 +92,18 @@ def find_last_map(blocks: Blocks, index: int, input_ids: Tensor) -> LastMap | No
             difference = stream_out(call.run(block)) - before
         scale = ((difference * change).sum() / change.square().sum()).item()
         if (difference - scale * change).norm() <= TOLERANCE * difference.norm() and abs(scale) > TOLERANCE:
-            return _kind(find_part(block, path), path, scale, given, made)
+            found = _kind(find_part(block, path), path, scale, given, made)
+            return found if found is None or found.is_linear else replace(found, linear=_before(block, found, calls))
+    return None
+
+
+def _before(block: nn.Module, norm: LastMap, calls: dict[str, tuple[Tensor, Tensor]]) -> LastMap | None:
+    """The linear map whose output `norm` gets, from the calls of the modules of a block."""
+    wanted = calls[norm.path][0]
+    for path, (given, made) in calls.items():
+        if path != norm.path and made.data_ptr() == wanted.data_ptr() and made.shape == wanted.shape:
+            found = _kind(find_part(block, path), path, norm.scale, given, made)
+            return replace(found, norm=norm) if found and found.is_linear else None
     return None
 
 

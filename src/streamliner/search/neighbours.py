@@ -48,6 +48,19 @@ class LocalSearch:
         self.budget -= len(affordable) * self.probe.num_windows
         self.losses |= self.probe.losses(affordable) if affordable else {}
 
+    def race(self, start: Set, sets: list[Set]) -> dict[Set, float]:
+        """Losses, or estimates, of those sets that the budget allows to race against `start`."""
+        race: Race[Set] = Race(self.probe, self.z, losses={start: self.losses[start]})
+        unknown = [each for each in sets if each not in self.losses and self.allowed(each)]
+        # As many at a time as could all be measured on all windows; most are dropped, and leave room for more.
+        while unknown and (count := int(self.budget // self.probe.num_windows)) > 0:
+            some, unknown, before = unknown[:count], unknown[count:], race.window_losses
+            race.run({each: each for each in some})
+            self.budget -= race.window_losses - before
+        self.losses |= race.losses
+        known = {each: self.losses[each].mean for each in sets if each in self.losses}
+        return known | race.estimates
+
     def climb(self, start: Set) -> Set:
         """Go from a known set to better neighbours until there is none, or the budget is spent; returns the last."""
         while True:
@@ -58,13 +71,13 @@ class LocalSearch:
 
     def _step(self, start: Set) -> Set:
         """The best of a set and its neighbours."""
-        swaps = self._raced(start, list(self._swaps(start)))
+        swaps = self.race(start, list(self._swaps(start)))
         best = self._lowest(start, swaps)
         if best == start:
             close = sorted((each for each in swaps if each != start), key=lambda each: (swaps[each], each))[:PAIRS]
             both = (self._together(start, *pair) for pair in itertools.combinations(close, 2))
             larger = dict.fromkeys((*both, *self._shifts(start)))
-            best = self._lowest(start, self._raced(start, [each for each in larger if each]))
+            best = self._lowest(start, self.race(start, [each for each in larger if each]))
         return best
 
     def _shifts(self, removed: Set) -> Iterator[Set]:
@@ -89,19 +102,6 @@ class LocalSearch:
         gone = {*start} - {*one} | {*start} - {*other}
         new = ({*one} | {*other}) - {*start}
         return tuple(sorted({*start} - gone | new)) if len(gone) == len(new) == 2 else ()
-
-    def _raced(self, start: Set, sets: list[Set]) -> dict[Set, float]:
-        """Losses, or estimates, of those sets that the budget allows to race against `start`."""
-        race: Race[Set] = Race(self.probe, self.z, losses={start: self.losses[start]})
-        unknown = [each for each in sets if each not in self.losses and self.allowed(each)]
-        # As many at a time as could all be measured on all windows; most are dropped, and leave room for more.
-        while unknown and (count := int(self.budget // self.probe.num_windows)) > 0:
-            some, unknown, before = unknown[:count], unknown[count:], race.window_losses
-            race.run({each: each for each in some})
-            self.budget -= race.window_losses - before
-        self.losses |= race.losses
-        known = {each: self.losses[each].mean for each in sets if each in self.losses}
-        return known | race.estimates
 
     def _lowest(self, start: Set, found: dict[Set, float]) -> Set:
         measured = [each for each in found if each in self.losses]

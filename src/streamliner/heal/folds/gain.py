@@ -9,7 +9,7 @@ class Gain:
     """Factors 1 + g for what the last map of a block, a linear one or a norm, writes into each channel.
 
     With f what it writes and R the dense stream minus the model's own, g = sum f R / (sum f^2 + penalty mean(sum f^2)).
-    One unknown for each channel: it needs few tokens, and is the repair for blocks that end in a norm (Gemma, OLMo 2).
+    One unknown for each channel, so it needs few tokens. After a refit it gives a norm back the length that it holds.
     """
 
     needs_linear = False

@@ -62,9 +62,11 @@ class Best:
             yield point if best == tuple(sorted(point.removed)) else measured(probe, best)
 
 
-def similar_intervals(probe: Probe, candidates: list[int], count: int) -> list[tuple[int, ...]]:
-    """The INTERVALS of this length across which the stream changes direction least, the least first."""
+def similar_intervals(
+    probe: Probe, candidates: list[int], count: int, most: int | None = INTERVALS
+) -> list[tuple[int, ...]]:
+    """The intervals of this length across which the stream changes direction least, the least first; None for all."""
     cosine = probe.similarity().cosine
     starts = [block for block in candidates if {*range(block, block + count)} <= {*candidates}]
     starts.sort(key=lambda start: (-cosine[start, start + count].item(), start))
-    return [tuple(range(start, start + count)) for start in starts[:INTERVALS]]
+    return [tuple(range(start, start + count)) for start in starts[:most]]

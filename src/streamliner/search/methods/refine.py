@@ -1,4 +1,4 @@
-"""Local search from a plan, or from the most similar intervals."""
+"""Local search from a plan, or from the intervals."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ class Refine:
     """Exchange blocks of a set for others as long as the calibration loss falls.
 
     It starts from the plan `start` (a file or run folder), whose number of blocks must be the one asked for; without it
-    from the intervals whose streams change direction least. A step races all swaps of one block against the set, and
-    where none helps pairs of the best swaps and shifts of whole runs (`neighbours.py`). At most `budget` times the
-    losses of SLEB's exact search are spent. The result is never worse than its start. For fewer blocks than asked for
-    it gives the most similar interval; with `every` each number is refined, with an equal share of the budget.
+    from all intervals, which are raced. A step races all swaps of one block against the set; where none helps, pairs of
+    the best swaps and shifts of whole runs (`neighbours.py`). At most `budget` times the losses of SLEB's exact search
+    are spent. The result is never worse than its start. For fewer blocks than asked for it gives the most similar
+    interval; with `every` each number is refined, with an equal share of the budget.
 
     References:
         Intervals by cosine, arXiv 2403.19135; like-for-like swaps, EvoPress, arXiv 2410.14649.
@@ -47,7 +47,7 @@ class Refine:
         A MethodError if the plan has another number of blocks than the last.
         """
         candidates = removable(probe, self)
-        starts = similar_intervals(probe, candidates, limit)
+        starts = similar_intervals(probe, candidates, limit, most=None)
         if self.start:
             starts = [read_plan(self.start).removed]
             if len(starts[0]) != limit:
@@ -56,7 +56,7 @@ class Refine:
                     f"Use --remove {len(starts[0])}.",
                 )
         for count in range(1, limit):
-            intervals = similar_intervals(probe, candidates, count)
+            intervals = similar_intervals(probe, candidates, count, most=None)
             if self.every:
                 yield measured(probe, self._refined(probe, candidates, intervals, limit, 1 / limit))
             elif intervals:
@@ -69,9 +69,10 @@ class Refine:
         """The best set that exchanges lead to from some starts, for a share of the budget."""
         budget = share * self.budget * exact_losses(probe, self, (), limit) * probe.num_windows
         search = LocalSearch(probe, lambda removed: not probe.refusal(removed), candidates, self.z, budget)
-        search.measure(starts)
+        search.measure(starts[:1])
         if not search.losses:
             raise MethodError("The budget is less than the loss of one set.", "Give more: --set budget=0.5")
+        search.race(starts[0], starts[1:])
         for start in sorted(search.losses, key=lambda each: (search.losses[each].mean, each)):
             search.climb(start)
         return search.best
