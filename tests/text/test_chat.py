@@ -13,9 +13,8 @@ from streamliner.errors import HealingError, TextError
 from streamliner.heal.graft import make_graft
 from streamliner.heal.objective import Objective
 from streamliner.model.blocks import Blocks
-from streamliner.text.chat import counted, encode_answers, token_ids
+from streamliner.text.chat import counted, encode, encode_answers, token_ids
 from streamliner.text.stream import TrainingText
-from streamliner.text.windows import encode
 
 CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}"

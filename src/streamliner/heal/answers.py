@@ -15,10 +15,10 @@ from streamliner.model.session import Session
 from streamliner.runs.files import append_json_line, drop_unfinished_line, read_json_lines, write_text
 from streamliner.runs.outputs import check_result_file
 from streamliner.runs.reporter import Reporter
-from streamliner.text.chat import ANSWERS
+from streamliner.text.chat import ANSWERS, encode, text_of_conversation
 from streamliner.text.formats import Document
 from streamliner.text.sources import stream_documents
-from streamliner.text.windows import encode, prefix_tokens, text_of_conversation
+from streamliner.text.windows import prefix_tokens
 from streamliner.types import PreTrainedTokenizerBase
 
 
