@@ -21,8 +21,8 @@ def search_section(run: Run) -> Section:
     rows = [["removed", "blocks", "loss", "standard error", "perplexity", *["divergence"] * kl]]
     dense = {"removed": [], "loss": frontier["dense_loss"], "standard_error": None, "divergence": 0.0}
     for point in (dense, *frontier["points"]):
-        numbers = (loss(point["loss"]), loss(point["standard_error"]), perplexity_of(point["loss"]))
-        numbers += (loss(point["divergence"]),) * kl
+        numbers = [loss(point["loss"]), loss(point["standard_error"]), perplexity_of(point["loss"])]
+        numbers += [loss(point["divergence"])] if kl else []
         rows.append([str(len(point["removed"])), ", ".join(map(str, point["removed"])), *numbers])
     section.tables.append(rows)
     section.figures += _plot_candidates(frontier)
