@@ -103,7 +103,7 @@ def _question(tokenizer: PreTrainedTokenizerBase, document: Document, prompt_tok
         return _Question(None, prefix + encode(tokenizer, document)[:prompt_tokens])
     last = max((place for place, each in enumerate(document) if each["role"] == "user"), default=-1)
     if last < 0:
-        raise TextError("A conversation has no message of a user to answer.")
+        raise TextError("A conversation has no message of a user to answer.", "Give rows with messages, or plain text.")
     messages = document[: last + 1]
     return _Question(messages, encode(tokenizer, text_of_conversation(tokenizer, messages, for_answer=True)))
 
