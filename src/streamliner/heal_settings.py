@@ -6,7 +6,7 @@ from pathlib import Path
 
 from streamliner.errors import HealingError
 from streamliner.fields import check_values, default_of, flag, long_name, names, number, weights
-from streamliner.settings import BATCH_SIZE, LENGTH, OVERWRITE, QUIET, SEED, VERIFY
+from streamliner.settings import ANSWERS_ONLY, BATCH_SIZE, LENGTH, OVERWRITE, QUIET, SEED, VERIFY
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -46,7 +46,7 @@ class HealSettings:
     data: str | Iterable[str] | Mapping[str, float] = flag(
         (), "Training text: a source, or slimpajama; repeatable", metavar="SOURCE[=W]", repeatable=True
     )
-    answers_only: bool = flag(False, "Loss of answers alone, in conversations (lm, kd)")
+    answers_only: bool = flag(False, ANSWERS_ONLY)
     sequence_length: int | None = flag(None, LENGTH)
     validation_windows: int = flag(16, "Windows held out to choose the best state")
     tokens: int | str | None = flag(None, "Budget in tokens: 200k, 60M (default), 1.3G", metavar="N")

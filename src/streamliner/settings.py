@@ -18,6 +18,8 @@ from streamliner.types import ModelLike, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EFFORTS = ("exact", "adaptive")
+OBJECTIVES = ("loss", "kl")
+"""What a search minimises: the loss on text, or the divergence from the dense model."""
 BENCHMARK_KINDS = ("prompt", "generation")
 """The kinds of work that a benchmark times: keys of its JSON file."""
 ENGINES = ("transformers", "vllm", "llama.cpp")
@@ -32,6 +34,7 @@ QUIET = "No messages; only the path of the result"
 SEED = "Seed of all random choices"
 BATCH_SIZE = "Sequences in one forward"
 LENGTH = "Tokens of a window (default: 2048, or the model's limit)"
+ANSWERS_ONLY = "Loss of answers alone, in conversations (heal: lm, kd)"
 VERIFY = "Reload the result and compare it with bypass"
 RESULT = "JSON file to write"
 
@@ -64,6 +67,7 @@ class SearchSettings:
     tokenizer: PreTrainedTokenizerBase | None = flag(None, "", python_only=True)
     run: str | Path | None = flag(None, "Run folder for journal, frontier and plan", metavar="RUN")
     method: str = flag("sleb", "Search method; see: streamliner methods", metavar="NAME")
+    objective: str = flag("loss", "What to minimise: loss, or divergence from the dense model", choices=OBJECTIVES)
     remove: int | str | None = flag(None, "Blocks to remove: 7, or 20% (rounded up)", metavar="N|P%")
     max_perplexity_increase: str | None = flag(None, "Largest increase of calibration perplexity", metavar="P%")
     target_parameters: int | str | None = flag(None, "Most parameters of the result: 100M", metavar="N")
@@ -86,6 +90,7 @@ class SearchSettings:
     batch_size: int = flag(1, BATCH_SIZE, minimum=1)
     memory_budget: int | str = flag("2GB", "Memory besides the model: 500MB, 2GB", metavar="BYTES")
     seed: int = flag(0, SEED)
+    answers_only: bool = flag(False, ANSWERS_ONLY)
     overwrite: bool = flag(False, OVERWRITE)
     quiet: bool = flag(False, QUIET, "--quiet", "-q")
 

@@ -77,16 +77,6 @@ def test_the_last_depth_is_before_the_final_norm(blocks, calibration):
     assert abs(Probe(blocks, calibration).similarity().cosine[11, 12].item() - after) > 1e-3
 
 
-def test_divergence_is_zero_from_itself_and_otherwise_that_of_torch(blocks, calibration):
-    probe = Probe(blocks, calibration)
-    assert probe.divergence(()).mean == pytest.approx(0, abs=1e-9)
-    dense = blocks.forward(calibration.windows[:1]).logits.log_softmax(-1)
-    with blocks.bypass([5]):
-        cut = blocks.forward(calibration.windows[:1]).logits.log_softmax(-1)
-    expected = functional.kl_div(cut, dense, log_target=True, reduction="none").sum(-1).mean().item()
-    assert probe.divergence((5,)).per_window[0] == pytest.approx(expected, rel=1e-4)
-
-
 def test_one_window_has_no_standard_error(blocks, calibration):
     loss = Probe(blocks, CalibrationSet(calibration.windows[:1], {})).loss()
     assert math.isnan(loss.standard_error)

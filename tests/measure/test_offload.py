@@ -25,20 +25,24 @@ def bytes_of_blocks(blocks):
     return sum(parameter.numel() * 4 for parameter in blocks.modules.parameters())
 
 
-def test_losses_and_list_are_those_of_the_model_in_memory(blocks, offloaded, calibration):
+@pytest.mark.parametrize("objective", ["loss", "kl"])
+def test_losses_and_list_are_those_of_the_model_in_memory(blocks, offloaded, calibration, objective):
     assert offloaded.offloaded
     assert not blocks.offloaded
     assert all(parameter.is_meta for parameter in offloaded.modules.parameters())
     assert weights_hash(offloaded.model) == weights_hash(blocks.model)
-    here, there = (run_method(Probe(b, calibration), make_method("sleb", {}), "sleb", 3) for b in (blocks, offloaded))
+    probes = [Probe(each, calibration, objective=objective) for each in (blocks, offloaded)]
+    here, there = (run_method(probe, make_method("sleb", {}), "sleb", 3) for probe in probes)
     assert here.points[-1].removed == there.points[-1].removed
     for a, b in zip(here.points, there.points, strict=True):
         assert a.candidates == pytest.approx(b.candidates, rel=1e-5)
+        assert a.loss == pytest.approx(b.loss, rel=1e-5)
     assert all(parameter.is_meta for parameter in offloaded.modules.parameters())
 
 
-def test_a_round_reads_the_weights_once(offloaded, calibration):
-    probe = Probe(offloaded, calibration)
+@pytest.mark.parametrize("objective", ["loss", "kl"])
+def test_a_round_reads_the_weights_once(offloaded, calibration, objective):
+    probe = Probe(offloaded, calibration, objective=objective)
     probe.losses_without_each((), range(1, 11))  # with the check
     before = probe.counters.bytes_read
     probe.losses_without_each((4,), [1, 2, 3, 5, 6, 7, 8, 9, 10])
@@ -48,13 +52,16 @@ def test_a_round_reads_the_weights_once(offloaded, calibration):
     assert probe.counters.window_losses == (10 + 9) * 4
 
 
-def test_streams_that_do_not_fit_spill_to_a_file(offloaded, calibration, monkeypatch):
+@pytest.mark.parametrize("objective", ["loss", "kl"])
+def test_streams_that_do_not_fit_spill_to_a_file(offloaded, calibration, monkeypatch, objective):
     spilled = []
     real = torch.from_file
     monkeypatch.setattr(torch, "from_file", lambda *args, **kwargs: spilled.append(args) or real(*args, **kwargs))
-    expected = Probe(offloaded, calibration).losses_without_each((), range(1, 11))
+    expected = Probe(offloaded, calibration, objective=objective).losses_without_each((), range(1, 11))
     assert not spilled
-    found = Probe(offloaded, calibration, memory_budget=1_000_000).losses_without_each((), range(1, 11))
+    found = Probe(offloaded, calibration, memory_budget=1_000_000, objective=objective).losses_without_each(
+        (), range(1, 11)
+    )
     assert spilled
     for block in expected:
         assert found[block].per_window == pytest.approx(expected[block].per_window, rel=1e-5)

@@ -85,9 +85,12 @@ def test_two_processes_find_what_one_does(alone, tmp_path, launcher):
     assert len(read_json_lines(tmp_path / "two" / "journal.1.jsonl")) > 5
 
 
-def test_two_processes_adapt_as_one_does(tmp_path):
+@pytest.mark.parametrize("arguments", [(), ("--objective", "kl")], ids=["loss", "kl"])
+def test_two_processes_adapt_as_one_does(tmp_path, arguments):
     for name, launcher in (("one", ()), ("two", TORCHRUN)):
-        finish(search(tmp_path / name, "--search-effort", "adaptive", launcher=launcher))
+        finish(search(tmp_path / name, "--search-effort", "adaptive", *arguments, launcher=launcher))
+    losses = [[losses[0] for _, losses in points(tmp_path / name)] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert [removed for removed, _ in points(tmp_path / "two")] == [removed for removed, _ in points(tmp_path / "one")]
 
 

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import json
 
 import pytest
 import torch
 
+from chats import TALK, chatting, rows_file
 from healing import settings
 from streamliner.errors import HealingError, TextError
 from streamliner.heal.graft import make_graft
 from streamliner.heal.objective import Objective
 from streamliner.model.blocks import Blocks
-from streamliner.text.chat import counted, encode_answers, token_ids
+from streamliner.text.chat import counted, encode, encode_answers, token_ids
 from streamliner.text.stream import TrainingText
-from streamliner.text.windows import encode
 
-CHATML = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 FORGETFUL = "{% for m in messages %}{% if loop.last %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
-TALK = [
-    {"role": "system", "content": "Be short."},
-    {"role": "user", "content": "What is a list?"},
-    {"role": "assistant", "content": "A sequence of values."},
-    {"role": "user", "content": "And a tuple?"},
-    {"role": "assistant", "content": "One that does not change."},
-]
-
-
-def chatting(tokenizer, template=CHATML):
-    talking = copy.deepcopy(tokenizer)
-    talking.chat_template = template
-    return talking
-
-
-def rows_file(folder, count=200):
-    rows = [json.dumps({"messages": TALK}) for _ in range(count)]
-    (folder / "talk.jsonl").write_text("\n".join(rows))
-    return str(folder / "talk.jsonl")
 
 
 def training_text(tokenizer, source, **options):

@@ -12,9 +12,10 @@ import torch
 from streamliner.errors import TextError
 from streamliner.fields import weights
 from streamliner.text import large
+from streamliner.text.chat import encode
 from streamliner.text.sources import large_text, read_text, stream_documents
 from streamliner.text.stream import TrainingText
-from streamliner.text.windows import calibration_set, encode, prefix_tokens, text_windows
+from streamliner.text.windows import calibration_set, prefix_tokens, text_windows
 
 LINE = "The quick brown fox jumps over the lazy dog. "
 ROWS = [{"text": LINE}, {"text": "Füße, 你好"}]

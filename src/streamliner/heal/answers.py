@@ -15,10 +15,10 @@ from streamliner.model.session import Session
 from streamliner.runs.files import append_json_line, drop_unfinished_line, read_json_lines, write_text
 from streamliner.runs.outputs import check_result_file
 from streamliner.runs.reporter import Reporter
-from streamliner.text.chat import ANSWERS
+from streamliner.text.chat import ANSWERS, encode, text_of_conversation
 from streamliner.text.formats import Document
 from streamliner.text.sources import stream_documents
-from streamliner.text.windows import encode, prefix_tokens, text_of_conversation
+from streamliner.text.windows import prefix_tokens
 from streamliner.types import PreTrainedTokenizerBase
 
 
@@ -103,7 +103,7 @@ def _question(tokenizer: PreTrainedTokenizerBase, document: Document, prompt_tok
         return _Question(None, prefix + encode(tokenizer, document)[:prompt_tokens])
     last = max((place for place, each in enumerate(document) if each["role"] == "user"), default=-1)
     if last < 0:
-        raise TextError("A conversation has no message of a user to answer.")
+        raise TextError("A conversation has no message of a user to answer.", "Give rows with messages, or plain text.")
     messages = document[: last + 1]
     return _Question(messages, encode(tokenizer, text_of_conversation(tokenizer, messages, for_answer=True)))
 

@@ -11,33 +11,55 @@ from torch import Tensor
 
 from streamliner.errors import StreamlinerError, is_out_of_memory
 from streamliner.measure.counters import Counters
-from streamliner.measure.loss import head_losses, positions_that_fit
+from streamliner.measure.loss import head_divergences, head_losses, positions_that_fit
 from streamliner.measure.plain import PlainPath
 from streamliner.measure.prefixes import Prefixes
 from streamliner.model.blocks import Blocks
 from streamliner.model.fork import Fork, Removed, workspace
+from streamliner.text.chat import token_ids
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Allowed relative difference between a forked loss and a plain one: they sum over a batch in different orders."""
+"""Allowed relative difference between a forked loss and a plain one: they sum over a batch in different orders.
+
+A divergence may be near 0 where the logits, and so their rounding, are as large as ever: below 1 nat it is absolute."""
+DIVERGENCE_VALUES = 8
+"""Values in float32 for each position and entry of the vocabulary at work in `head_divergences`: the dense model's
+log-probabilities, logits, two copies of them, and what `divergence` makes."""
 
 
 class ForkedPath:
     """Losses of many removals at once (`model/fork.py`), within a budget of memory.
 
     A quarter of the budget, in bytes, is for streams that fork, a quarter for streams kept from the round before, and
-    half for a block or the head at work.
+    half for a block or the head at work. With the objective "kl" half of the kept streams are the dense model's at
+    depth N.
     """
 
-    def __init__(self, blocks: Blocks, windows: Tensor, plain: PlainPath, counters: Counters, budget: int) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        windows: Tensor,
+        plain: PlainPath,
+        counters: Counters,
+        budget: int,
+        objective: str = "loss",
+    ) -> None:
         # Offloaded weights are read once for all windows; otherwise one window at a time takes the least memory.
         self.windows_at_once = len(windows) if blocks.offloaded else 1
         self._blocks, self._windows, self._plain = blocks, windows, plain
-        self._counters, self._budget = counters, budget
-        self._prefixes = Prefixes(budget // 4)
+        self._counters, self._budget, self._objective = counters, budget, objective
+        self._prefixes = Prefixes(budget // (4 if objective == "loss" else 8))
+        self._dense: dict[int, Tensor] = {}  # window -> the dense model's stream at depth N
 
-    def losses(self, numbers: Sequence[int], removals: Sequence[Removed]) -> list[list[float]]:
-        """Loss without each set of blocks on each of the windows `numbers`, (removals, windows)."""
-        windows = self._windows[list(numbers)]
+    def losses(
+        self, numbers: Sequence[int], removals: Sequence[Removed], objective: str | None = None
+    ) -> list[list[float]]:
+        """Loss without each set of blocks on each of the windows `numbers`, (removals, windows).
+
+        `objective` is what is measured, if not what this path is for.
+        """
+        windows = token_ids(self._windows[list(numbers)])
+        dense = self._dense_streams(numbers) if (objective or self._objective) == "kl" else [None] * len(windows)
         losses: list[list[float]] = []
         for group in self._groups(windows, removals):
             fork = Fork(
@@ -49,13 +71,32 @@ class ForkedPath:
                 start=self._prefixes.find(numbers, group),
                 keep=partial(self._prefixes.keep, numbers, group),
             )
-            rows = fork.forward()
-            by_window = [self._head_losses(rows[i], window) for i, window in enumerate(windows)]
+            rows = self._forward(fork)
+            by_window = [self._of_rows(*each) for each in zip(rows, self._windows[list(numbers)], dense, strict=True)]
             losses += [list(each) for each in zip(*by_window, strict=True)]
-            self._counters.forwards += 1
-            self._counters.block_forwards += fork.row_passes
-            self._counters.bytes_read += fork.bytes_read
         return losses
+
+    def _forward(self, fork: Fork) -> Tensor:
+        rows = fork.forward()
+        self._counters.forwards += 1
+        self._counters.block_forwards += fork.row_passes
+        self._counters.bytes_read += fork.bytes_read
+        return rows
+
+    def _dense_streams(self, numbers: Sequence[int]) -> list[Tensor]:
+        """The dense model's stream at depth N on some windows, (tokens, hidden...) each; kept as far as they fit."""
+        found = {number: self._dense[number] for number in numbers if number in self._dense}
+        if missing := [number for number in numbers if number not in found]:
+            left = self._budget // 8 - sum(stream.nbytes for stream in self._dense.values())
+            # With offloaded weights a second time would cost a read of the whole model.
+            empty = partial(self._empty, most=left)
+            rows = self._forward(
+                Fork(self._blocks, [()], token_ids(self._windows[missing]), self.rows_at_once, empty=empty)
+            )
+            found |= {number: rows[place, 0] for place, number in enumerate(missing)}
+            if rows.nbytes <= left or self._blocks.offloaded:
+                self._dense |= found
+        return [found[number] for number in numbers]
 
     def why_wrong(self, removals: Sequence[Removed]) -> str:
         """Why this path does not match the plain one for this model, "" if it does: tested on a few of `removals`.
@@ -81,23 +122,25 @@ class ForkedPath:
                 raise
             return f"{type(error).__name__}: {str(error)[:100]}"
         for removed, found in zip(some, forked, strict=True):
-            plain = [self._plain.losses(self._windows[[number]], removed)[0] for number in numbers]
-            difference = max(abs(a - b) / abs(b) for a, b in zip(found, plain, strict=True))
+            plain = [self._plain_loss(self._windows[[number]], removed) for number in numbers]
+            least = 1.0 if self._objective == "kl" else 0.0
+            difference = max(abs(a - b) / max(abs(b), least) for a, b in zip(found, plain, strict=True))
             if not difference <= TOLERANCE.get(self._blocks.dtype, 1e-5):
                 return f"losses differ by {difference:.1e}"
         return ""
+
+    def _plain_loss(self, window: Tensor, removed: Removed) -> float:
+        dense = self._plain.logits(window) if self._objective == "kl" else None
+        return self._plain.losses(window, removed, dense)[0]
 
     def _equals_bypass(self, numbers: Sequence[int], removals: Sequence[Removed]) -> bool:
         """Whether streams that fork, one row at a time, are those of bypass to the bit.
 
         Also true where bypass itself gives other bits the second time, as some kernels of GPUs do.
         """
-        windows, last = self._windows[list(numbers)], len(self._blocks)
+        windows, last = token_ids(self._windows[list(numbers)]), len(self._blocks)
         fork = Fork(self._blocks, removals, windows, rows_at_once=1, empty=self._empty)
-        rows = fork.forward()
-        self._counters.forwards += 1
-        self._counters.block_forwards += fork.row_passes
-        self._counters.bytes_read += fork.bytes_read
+        rows = self._forward(fork)
         for window, ids in enumerate(torch.split(windows, 1)):
             for row, removed in zip(rows[window], removals, strict=True):
                 with self._blocks.bypass(removed):
@@ -114,7 +157,7 @@ class ForkedPath:
     @cached_property
     def rows_at_once(self) -> int:
         """Rows that a block may run on in one call."""
-        one_row = workspace(self._blocks, self._windows[:1])
+        one_row = workspace(self._blocks, token_ids(self._windows[:1]))
         self._counters.bytes_read += sum(self._blocks.offloaded_bytes)
         return max(1, self._budget // 2 // one_row)
 
@@ -126,17 +169,26 @@ class ForkedPath:
         most = max(1, self._budget // 4 // one_row)
         return [removals[start : start + most] for start in range(0, len(removals), most)]
 
-    def _empty(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A tensor for streams. Where it would exceed the budget, it is in a file that disappears with it."""
+    def _empty(
+        self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device, most: int | None = None
+    ) -> Tensor:
+        """A tensor for streams. Where it would take more than `most` bytes, it is in a file that disappears with it."""
         size = math.prod(shape)
-        if size * dtype.itemsize <= self._budget // 4 or not self._blocks.offloaded:
+        most = self._budget // 4 if most is None else most
+        if size * dtype.itemsize <= most or not self._blocks.offloaded:
             return torch.empty(*shape, dtype=dtype, device=device)
         with tempfile.NamedTemporaryFile(prefix="streamliner-") as file:
             os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)  # a full disk is an error here, not a crash
             return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(*shape)
 
-    def _head_losses(self, rows: Tensor, window: Tensor) -> list[float]:
-        """Loss of each row of streams at depth N, (rows, tokens, hidden...), which are all of one window."""
+    def _of_rows(self, rows: Tensor, window: Tensor, dense: Tensor | None) -> list[float]:
+        """Loss of each row of streams at depth N, (rows, tokens, hidden...), which are all of one window.
+
+        With the dense model's stream there, (tokens, hidden...), the divergence from it.
+        """
+        if dense is not None:
+            fit = positions_that_fit(self._blocks, self._budget // 2, DIVERGENCE_VALUES)
+            return head_divergences(self._blocks, dense, rows, window, fit).tolist()  # type: ignore[no-any-return]
         fit = positions_that_fit(self._blocks, self._budget // 2)
         parts = torch.split(rows, max(1, fit // len(window)))
         losses = (head_losses(self._blocks, some, window.expand(len(some), -1), fit) for some in parts)

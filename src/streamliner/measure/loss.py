@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from streamliner.model.blocks import Blocks
+from streamliner.text.chat import counted, token_ids
 
 POSITIONS_AT_ONCE = 512
 """Positions whose logits are converted to float32 at once: 512 x 262k vocabulary entries take half a gigabyte."""
@@ -78,48 +79,82 @@ def text_loss(
     return Loss(tuple(losses))
 
 
-def head_losses(blocks: Blocks, stream: Tensor, input_ids: Tensor, fit: int, first: int = 0) -> Tensor:
+def head_losses(blocks: Blocks, stream: Tensor, windows: Tensor, fit: int, first: int = 0) -> Tensor:
     """Mean loss of each window from the residual stream at depth N, (windows,) in float64.
 
     Args:
         blocks: of the model.
         stream: at depth N, (windows, tokens, hidden...).
-        input_ids: (windows, tokens).
+        windows: token ids, (windows, tokens), those that do not count as ~id.
         fit: positions whose logits may be in memory at once; ignored by models that compute all logits or none.
         first: the first position that predicts; the positions before it are context.
     """
     stream = stream.to(blocks.stream_device)
-    last = input_ids.shape[1] - 1
-    sums = torch.zeros(len(input_ids), dtype=torch.float64)
-    at_once = fit if blocks.takes_positions else last
-    for start in range(first, last, at_once):
-        positions = torch.arange(start, min(start + at_once, last))
-        logits = blocks.logits(stream, input_ids, positions)
-        sums += summed_cross_entropy(logits, input_ids[:, start + 1 : start + 1 + len(positions)])
-    return sums / (last - first)
+    sums = torch.zeros(len(windows), dtype=torch.float64)
+    for positions in _pieces(blocks, windows, fit, first):
+        logits = blocks.logits(stream, token_ids(windows), positions)
+        sums += summed_cross_entropy(logits, windows[:, positions + 1])
+    return sums / counted(windows)[:, first:].sum(1)
 
 
-def positions_that_fit(blocks: Blocks, budget: int) -> int:
-    """Positions whose logits, with cross-entropy's two copies in float32, fit `budget` bytes; at least one."""
-    return max(1, budget // (int(blocks.config.vocab_size) * 12))
+def head_divergences(blocks: Blocks, dense: Tensor, rows: Tensor, window: Tensor, fit: int) -> Tensor:
+    """Mean divergence of each row from the dense model on one window, (rows,) in float64; `divergence` in float32.
+
+    Of the same positions as the loss. All rows are compared with the dense model's distributions of a piece of
+    positions before those of the next piece are computed.
+
+    Args:
+        blocks: of the model.
+        dense: the dense model's stream at depth N, (tokens, hidden...).
+        rows: streams at depth N, (rows, tokens, hidden...).
+        window: token ids, (tokens,), those that do not count as ~id.
+        fit: as for `head_losses`.
+    """
+    dense, rows = (stream.to(blocks.stream_device) for stream in (dense, rows))
+    ids = token_ids(window)[None]
+    sums = torch.zeros(len(rows), dtype=torch.float64)
+    for positions in _pieces(blocks, window[None], fit):
+        log_p = functional.log_softmax(blocks.logits(dense[None], ids, positions)[0].float(), -1)
+        for numbers in torch.split(torch.arange(len(rows)), max(1, fit // len(positions))):
+            logits = blocks.logits(rows[numbers], ids.expand(len(numbers), -1), positions)
+            sums[numbers] += torch.stack([_summed_divergence(log_p, row) for row in logits])
+    return sums / counted(window[None]).sum()
 
 
-def next_token_losses(logits: Tensor, input_ids: Tensor) -> Tensor:
+def _pieces(blocks: Blocks, windows: Tensor, fit: int, first: int = 0) -> tuple[Tensor, ...]:
+    """The positions whose predictions count in some window, as many at a time as fit."""
+    positions = counted(windows)[:, first:].any(0).nonzero()[:, 0] + first
+    return torch.split(positions, fit if blocks.takes_positions else max(1, len(positions)))
+
+
+def positions_that_fit(blocks: Blocks, budget: int, values: int = 3) -> int:
+    """Positions whose logits, with cross-entropy's two copies in float32, fit `budget` bytes; at least one.
+
+    For other work than cross-entropy, `values` is how many in float32 each entry of the vocabulary takes.
+    """
+    return max(1, budget // (int(blocks.config.vocab_size) * 4 * values))
+
+
+def next_token_losses(logits: Tensor, windows: Tensor) -> Tensor:
     """Mean loss of each window in float32: (windows, tokens, vocabulary), (windows, tokens) -> (windows,).
 
-    Position t predicts token t + 1; the last position predicts nothing.
+    Position t predicts token t + 1; the last position predicts nothing. Tokens that do not count are ~id.
     """
-    return summed_cross_entropy(logits[:, :-1], input_ids[:, 1:]) / (input_ids.shape[1] - 1)
+    return summed_cross_entropy(logits[:, :-1], windows[:, 1:]) / counted(windows).sum(1)
 
 
 def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sums of cross-entropies in float32: (rows, positions, vocabulary), (rows, positions) -> (rows,) in float64."""
-    targets = targets.to(logits.device)
+    """Sums of cross-entropies in float32: (rows, positions, vocabulary), (rows, positions) -> (rows,) in float64.
+
+    Targets below 0 do not count.
+    """
+    targets = targets.to(logits.device).clamp(min=-1)
     sums = torch.zeros(len(targets), dtype=torch.float64)
     for row, target in enumerate(targets):  # the vocabulary stays the contiguous axis: five times faster on a CPU
         pieces = (torch.split(each, POSITIONS_AT_ONCE) for each in (logits[row], target))
         for predicted, chunk in zip(*pieces, strict=True):
-            sums[row] += functional.cross_entropy(predicted.float(), chunk, reduction="none").double().sum().cpu()
+            losses = functional.cross_entropy(predicted.float(), chunk, reduction="none", ignore_index=-1)
+            sums[row] += losses.double().sum().cpu()
     return sums
 
 
@@ -132,10 +167,23 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(-1)
 
 
-def mean_divergence(dense: Tensor, cut: Tensor) -> Tensor:
-    """Mean divergence of `cut` from `dense`, both logits, in float32: (windows, tokens, vocabulary) -> (windows,)."""
-    sums = torch.zeros(len(dense), dtype=torch.float64)
-    for chunks in zip(*(torch.split(each, POSITIONS_AT_ONCE, 1) for each in (dense, cut)), strict=True):
-        p, q = (functional.log_softmax(logits.float(), -1) for logits in chunks)
-        sums += divergence(p, q).double().sum(1).cpu()
-    return sums / dense.shape[1]
+def mean_divergences(dense: Tensor, cut: Tensor, windows: Tensor) -> Tensor:
+    """Mean divergence of `cut` from `dense` on each window, both logits, in float32.
+
+    (windows, tokens, vocabulary) twice, (windows, tokens) -> (windows,). Of the same positions as the loss: not of the
+    last, and not of those that predict a token which does not count.
+    """
+    sums = torch.zeros(len(windows), dtype=torch.float64)
+    for row, which in enumerate(counted(windows)):
+        for positions in torch.split(which.nonzero()[:, 0].to(dense.device), POSITIONS_AT_ONCE):
+            log_p = functional.log_softmax(dense[row, positions].float(), -1)
+            sums[row] += _summed_divergence(log_p, cut[row, positions])
+    return sums / counted(windows).sum(1)
+
+
+def _summed_divergence(log_p: Tensor, logits: Tensor) -> Tensor:
+    """Sum over positions of the divergence of `logits`, (positions, vocabulary), in float64 on the CPU."""
+    total = torch.zeros((), dtype=torch.float64)
+    for p, q in zip(*(torch.split(each, POSITIONS_AT_ONCE) for each in (log_p, logits)), strict=True):
+        total += divergence(p, functional.log_softmax(q.float(), -1)).double().sum().cpu()
+    return total

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from streamliner.measure.counters import Counters
-from streamliner.measure.loss import next_token_losses
+from streamliner.measure.loss import mean_divergences, next_token_losses
 from streamliner.model.blocks import Blocks
 from streamliner.model.fork import Removed
+from streamliner.text.chat import token_ids
 
 
 class PlainPath:
@@ -20,16 +21,21 @@ class PlainPath:
         # Where only the stream is wanted, the head need not run on every position.
         self._hardly_any_logits = blocks.keep_positions([0])
 
-    def losses(self, windows: Tensor, removed: Removed) -> list[float]:
-        """Loss of each window, (windows, tokens), without the blocks `removed`."""
-        return next_token_losses(self.logits(windows, removed), windows).tolist()  # type: ignore[no-any-return]
+    def losses(self, windows: Tensor, removed: Removed, dense: Tensor | None = None) -> list[float]:
+        """Loss of each window, (windows, tokens), without the blocks `removed`; with `dense`, the divergence from it.
+
+        `dense` are the dense model's logits on these windows.
+        """
+        logits = self.logits(windows, removed) if dense is None or removed else dense
+        found = next_token_losses(logits, windows) if dense is None else mean_divergences(dense, logits, windows)
+        return found.tolist()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def logits(self, windows: Tensor, removed: Iterable[int] = (), **inputs: Any) -> Tensor:
         """Logits without the blocks `removed`, (windows, tokens, vocabulary); `inputs` go to the model's forward."""
         removed = tuple(removed)
         with self._blocks.bypass(removed):
-            logits: Tensor = self._blocks.forward(windows, **inputs).logits
+            logits: Tensor = self._blocks.forward(token_ids(windows), **inputs).logits
         kept = [block for block in range(len(self._blocks)) if block not in removed]
         self._counters.forwards += 1
         self._counters.block_forwards += len(kept) * len(windows)

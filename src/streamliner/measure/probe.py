@@ -12,7 +12,7 @@ from torch import Tensor
 from streamliner.errors import OutputError
 from streamliner.measure.counters import Counters, Progress
 from streamliner.measure.forked import TOLERANCE, ForkedPath
-from streamliner.measure.loss import Loss, mean_divergence
+from streamliner.measure.loss import Loss
 from streamliner.measure.plain import PlainPath
 from streamliner.measure.similarity import Similarity, SimilaritySum
 from streamliner.model.blocks import Blocks
@@ -41,6 +41,8 @@ class Probe:
         memory_budget: bytes next to the model for streams, a block at work and logits.
         ranks: the processes that share the windows; all must ask for the same measurements.
         say: called with messages for the user; methods may call it too.
+        objective: what a loss is: "loss", the cross-entropy of the next token, or "kl", the divergence of the model's
+            distribution of the next token from the dense model's. Both in nats, a mean over the same predictions.
 
     Attributes:
         num_blocks: number of blocks of the dense model.
@@ -63,6 +65,7 @@ class Probe:
         memory_budget: int = MEMORY_BUDGET,
         ranks: Ranks | None = None,
         say: Callable[[str], None] = lambda message: None,
+        objective: str = "loss",
     ) -> None:
         self.num_blocks = len(blocks)
         self.num_windows = len(calibration.windows)
@@ -70,11 +73,12 @@ class Probe:
         self.progress = Progress(on_progress)
         self._blocks, self._windows, self._batch_size = blocks, calibration.windows, batch_size
         self._journal, self._ranks = journal, ranks or Ranks()
-        self._refusal, self.say = refusal, say
+        self._refusal, self.say, self.objective = refusal, say, objective
         self._plain = PlainPath(blocks, self.counters)
-        self._forked = ForkedPath(blocks, self._windows, self._plain, self.counters, memory_budget)
+        self._forked = ForkedPath(blocks, self._windows, self._plain, self.counters, memory_budget, objective)
         self.windows_at_once = self._forked.windows_at_once
         self._losses = {key: dict(losses) for key, losses in journal.losses.items()} if journal else {}
+        self._text_losses: dict[Removed, dict[int, float]] = {}  # where the objective is another
         self.measured_similarity: Similarity | None = None  # what `similarity` returned, if it was called
         self._fork_is_right: bool | None = None if fork else False  # None: not tested yet
         if fork and journal and journal.fork and journal.fork[1] == self.windows_at_once:
@@ -92,6 +96,11 @@ class Probe:
         """Loss of the model without `removed`."""
         key = check_indices(removed, self.num_blocks)
         return self.losses([key])[key]
+
+    def text_loss(self, removed: Iterable[int] = ()) -> Loss:
+        """Cross-entropy of the next token without `removed`, whatever the objective. No journal keeps another's."""
+        key = check_indices(removed, self.num_blocks)
+        return self._found([key], range(self.num_windows), "loss")[key]
 
     def check_a_known_loss(self) -> None:
         """Measure a loss from the journal again; an OutputError if it is another one now."""
@@ -118,16 +127,27 @@ class Probe:
         Unknown ones are measured together on the forked path where that matches plain forwards.
         """
         keys = list(dict.fromkeys(check_indices(removed, self.num_blocks) for removed in removals))
-        numbers = range(self.num_windows) if windows is None else windows
+        return self._found(keys, range(self.num_windows) if windows is None else windows, self.objective)
+
+    def _found(self, keys: list[Removed], numbers: range, objective: str) -> dict[Removed, Loss]:
+        """Losses of `keys` on some windows; unknown ones are measured."""
+        known = self._known(objective)
         together: dict[tuple[int, ...], list[Removed]] = {}  # windows to measure -> removals
         for key in keys:
-            unknown = tuple(number for number in numbers if number not in self._losses.get(key, {}))
+            unknown = tuple(number for number in numbers if number not in known.get(key, {}))
             together.setdefault(unknown, []).append(key)
         for unknown, some in together.items():
             self.progress.advance(len(some) * (len(numbers) - len(unknown)))
             if unknown:
-                self._measure(some, unknown)
-        return {key: Loss(tuple(self._losses[key][number] for number in numbers)) for key in keys}
+                self._measure(some, unknown, objective)
+        return {key: Loss(tuple(known[key][number] for number in numbers)) for key in keys}
+
+    def _known(self, objective: str) -> dict[Removed, dict[int, float]]:
+        return self._losses if objective == self.objective else self._text_losses
+
+    def _dense(self, windows: list[int], objective: str) -> Tensor | None:
+        """What plain losses on these windows are compared with, if not with the text: the dense model's logits."""
+        return self._plain.logits(self._windows[windows]) if objective == "kl" else None
 
     @cached_property
     def resolution(self) -> float:
@@ -167,8 +187,9 @@ class Probe:
         """Losses on the first `count` windows, (removals, windows), of a forward each."""
         found = torch.zeros(len(keys), count, dtype=torch.float64)
         for number in self._ranks.share(count):
+            dense = self._dense([number], self.objective)
             for row, key in enumerate(keys):
-                found[row, number] = self._plain.losses(self._windows[[number]], key)[0]
+                found[row, number] = self._plain.losses(self._windows[[number]], key, dense)[0]
         return self._ranks.total(found)
 
     def similarity(self) -> Similarity:
@@ -183,46 +204,38 @@ class Probe:
             self.progress.advance(self.num_windows - sum(map(len, self._batches())))
         return self.measured_similarity
 
-    def divergence(self, removed: Iterable[int]) -> Loss:
-        """KL divergence of the model without `removed` from the dense model, nats per token, by window."""
-        key = check_indices(removed, self.num_blocks)
-        values = torch.zeros(self.num_windows, dtype=torch.float64)
-        for numbers in self._batches():
-            batch = self._windows[numbers]
-            values[numbers] = mean_divergence(self._plain.logits(batch), self._plain.logits(batch, key))
-        return Loss(tuple(self._ranks.total(values).tolist()))
-
     @torch.inference_mode()
-    def _measure(self, keys: list[Removed], windows: Sequence[int]) -> None:
+    def _measure(self, keys: list[Removed], windows: Sequence[int], objective: str) -> None:
         """Measure all `keys` on all `windows`, none of them known: this process its share of the windows."""
         start = time.perf_counter()
         mine = [windows[place] for place in self._ranks.share(len(windows))]
         found = torch.zeros(len(keys), len(windows), dtype=torch.float64)
-        for some, group, losses in self._measured(keys, mine):
+        for some, group, losses in self._measured(keys, mine, objective):
             rows, columns = [keys.index(key) for key in some], [windows.index(number) for number in group]
             found[torch.tensor(rows)[:, None], columns] = torch.tensor(losses, dtype=torch.float64)
-            if self._journal:
+            if self._journal and objective == self.objective:
                 self._journal.remember(group, dict(zip(some, losses, strict=True)))
             count = len(some) * len(group)
             self.counters.window_losses += count
             self.counters.tokens += count * self._windows.shape[1]
             self.progress.advance(count)
         for key, row in zip(keys, self._ranks.total(found).tolist(), strict=True):
-            self._losses.setdefault(key, {}).update(zip(windows, row, strict=True))
+            self._known(objective).setdefault(key, {}).update(zip(windows, row, strict=True))
         self.progress.advance(len(keys) * (len(windows) - len(mine)))
         self.counters.seconds += time.perf_counter() - start
 
     def _measured(
-        self, keys: list[Removed], windows: list[int]
+        self, keys: list[Removed], windows: list[int], objective: str
     ) -> Iterator[tuple[list[Removed], list[int], list[list[float]]]]:
         """Some removals, some windows, and the losses of these, (removals, windows), until all are measured."""
         if (len(keys) > 1 or self._blocks.offloaded) and self._may_fork(keys):
             for group in _batches(windows, self.windows_at_once):
-                yield keys, group, self._forked.losses(group, keys)
+                yield keys, group, self._forked.losses(group, keys, objective)
             return
         for group in _batches(windows, self._batch_size):
+            dense = self._dense(group, objective)
             for key in keys:
-                yield [key], group, [self._plain.losses(self._windows[group], key)]
+                yield [key], group, [self._plain.losses(self._windows[group], key, dense)]
 
     def _may_fork(self, keys: list[Removed]) -> bool:
         """Whether the forked path matches the plain one in all processes; tested the first time."""

@@ -20,6 +20,9 @@ LIBRARIES = (
 ADDED = ("config", "attention", "device", "releases", "window_shape")
 """Parts of a run's identity that earlier releases did not record."""
 
+DEFAULTS = {"objective": "loss"}
+"""Parts of a search's identity that came later, and what they were before there was a choice."""
+
 
 def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
     """Check that `folder` is new, empty, or a run folder, which holds the file `mark`; an OutputError if not."""
@@ -43,14 +46,17 @@ def run_difference(found: Any, wanted: Any) -> str:
     """The first difference between the identities of two runs, "" if they are the same run.
 
     The model's name does not count, because a folder may be moved or reached by another path; its weights do. Earlier
-    releases wrote the names of methods with underscores, and nothing of ADDED.
+    releases wrote the names of methods with underscores, and nothing of ADDED or DEFAULTS.
     """
-    here = _comparable(json.loads(json.dumps(wanted)))
+    here, there = _comparable(json.loads(json.dumps(wanted))), _comparable(found)
     if is_of_earlier_release(found):
         part = here.get("identity", here)
         for key in ADDED:
             part.pop(key, None)
-    return _first_difference(_comparable(found), here)
+    part = there.get("identity", there) if isinstance(there, dict) else {}
+    for key in DEFAULTS.keys() & here.get("identity", here).keys():
+        part.setdefault(key, DEFAULTS[key])
+    return _first_difference(there, here)
 
 
 def is_of_earlier_release(found: Any) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamliner.errors import MissingExtraError
-from streamliner.format import Table, Tables, exp, perplexity_of
+from streamliner.format import Table, Tables, exp, loss, perplexity_of
 from streamliner.measure.counters import Counters
 from streamliner.search.frontier import Frontier
 from streamliner.search.plan import Plan
@@ -43,6 +43,7 @@ class Found(Tables):
             model=self.model,
             method=self.frontier.method,
             settings=self.frontier.settings,
+            objective=self.frontier.objective,
             order=point.removed,
             score=point.score,
             dense_loss=self.frontier.dense_loss,
@@ -57,12 +58,14 @@ class Found(Tables):
     def tables(self) -> list[Table]:
         """The frontier with the dense model, and below it what the search cost."""
         dense = self.frontier.dense_loss
-        rows = [["removed", "blocks (0-based, in order)", "perplexity", "change", "score"]]
-        rows.append(["0", "", perplexity_of(dense), "", ""])
+        kl = self.frontier.objective == "kl"
+        rows = [["removed", "blocks (0-based, in order)", "perplexity", "change", *["divergence"] * kl, "score"]]
+        rows.append(["0", "", perplexity_of(dense), "", *["0.0000"] * kl, ""])
         for point in self.frontier.points:
             blocks = ", ".join(map(str, point.removed))
             change = "" if point.loss is None else f"{exp(point.loss - dense) - 1:+.1%}"
-            rows.append([str(len(point.removed)), blocks, perplexity_of(point.loss), change, f"{point.score:.4f}"])
+            numbers = [perplexity_of(point.loss), change, *[loss(point.divergence)] * kl, f"{point.score:.4f}"]
+            rows.append([str(len(point.removed)), blocks, *numbers])
         cost = self.counters
         work = f"{cost.forwards} forwards, {cost.block_forwards} block forwards, {cost.tokens:,} tokens"
         score = f"score: {self.frontier.score}" if self.frontier.score else ""

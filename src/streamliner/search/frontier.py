@@ -13,13 +13,14 @@ class Point:
     Attributes:
         removed: block indices, in the order of removal where the method removes one by one, otherwise ascending.
         score: estimated damage in the method's own unit (`Method.score`); lower is better.
-        loss: calibration loss without these blocks, nats per token, where it was measured.
+        loss: calibration loss without these blocks, nats per token, where it was measured; whatever the objective.
         standard_error: of that loss.
         candidates: the score of every alternative in this step, by block (the first block of an interval). An adaptive
             search estimates the scores of dropped candidates, and has none for those that it did not measure again.
         window_losses: losses of one candidate on one window that an adaptive search measured in this step.
         margin: by how many nats of mean loss the closest candidate that was not fully measured missed being measured
             further; None if all were measured.
+        divergence: from the dense model without these blocks, nats per token, where that is the objective.
     """
 
     removed: tuple[int, ...]
@@ -29,6 +30,7 @@ class Point:
     candidates: dict[int, float] | None = None
     window_losses: int | None = None
     margin: float | None = None
+    divergence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Frontier:
         dense_loss: calibration loss of the dense model, nats per token.
         points: one for each number of removed blocks, 1 upwards.
         score: what `Point.score` is, with its unit.
+        objective: what the method measured as the loss: "loss", or "kl", the divergence from the dense model.
     """
 
     method: str
@@ -48,6 +51,7 @@ class Frontier:
     dense_loss: float
     points: tuple[Point, ...]
     score: str = ""
+    objective: str = "loss"
 
     def at(self, count: int) -> Point:
         """The point with `count` blocks removed; a PlanError if there is none."""

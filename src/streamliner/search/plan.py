@@ -14,7 +14,7 @@ from streamliner.runs.outputs import MARK
 NUMBER = (int, float, type(None))
 KINDS: dict[str, Any] = {
     **dict.fromkeys(("score", "dense_loss", "loss"), NUMBER),
-    **{"model": dict, "settings": dict, "method": str, "calibration": (dict, type(None))},
+    **{"model": dict, "settings": dict, "method": str, "objective": str, "calibration": (dict, type(None))},
 }
 """Types of a plan's values."""
 PLAN_FILES = ("plan.json", MARK)
@@ -31,6 +31,7 @@ class Plan:
         model: its name and shape: name, model_type, hidden_size, vocab_size.
         method: name of the method, or "manual".
         settings: its hyper-parameters.
+        objective: what it minimised: "loss", or "kl", the divergence from the dense model.
         order: the order of removal, where there was one.
         score: the method's estimate of the damage.
         dense_loss, loss: calibration loss before and after, nats per token, where measured.
@@ -47,6 +48,7 @@ class Plan:
     dense_loss: float | None = None
     loss: float | None = None
     calibration: dict[str, Any] | None = None
+    objective: str = "loss"
     schema_version: int = SCHEMA_VERSIONS["plan"]
 
     def to_json(self) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 
 from streamliner.errors import MethodError, RemovalError
 from streamliner.measure.loss import Loss
@@ -12,6 +13,9 @@ from streamliner.search.limits import check_limit, most_removable
 from streamliner.search.method import Method
 from streamliner.search.registry import full_name
 from streamliner.search.target import Target
+
+DIVERGENCE = ("calibration loss", "divergence from the dense model")
+"""What the score of a method of losses is called, and what it is with the objective "kl"."""
 
 
 def run_method(
@@ -46,15 +50,15 @@ def run_method(
     limit = most_removable(method, probe.num_blocks) if limit is None else limit
     check_limit(method, probe.num_blocks, limit)
     probe.progress.remaining = probe.num_windows
-    dense = _finite(probe.loss(), "the dense model").mean
+    dense = _finite(probe.text_loss(), "the dense model").mean
     bound = math.inf if max_perplexity_increase is None else dense + math.log1p(max_perplexity_increase)
     points: list[Point] = []
     _expect(probe, method, (), limit)
-    for point in method.search(probe, limit):
+    for point in map(partial(_with_text_loss, probe), method.search(probe, limit)):
         if point.loss is not None and point.loss > bound:
             break
         if point.loss is not None and not math.isfinite(point.loss):
-            _finite(probe.loss(point.removed), f"the best model without {len(point.removed)} blocks")
+            _finite(probe.text_loss(point.removed), f"the best model without {len(point.removed)} blocks")
         if not is_good(point.removed):
             break
         points.append(point)
@@ -66,7 +70,16 @@ def run_method(
         if not points or len(removed) < (asked or 0):
             raise _stuck(probe, removed, method)
     _check_enough(points, target)
-    return Frontier(full_name(name), dataclasses.asdict(method), dense, tuple(points), method.score)
+    score = method.score if probe.objective == "loss" else method.score.replace(*DIVERGENCE)
+    return Frontier(full_name(name), dataclasses.asdict(method), dense, tuple(points), score, probe.objective)
+
+
+def _with_text_loss(probe: Probe, point: Point) -> Point:
+    """The point with the loss on text, where the method measured a divergence: perplexity is of the text alone."""
+    if probe.objective == "loss" or point.loss is None:
+        return point
+    text = probe.text_loss(point.removed)
+    return dataclasses.replace(point, loss=text.mean, standard_error=text.standard_error, divergence=point.loss)
 
 
 def _check_enough(points: list[Point], target: Target | None) -> None:

@@ -11,13 +11,17 @@ if TYPE_CHECKING:
 NUM_SAMPLES, SEQUENCE_LENGTH = 128, 2048
 """SLEB's calibration set (arXiv 2402.09025, section 4.1)."""
 
+COUNTED = "counted_tokens"
+"""The key of a provenance, where only answers count, for how many tokens do."""
+
 
 @dataclass(frozen=True)
 class CalibrationSet:
     """Windows of tokens on which a model is measured.
 
     Attributes:
-        windows: token ids, (windows, tokens); each begins with a BOS if the tokenizer adds one.
+        windows: token ids, (windows, tokens); each begins with a BOS if the tokenizer adds one. Where only answers
+            count, all other tokens are stored as ~id (`text/chat.py`).
         provenance: source and its hash, how the windows were chosen, and how many tokens there are.
     """
 
@@ -31,4 +35,6 @@ class CalibrationSet:
 
     def __str__(self) -> str:
         count, length = self.windows.shape
-        return f"{self.provenance['source']}: {count} windows of {length} tokens, {self.num_tokens} in all"
+        answers = self.provenance.get(COUNTED)
+        only = "" if answers is None else f", {answers} of them in answers"
+        return f"{self.provenance['source']}: {count} windows of {length} tokens, {self.num_tokens} in all{only}"

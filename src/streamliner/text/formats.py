@@ -22,6 +22,9 @@ CHATS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 """Fields that hold a conversation, and the keys of its messages."""
 ROLES = {"human": "user", "gpt": "assistant"}
 """Roles in `conversations`, and what chat templates call them."""
+PROMPT, COMPLETION = "prompt", "completion"
+"""Fields that hold a question and its answer: plain texts, or messages. They are also the roles of the two plain texts
+in a conversation that needs no chat template: one follows the other."""
 LONGEST_CELL = 1 << 30
 BOMS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -36,7 +39,7 @@ def read_documents(path: Path, field: str, piece: int = -1) -> Iterator[Document
     """The documents in a file, one after another; those without text are left out.
 
     A plain text is one document, or pieces of about `piece` characters, each with whole lines. `field` is that of rows
-    with the text; rows without `text` may have a conversation instead (CHATS).
+    with the text; rows without `text` may have a conversation instead (CHATS), or a question with its answer (PROMPT).
 
     Raises TextError if it cannot be read or a row has no text, MissingExtraError for Parquet without the `hub` extra.
     """
@@ -83,6 +86,8 @@ def text_of_row(row: Any, field: str, where: str) -> Document:
         named = field if field in CHATS else next((name for name in CHATS if field == "text" and name in row), None)
         if named is not None and named in row and (named == field or "text" not in row):
             return _messages(row[named], *CHATS[named], where)
+        if field == "text" and field not in row and {PROMPT, COMPLETION} <= row.keys():
+            return _question_and_answer(row, where)
         if field in row:
             found = f"{field!r} of {where} is {'null' if row[field] is None else type(row[field]).__name__}, not text."
             raise TextError(found, "Leave out such rows, or name another field: FILE:FIELD.")
@@ -95,6 +100,13 @@ def _messages(value: Any, role: str, content: str, where: str) -> Messages:
     if not rows or not all(isinstance(each, dict) and isinstance(each.get(content), str) for each in rows):
         raise TextError(f"The conversation of {where} is not a list of messages with {role!r} and {content!r}.")
     return [{"role": ROLES.get(str(each.get(role)), str(each.get(role))), "content": each[content]} for each in rows]
+
+
+def _question_and_answer(row: dict[str, Any], where: str) -> Messages:
+    names = (PROMPT, COMPLETION)
+    if all(isinstance(row[name], str) for name in names):
+        return [{"role": name, "content": row[name]} for name in names]
+    return [message for name in names for message in _messages(row[name], *CHATS["messages"], where)]
 
 
 def _texts(path: Path, rows: Iterable[tuple[str, Any]], field: str) -> Iterator[Document]:
@@ -137,7 +149,8 @@ def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
         raise MissingExtraError(f"Reading {path}, a Parquet file,", "hub") from error
     try:
         file, number = parquet.ParquetFile(path), 0
-        columns = [name for name in file.schema_arrow.names if name in (field, *CHATS)] or None
+        known = (field, *CHATS, PROMPT, COMPLETION)
+        columns = [name for name in file.schema_arrow.names if name in known] or None
         for batch in file.iter_batches(batch_size=1024, columns=columns):
             for row in batch.to_pylist():
                 number += 1

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from streamliner.errors import TextError
-from streamliner.text.chat import encode_answers, marked, token_ids
+from streamliner.text.chat import encode, encode_after, no_answers, token_ids
 from streamliner.text.formats import Document
 from streamliner.text.sources import stream_documents
-from streamliner.text.windows import encode, prefix_tokens
+from streamliner.text.windows import prefix_tokens
 from streamliner.types import PreTrainedTokenizerBase
 
 PRESETS: dict[str, tuple[tuple[str, float], ...]] = {"slimpajama": (("hf:DKYoon/SlimPajama-6B", 1.0),)}
@@ -73,10 +73,7 @@ class TrainingText:
         self.validation = token_ids(self.held_out)
         every = torch.cat([self.held_out, torch.tensor(first)])
         if answers_only and not (every < 0).any():
-            raise TextError(
-                "--answers-only has no effect: the first windows of the text have no conversations.",
-                'Give rows with messages, such as {"messages": [{"role": "user", "content": "..."}, ...]}.',
-            )
+            raise no_answers()
         self.fingerprint = hashlib.sha256(every.numpy().tobytes()).hexdigest()
 
     @property
@@ -183,18 +180,13 @@ class _Packer:
             self._documents += 1
             if not isinstance(document, str) or document.strip():
                 separator = self._separator if self._tokens or self._packed else []
-                self._tokens = [*self._tokens[self._at :], *self._with_marks(separator, document)]
+                tokens = encode_after(self._tokenizer, separator, document, answers_only=self._answers_only)
+                self._tokens = [*self._tokens[self._at :], *tokens]
                 self._at = 0
         window = self._bos + self._tokens[self._at : self._at + self._body]
         self._at += self._body
         self._packed += 1
         return window
-
-    def _with_marks(self, separator: list[int], document: Document) -> list[int]:
-        """The tokens of a document after a separator; of a conversation with marks, if only answers count."""
-        if isinstance(document, str) or not self._answers_only:
-            return separator + encode(self._tokenizer, document)
-        return marked(separator) + encode_answers(self._tokenizer, document)
 
     def _rewind(self) -> None:
         self._reader, self._tokens, self._at, self._documents, self._packed = None, [], 0, 0, 0

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from streamliner.errors import TextError
-from streamliner.text.calibration import NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet
-from streamliner.text.formats import Document, Messages
+from streamliner.text.calibration import COUNTED, NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet
+from streamliner.text.chat import counted, encode, first_tokens, first_window, marked, no_answers
+from streamliner.text.formats import Document
 from streamliner.text.large import LargeText
 from streamliner.text.sources import Text, large_text, read_text
 from streamliner.types import PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ def calibration_set(
     num_samples: int = NUM_SAMPLES,
     sequence_length: int = SEQUENCE_LENGTH,
     seed: int = 0,
+    answers_only: bool = False,
 ) -> CalibrationSet:
     """Cut a text into windows that do not overlap, and choose some of them at random.
 
@@ -37,25 +39,48 @@ def calibration_set(
         num_samples: number of windows. A text that is too short returns fewer; `provenance["windows"]` has the number.
         sequence_length: tokens of a window, including the BOS.
         seed: of the choice of windows.
+        answers_only: count the loss of answers alone, in conversations and in rows with `prompt` and `completion`.
+            Windows without a token of an answer are not chosen.
 
     Returns:
         Windows of token ids, (num_samples, sequence_length), with their provenance.
 
     Raises:
-        TextError: the text does not exist or does not fill one window.
+        TextError: the text does not exist or does not fill one window, or only answers are to count and it has none.
         MissingExtraError: a text on the hub needs the `hub` extra.
     """
+    found = _windows_of(text, tokenizer, num_samples, sequence_length, seed, answers_only)
+    if answers_only and COUNTED not in found.provenance:
+        raise no_answers()
+    return found
+
+
+def _windows_of(
+    text: str | Text | Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    num_samples: int,
+    sequence_length: int,
+    seed: int,
+    answers_only: bool,
+) -> CalibrationSet:
+    """As `calibration_set`, also for a text that has no conversations."""
     if num_samples < 1:
         raise TextError(f"--num-samples must be at least 1, not {num_samples}.")
     if isinstance(text, str) and (large := large_text(text)) is not None:
-        return _sampled_set(large, tokenizer, num_samples, sequence_length, seed)
+        return _sampled_set(large, tokenizer, num_samples, sequence_length, seed, answers_only)
     text = read_text(text)
-    bos, stream, body = _tokens_for_windows(text.name, text.documents, tokenizer, sequence_length)
-    available = len(stream) // body
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(available, generator=generator)[:num_samples]
-    bodies = torch.tensor(stream[: available * body]).view(available, body)[chosen]
-    windows = torch.cat([torch.tensor(bos).expand(len(chosen), len(bos)).to(bodies), bodies], dim=1)
+    bos, stream, body = _tokens_for_windows(text.name, text.documents, tokenizer, sequence_length, None, answers_only)
+    start = marked(bos) if answers_only else bos
+    bodies = torch.tensor(stream[: len(stream) // body * body]).view(-1, body)
+    every = torch.cat([torch.tensor(start).expand(len(bodies), len(bos)).to(bodies), bodies], dim=1)
+    usable = counted(every).any(1).nonzero()[:, 0]
+    if not len(usable):
+        raise TextError(
+            f"No window of {sequence_length} tokens of the text {text.name} has a token of an answer.",
+            "Give rows with answers, or a larger --sequence-length.",
+        )
+    available, generator = len(usable), torch.Generator().manual_seed(seed)
+    windows = every[usable[torch.randperm(available, generator=generator)[:num_samples]]]
     provenance = {
         "source": text.name,
         "origin": text.origin,
@@ -66,6 +91,7 @@ def calibration_set(
         "windows_asked_for": num_samples,
         "windows_available": available,
         "tokens": windows.numel(),
+        **_counted_record(windows, any(token < 0 for token in stream)),
         **_prefix_record(bos),
         "seed": seed,
         "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
@@ -80,16 +106,19 @@ def mixed_set(
     num_samples: int = NUM_SAMPLES,
     sequence_length: int = SEQUENCE_LENGTH,
     seed: int = 0,
+    answers_only: bool = False,
 ) -> CalibrationSet:
     """A calibration set from several texts, by their weights; see `calibration_set`.
 
     The windows of the texts alternate, so that the first ones, on which a search may drop a candidate, have some of
-    each. Each text has one window at least. The order of `texts` does not matter.
+    each. Each text has one window at least. The order of `texts` does not matter. With `answers_only` a text without
+    conversations counts whole.
     """
     total = sum(texts.values())
     counts = {name: max(1, round(num_samples * weight / total)) for name, weight in sorted(texts.items())}
-    options: dict[str, Any] = {"sequence_length": sequence_length, "seed": seed}
-    parts = [calibration_set(name, tokenizer, num_samples=count, **options) for name, count in counts.items()]
+    parts = [_windows_of(name, tokenizer, n, sequence_length, seed, answers_only) for name, n in counts.items()]
+    if answers_only and not any(COUNTED in part.provenance for part in parts):
+        raise no_answers()
     if len(parts) == 1:
         return parts[0]
     places = [
@@ -103,6 +132,7 @@ def mixed_set(
         "windows": len(windows),
         "windows_asked_for": num_samples,
         "tokens": windows.numel(),
+        **_counted_record(windows, answers_only),
         "seed": seed,
         "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
     }
@@ -110,20 +140,26 @@ def mixed_set(
 
 
 def _sampled_set(
-    text: LargeText, tokenizer: PreTrainedTokenizerBase, num_samples: int, sequence_length: int, seed: int
+    text: LargeText,
+    tokenizer: PreTrainedTokenizerBase,
+    num_samples: int,
+    sequence_length: int,
+    seed: int,
+    answers_only: bool,
 ) -> CalibrationSet:
     """Windows from random places of a text too large to tokenise: one from each of `num_samples` equal parts."""
     random = torch.rand(num_samples, generator=torch.Generator().manual_seed(seed))
-    prefix, body = prefix_tokens(tokenizer), sequence_length - len(prefix_tokens(tokenizer))
-    windows = []
+    prefix, windows = prefix_tokens(tokenizer), []
+    start = marked(prefix) if answers_only else prefix
     for part, within in enumerate(random.tolist()):
         for share in ((part + within) / num_samples, part / num_samples, 0.0):  # the end may be too near
-            tokens = _first_tokens(text.documents_from(share, 16 * sequence_length), tokenizer, body)
-            if len(tokens) == body:
+            documents = text.documents_from(share, 16 * sequence_length)
+            if window := first_window(documents, tokenizer, start, sequence_length, answers_only):
                 break
-        if len(tokens) < body:
-            raise TextError(f"The text {text.name} is too short for a window of {sequence_length} tokens.")
-        windows.append(prefix + tokens)
+        if not window:
+            wanted = " with a token of an answer" if answers_only else ""
+            raise TextError(f"The text {text.name} is too short for a window of {sequence_length} tokens{wanted}.")
+        windows.append(window)
     every = torch.tensor(windows)
     provenance = {
         "source": text.name,
@@ -133,6 +169,7 @@ def _sampled_set(
         "windows": len(every),
         "windows_asked_for": num_samples,
         "tokens": every.numel(),
+        **_counted_record(every, bool((every[:, len(prefix) :] < 0).any())),
         **_prefix_record(prefix),
         "seed": seed,
         "sha256": hashlib.sha256(every.numpy().tobytes()).hexdigest(),
@@ -140,15 +177,9 @@ def _sampled_set(
     return CalibrationSet(every, provenance)
 
 
-def _first_tokens(documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, count: int) -> list[int]:
-    """The first `count` tokens of documents that are joined by a blank line; fewer if there are not so many."""
-    tokens: list[int] = []
-    separator = encode(tokenizer, "\n\n")
-    for document in documents:
-        tokens += (separator if tokens else []) + encode(tokenizer, document)
-        if len(tokens) >= count:
-            break
-    return tokens[:count]
+def _counted_record(windows: Tensor, answers_only: bool) -> dict[str, int]:
+    """How many tokens count, in the provenance of a text with conversations of which only the answers do."""
+    return {COUNTED: int(counted(windows).sum())} if answers_only else {}
 
 
 @dataclass(frozen=True)
@@ -215,14 +246,19 @@ def text_windows(
 
 
 def _tokens_for_windows(
-    name: str, documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, length: int, most: int | None = None
+    name: str,
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    most: int | None = None,
+    answers_only: bool = False,
 ) -> tuple[list[int], list[int], int]:
     """What begins each window, the tokens of the text, joined by a blank line, and how many of these a window holds."""
     prefix = prefix_tokens(tokenizer)
     least = max(2, len(prefix) + 1)
     if length < least:
         raise TextError(f"--sequence-length must be at least {least}, not {length}: a loss needs a next token.")
-    tokens = _first_tokens(documents, tokenizer, sys.maxsize if most is None else most)
+    tokens = first_tokens(documents, tokenizer, sys.maxsize if most is None else most, answers_only)
     if len(tokens) < length - len(prefix):
         raise TextError(
             f"The text {name} has {len(tokens)} tokens, too few for one window of {length}.",
@@ -241,34 +277,3 @@ def prefix_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _prefix_record(prefix: list[int]) -> dict[str, Any]:
     """The prefix in a provenance: earlier releases knew a BOS alone."""
     return {"bos": bool(prefix)} | ({"prefix": prefix} if len(prefix) > 1 else {})
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, document: Document) -> list[int]:
-    """Token ids of a document without what comes before or after a text; it may be longer than the model's context.
-
-    A conversation becomes text by the tokenizer's chat template; a TextError if it has none.
-    """
-    text = document if isinstance(document, str) else text_of_conversation(tokenizer, document)
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def text_of_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages, *, for_answer: bool = False) -> str:
-    """The text that the chat template makes of messages, and `for_answer` what comes before the next answer.
-
-    Raises TextError if the tokenizer has no template, or it does not accept the messages.
-    """
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise TextError(
-            "The text has conversations, and the tokenizer has no chat template to make text of them.",
-            "Use the tokenizer of the instruct model, or name a field of plain text: FILE:FIELD.",
-        )
-    from jinja2 import TemplateError  # transformers renders templates with it
-
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=for_answer))
-    except TemplateError as error:
-        roles = ", ".join(each["role"] for each in messages) or "none"
-        raise TextError(
-            f"The chat template does not accept a conversation (roles: {roles}): {error}.",
-            "Leave out such rows, or give conversations as the model was tuned on.",
-        ) from error

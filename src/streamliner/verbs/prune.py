@@ -101,6 +101,9 @@ def _prune_and_heal(
         # LLM-Streamline: of n + 1 similar blocks one stays and is trained, so n are removed.
         wanted = {"network": healing.network_depth} | settings.method_settings
         settings = dataclasses.replace(settings, set=wanted, search_effort=None)
+    if settings.calibration is None:
+        # --answers-only is then for the training text: the default text of a search has no conversations.
+        settings = dataclasses.replace(settings, answers_only=False)
     check_run_folder(folder / "healing", RUN)
     prepare_healing(session, healing, Reporter(quiet=True))  # finds mistakes before hours of search
     found = search(session, settings)

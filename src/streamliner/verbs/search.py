@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.cut.structure import Structure, by_reason
-from streamliner.errors import RemovalError, UnsupportedModelError
+from streamliner.errors import RemovalError, TextError, UnsupportedModelError
 from streamliner.fields import recorded
 from streamliner.measure.probe import Probe
 from streamliner.measure.similarity import Similarity
@@ -27,7 +27,7 @@ from streamliner.search.method import Method
 from streamliner.search.registry import full_name, make_method
 from streamliner.search.run_method import run_method
 from streamliner.settings import AMOUNTS, DAMAGES, SearchSettings
-from streamliner.text.calibration import CalibrationSet
+from streamliner.text.calibration import COUNTED, CalibrationSet
 from streamliner.text.sources import default_text
 from streamliner.text.windows import calibration_set, mixed_set
 from streamliner.types import ModelLike
@@ -80,6 +80,7 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
             memory_budget=settings.memory_bytes,
             ranks=session.ranks,
             say=reporter.say,
+            objective=settings.objective,
         )
         if journal and journal.is_of_earlier_release:
             probe.check_a_known_loss()
@@ -134,6 +135,7 @@ def _journal(
         "model": session.identity | {"weights": found.pop("weights")},
         "calibration": calibration.provenance["sha256"],
         "window_shape": list(calibration.windows.shape),
+        "objective": settings.objective,
         "method": full_name(settings.method),
         "method_settings": dataclasses.asdict(method),  # type: ignore[call-overload]
     }
@@ -184,11 +186,21 @@ def _calibration(session: Session, settings: SearchSettings, reporter: Reporter)
     """The calibration set given, or one made of the text given or of the default text."""
     given = settings.calibration
     if isinstance(given, CalibrationSet):
+        if settings.answers_only and COUNTED not in given.provenance:
+            hint = "Make the set with it: calibration_set(..., answers_only=True)."
+            raise TextError("answers_only has no effect on a calibration set that is made already.", hint)
         return given
     text: Any = default_text(session.source.kind == "hub", reporter.say) if given is None else given
     tokenizer, length = settings.tokenizer or session.tokenizer(), session.window_length(settings.sequence_length)
     make: Callable[..., CalibrationSet] = mixed_set if isinstance(text, Mapping) else calibration_set
-    calibration = make(text, tokenizer, num_samples=settings.num_samples, sequence_length=length, seed=settings.seed)
+    calibration = make(
+        text,
+        tokenizer,
+        num_samples=settings.num_samples,
+        sequence_length=length,
+        seed=settings.seed,
+        answers_only=settings.answers_only,
+    )
     reporter.say(f"Calibration set: {calibration}.")
     if len(calibration.windows) < settings.num_samples:
         reporter.say(f"The text fills only {len(calibration.windows)} of {settings.num_samples} windows.")

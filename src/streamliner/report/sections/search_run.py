@@ -17,10 +17,12 @@ def search_section(run: Run) -> Section:
     if plan:
         blocks = f"{len(removed)} of the {plan['num_blocks']} blocks of {plan['model']['name']}"
         section.text.append(f"The plan removes {blocks}: {', '.join(map(str, removed))}.")
-    rows = [["removed", "blocks", "loss", "standard error", "perplexity"]]
-    dense = {"removed": [], "loss": frontier["dense_loss"], "standard_error": None}
+    kl = frontier.get("objective") == "kl"
+    rows = [["removed", "blocks", "loss", "standard error", "perplexity", *["divergence"] * kl]]
+    dense = {"removed": [], "loss": frontier["dense_loss"], "standard_error": None, "divergence": 0.0}
     for point in (dense, *frontier["points"]):
-        numbers = (loss(point["loss"]), loss(point["standard_error"]), perplexity_of(point["loss"]))
+        numbers = [loss(point["loss"]), loss(point["standard_error"]), perplexity_of(point["loss"])]
+        numbers += [loss(point["divergence"])] if kl else []
         rows.append([str(len(point["removed"])), ", ".join(map(str, point["removed"])), *numbers])
     section.tables.append(rows)
     section.figures += _plot_candidates(frontier)

@@ -30,7 +30,7 @@ class Evolution:
     exact search are spent. The result depends on `seed`.
 
     References:
-        arXiv 2410.14649, algorithm 1 and section 3 (there the objective is KL, and there is one start).
+        arXiv 2410.14649, algorithm 1 and section 3 (there with `--objective kl`, and one start).
     """
 
     offspring: int = 32
