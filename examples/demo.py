@@ -46,7 +46,7 @@ def main() -> None:
         heal = HealSettings(
             data="python-docs",
             fold="auto",
-            fold_tokens="24k",
+            fold_tokens="8k",
             network="none",
             train_blocks="all",
             loss="kd",
