@@ -27,8 +27,8 @@ FOLDS: dict[str, type[Refit] | type[ReplaceMe] | type[Gain]] = {"refit": Refit, 
 """Repairs by name."""
 AUTO = "auto"
 """Refit where a block ends in a linear map, with gain where a norm follows it; gain alone for other norms."""
-ROUNDS = 2
-"""How often a linear map and the norm after it are fitted in turn: each changes what the other should be."""
+ROUNDS = 4
+"""How often at most a linear map and the norm after it are fitted in turn: each changes what the other should be."""
 PENALTIES = (0.05, 0.5)
 """Ridge penalties that are tried; the loss on held-out windows chooses."""
 MOST_KEPT = 1_000_000_000
@@ -134,7 +134,7 @@ class Folding:
                 self.say(f"Block {block}, {found.module}: {losses}{what}.")
                 done.append(found)
                 if number > 1 and not found.kept:
-                    break  # the second round does not help
+                    break  # another round does not help
         return done
 
     def _moves(self, last: LastMap) -> list[tuple[str, LastMap]]:
