@@ -35,6 +35,10 @@ class ForkedPath:
         self._counters, self._budget = counters, budget
         self._prefixes = Prefixes(budget // 4)
 
+    def forget(self) -> None:
+        """Free the streams that are kept for the next round."""
+        self._prefixes = Prefixes(self._budget // 4)
+
     def losses(self, numbers: Sequence[int], removals: Sequence[Removed]) -> list[list[float]]:
         """Loss without each set of blocks on each of the windows `numbers`, (removals, windows)."""
         windows = self._windows[list(numbers)]

@@ -11,6 +11,7 @@ from streamliner.search.frontier import Frontier, Point
 from streamliner.search.limits import check_limit, most_removable
 from streamliner.search.method import Method
 from streamliner.search.registry import full_name
+from streamliner.search.steps import Steps
 from streamliner.search.target import Target
 
 
@@ -23,6 +24,7 @@ def run_method(
     *,
     target: Target | None = None,
     is_good: Callable[[tuple[int, ...]], bool] = lambda removed: True,
+    steps: Steps | None = None,
 ) -> Frontier:
     """Run `method` until `limit` blocks are removed, a target is met, or the model has become too bad.
 
@@ -36,6 +38,7 @@ def run_method(
         max_perplexity_increase: of the calibration perplexity; 0.1 allows 10 %.
         target: the first point that meets it is the last.
         is_good: whether the model without these blocks is still good enough.
+        steps: repairs of the model between blocks; None for none.
 
     Raises:
         RemovalError: `limit` is more than can be removed, no block can be removed without too much damage, or the
@@ -50,7 +53,7 @@ def run_method(
     bound = math.inf if max_perplexity_increase is None else dense + math.log1p(max_perplexity_increase)
     points: list[Point] = []
     _expect(probe, method, (), limit)
-    for point in method.search(probe, limit):
+    for point in steps.search(method, probe, limit) if steps else method.search(probe, limit):
         if point.loss is not None and point.loss > bound:
             break
         if point.loss is not None and not math.isfinite(point.loss):
@@ -66,7 +69,8 @@ def run_method(
         if not points or len(removed) < (asked or 0):
             raise _stuck(probe, removed, method)
     _check_enough(points, target)
-    return Frontier(full_name(name), dataclasses.asdict(method), dense, tuple(points), method.score)
+    settings = dataclasses.asdict(method) | (steps.settings if steps else {})
+    return Frontier(full_name(name), settings, dense, tuple(points), method.score)
 
 
 def _check_enough(points: list[Point], target: Target | None) -> None:
