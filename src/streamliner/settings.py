@@ -146,7 +146,11 @@ class PruneSettings:
     """What `prune` has besides the settings of searching and healing."""
 
     heal: bool = flag(False, "Train networks in place of removed blocks")
+    fold_every: int | None = flag(None, "Blocks removed between folds (default: all)", metavar="N", minimum=1)
     verify: bool = flag(True, VERIFY)
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import yaml
 
 from streamliner.model.source import HUB_ID
 from streamliner.search.plan import Plan
+from streamliner.search.steps import note_of
 
 KEPT = (
     *("license", "license_name", "license_link", "language", "tags", "datasets", "pipeline_tag", "base_model"),
@@ -27,6 +28,7 @@ def write_model_card(folder: Path, base: str, plan: Plan, result: dict[str, Any]
     if plan.loss is not None and plan.dense_loss is not None and plan.calibration:
         source = plan.calibration["source"]
         losses = f"\nCalibration loss ({source}): {plan.dense_loss:.4f} before, {plan.loss:.4f} after.\n"
+        losses += f"{note}\n" if (note := note_of(plan.settings)) else ""
     card.write_text(
         f"---\n{yaml.safe_dump(meta, sort_keys=False, allow_unicode=True)}---\n\n"
         f"# {Path(base).name} without {len(plan.removed)} of {plan.num_blocks} blocks\n\n"

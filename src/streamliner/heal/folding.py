@@ -18,7 +18,9 @@ from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.folds.replaceme import ReplaceMe
 from streamliner.heal.gaps import find_gaps
 from streamliner.heal.graft import Graft, check_not_shared, check_one_stream
+from streamliner.heal_settings import HealSettings
 from streamliner.measure.loss import text_loss
+from streamliner.model.devices import enough_memory
 from streamliner.model.last_map import LastMap, find_last_map
 from streamliner.text.chat import token_ids
 from streamliner.text.stream import TrainingText
@@ -264,6 +266,15 @@ class Folding:
         """Of the healed model on the held-out windows, from streams at a depth on if they are given."""
         with self.graft.in_place():
             return text_loss(self.graft.blocks, self.text.validation, start=start).mean
+
+
+def fold(graft: Graft, settings: HealSettings, text: TrainingText, say: Callable[[str], None]) -> list[Folded]:
+    """Repair the healed model of a graft as `settings.fold` says; see `Folding`."""
+    assert settings.fold is not None
+    say(f"Folding ({settings.fold}), from the bottom to the top ...")
+    later, tokens = settings.fold_blocks == "later", settings.num_fold_tokens
+    with enough_memory("folding", "--fold gain, fewer --fold-tokens or --dtype bfloat16"):
+        return Folding(graft, text, settings.fold, tokens, later, say).run()
 
 
 def _through(

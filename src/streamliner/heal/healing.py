@@ -14,7 +14,7 @@ from streamliner.cut.verification import sample_tokens
 from streamliner.errors import HealingError, MissingExtraError
 from streamliner.heal.accelerator import find_trackers, make_accelerator
 from streamliner.heal.checks import check_healable
-from streamliner.heal.folding import Folded, Folding
+from streamliner.heal.folding import Folded, fold
 from streamliner.heal.graft import Graft, make_graft
 from streamliner.heal.merge import merge
 from streamliner.heal.objective import Objective
@@ -149,11 +149,7 @@ class Healing:
     def _fold(self, graft: Graft, perplexity: dict[str, float | None]) -> list[Folded]:
         """Repair in closed form: networks start from that, and other blocks of the graft become changed copies."""
         settings, start = self.prepared.settings, Graft(graft.blocks, (), {}, graft.removed)
-        assert settings.fold is not None
-        self.reporter.say(f"Folding ({settings.fold}), from the bottom to the top ...")
-        later, tokens = settings.fold_blocks == "later", settings.num_fold_tokens
-        with enough_memory("folding", "--fold gain, fewer --fold-tokens or --dtype bfloat16"):
-            done = Folding(start, self.prepared.text, settings.fold, tokens, later, self.reporter.say).run()
+        done = fold(start, settings, self.prepared.text, self.reporter.say)
         if settings.trains:
             with start.in_place():
                 perplexity["folded"] = self._perplexity(graft.blocks)

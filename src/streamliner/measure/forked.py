@@ -51,6 +51,11 @@ class ForkedPath:
         self._prefixes = Prefixes(budget // (4 if objective == "loss" else 8))
         self._dense: dict[int, Tensor] = {}  # window -> the dense model's stream at depth N
 
+    def forget(self) -> None:
+        """Free the streams that are kept for the next round."""
+        self._prefixes.forget()
+        self._dense.clear()
+
     def losses(
         self, numbers: Sequence[int], removals: Sequence[Removed], objective: str | None = None
     ) -> list[list[float]]:

@@ -29,6 +29,10 @@ class Prefixes:
         self._budget = budget
         self._kept: dict[tuple[int, ...], list[Prefix]] = {}
 
+    def forget(self) -> None:
+        """Free all streams."""
+        self._kept.clear()
+
     def find(self, windows: Sequence[int], removals: Sequence[Removed]) -> tuple[int, Tensor] | None:
         """The deepest depth below which all `removals` agree with a kept prefix, and the stream there."""
         fit = [

@@ -43,6 +43,7 @@ class Probe:
         say: called with messages for the user; methods may call it too.
         objective: what a loss is: "loss", the cross-entropy of the next token, or "kl", the divergence of the model's
             distribution of the next token from the dense model's. Both in nats, a mean over the same predictions.
+        counters: where the cost is added; by default new ones.
 
     Attributes:
         num_blocks: number of blocks of the dense model.
@@ -66,11 +67,13 @@ class Probe:
         ranks: Ranks | None = None,
         say: Callable[[str], None] = lambda message: None,
         objective: str = "loss",
+        counters: Counters | None = None,
     ) -> None:
         self.num_blocks = len(blocks)
         self.num_windows = len(calibration.windows)
-        self.counters = Counters()
+        self.counters = counters or Counters()
         self.progress = Progress(on_progress)
+        self._calibration, self._memory_budget = calibration, memory_budget
         self._blocks, self._windows, self._batch_size = blocks, calibration.windows, batch_size
         self._journal, self._ranks = journal, ranks or Ranks()
         self._refusal, self.say, self.objective = refusal, say, objective
@@ -83,6 +86,23 @@ class Probe:
         self._fork_is_right: bool | None = None if fork else False  # None: not tested yet
         if fork and journal and journal.fork and journal.fork[1] == self.windows_at_once:
             self._fork_is_right = not journal.fork[0]
+
+    def of_model(self, blocks: Blocks, journal: Journal | None, refusal: Callable[[Removed], str]) -> "Probe":
+        """A probe of another model on the same windows. It adds to these counters, and takes over the memory."""
+        self._forked.forget()
+        found = Probe(
+            blocks,
+            self._calibration,
+            batch_size=self._batch_size,
+            journal=journal,
+            refusal=refusal,
+            memory_budget=self._memory_budget,
+            ranks=self._ranks,
+            say=self.say,
+            counters=self.counters,
+        )
+        found.progress = self.progress
+        return found
 
     def refusal(self, removed: Iterable[int]) -> str:
         """Why these blocks cannot be removed together, "" if they can. A method must not remove them otherwise."""

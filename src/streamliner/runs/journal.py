@@ -13,6 +13,8 @@ from streamliner.runs.folder import check_run_folder, check_same_run, is_of_earl
 from streamliner.runs.ranks import Ranks
 
 FIRST = "journal.jsonl"
+STEPS = "steps"
+"""Folder in a run folder for the steps of a search that repairs the model between them."""
 
 
 class Journal:
@@ -40,6 +42,7 @@ class Journal:
         self.losses: dict[tuple[int, ...], dict[int, float]] = {}
         self.fork: tuple[str, int] | None = None
         self.is_of_earlier_release = False
+        self._folder, self._identity, self._overwrite = folder, identity, overwrite
         self._path = folder / (FIRST if rank == 0 else f"journal.{rank}.jsonl")
         header = {"schema_version": SCHEMA_VERSIONS["journal"], "identity": json.loads(json.dumps(identity))}
         check_run_folder(folder)
@@ -57,6 +60,10 @@ class Journal:
         drop_unfinished_line(self._path)
         if not self._path.exists() or not self._path.stat().st_size:
             append_json_line(self._path, header)
+
+    def of_step(self, number: int, more: Mapping[str, Any]) -> "Journal":
+        """The journal of a step of this run, in a folder in its folder: its losses depend on `more` besides."""
+        return Journal(self._folder / STEPS / str(number), {**self._identity, **more}, overwrite=self._overwrite)
 
     @property
     def measurements(self) -> int:

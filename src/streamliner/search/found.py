@@ -10,6 +10,7 @@ from streamliner.format import Table, Tables, exp, loss, perplexity_of
 from streamliner.measure.counters import Counters
 from streamliner.search.frontier import Frontier
 from streamliner.search.plan import Plan
+from streamliner.search.steps import note_of
 from streamliner.text.calibration import CalibrationSet
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class Found(Tables):
         cost = self.counters
         work = f"{cost.forwards} forwards, {cost.block_forwards} block forwards, {cost.tokens:,} tokens"
         score = f"score: {self.frontier.score}" if self.frontier.score else ""
-        caption = "\n".join(filter(None, [score, self._saved(), f"{work}, {cost.seconds:.1f} s"]))
+        notes = [score, note_of(self.frontier.settings), self._saved(), f"{work}, {cost.seconds:.1f} s"]
+        caption = "\n".join(filter(None, notes))
         return [Table(rows, f"{self.frontier.method} on {self.calibration}", caption)]
 
     def _saved(self) -> str:

@@ -12,6 +12,7 @@ from streamliner.search.frontier import Frontier, Point
 from streamliner.search.limits import check_limit, most_removable
 from streamliner.search.method import Method
 from streamliner.search.registry import full_name
+from streamliner.search.steps import Steps
 from streamliner.search.target import Target
 
 DIVERGENCE = ("calibration loss", "divergence from the dense model")
@@ -27,6 +28,7 @@ def run_method(
     *,
     target: Target | None = None,
     is_good: Callable[[tuple[int, ...]], bool] = lambda removed: True,
+    steps: Steps | None = None,
 ) -> Frontier:
     """Run `method` until `limit` blocks are removed, a target is met, or the model has become too bad.
 
@@ -40,6 +42,7 @@ def run_method(
         max_perplexity_increase: of the calibration perplexity; 0.1 allows 10 %.
         target: the first point that meets it is the last.
         is_good: whether the model without these blocks is still good enough.
+        steps: repairs of the model between blocks; None for none.
 
     Raises:
         RemovalError: `limit` is more than can be removed, no block can be removed without too much damage, or the
@@ -54,7 +57,8 @@ def run_method(
     bound = math.inf if max_perplexity_increase is None else dense + math.log1p(max_perplexity_increase)
     points: list[Point] = []
     _expect(probe, method, (), limit)
-    for point in map(partial(_with_text_loss, probe), method.search(probe, limit)):
+    found = steps.search(method, probe, limit) if steps else method.search(probe, limit)
+    for point in map(partial(_with_text_loss, probe), found):
         if point.loss is not None and point.loss > bound:
             break
         if point.loss is not None and not math.isfinite(point.loss):
@@ -70,8 +74,9 @@ def run_method(
         if not points or len(removed) < (asked or 0):
             raise _stuck(probe, removed, method)
     _check_enough(points, target)
+    settings = dataclasses.asdict(method) | (steps.settings if steps else {})
     score = method.score if probe.objective == "loss" else method.score.replace(*DIVERGENCE)
-    return Frontier(full_name(name), dataclasses.asdict(method), dense, tuple(points), score, probe.objective)
+    return Frontier(full_name(name), settings, dense, tuple(points), score, probe.objective)
 
 
 def _with_text_loss(probe: Probe, point: Point) -> Point:

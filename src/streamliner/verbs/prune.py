@@ -9,6 +9,7 @@ from typing import Any
 from streamliner.benchmark.result import Benchmark
 from streamliner.cut.checkpoint import check_files
 from streamliner.cut.structure import Structure
+from streamliner.errors import HealingError, MethodError
 from streamliner.heal.healing import prepare_healing
 from streamliner.heal.state import RUN
 from streamliner.heal_settings import HealSettings
@@ -23,8 +24,9 @@ from streamliner.search.plan import Plan, read_plan
 from streamliner.settings import BenchmarkSettings, CutSettings, PruneSettings, SearchSettings
 from streamliner.verbs.benchmark import benchmark_models
 from streamliner.verbs.cut import cut_to_folder
+from streamliner.verbs.fold_loop import FoldLoop
 from streamliner.verbs.heal import heal_to_folder
-from streamliner.verbs.search import search
+from streamliner.verbs.search import search_session
 from streamliner.verbs.targets import ROUNDS
 
 
@@ -65,18 +67,19 @@ def prune(
         out: folder for the cut or healed checkpoint.
         settings: of the search; `run` is by default the output's name + ".run".
         healing: network, losses, text and budget; None for no healing.
-        prune_settings: whether to verify.
+        prune_settings: whether to verify, and to fold while searching.
 
     Raises:
         UserError: the request cannot be fulfilled; the message says why.
     """
+    _check_loop(settings, healing, prune_settings)
     check_output(out, overwrite=settings.overwrite, model_folder=session.source.path or None)
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run")
     check_files(session.source, Structure(session.shell))  # before hours of search
     settings = dataclasses.replace(settings, run=folder)
     cutting = CutSettings(verify=prune_settings.verify, overwrite=settings.overwrite, quiet=settings.quiet)
     if healing is None:
-        found = search(session, settings)
+        found = search_session(session, settings)
         if session.ranks.rank:  # one process writes
             return Pruned(found, {})
         _record(session, out, folder, prune_settings, settings)
@@ -86,6 +89,20 @@ def prune(
     if settings.target_speedup is None or session.ranks.rank:
         return pruned
     return dataclasses.replace(pruned, speed=_speed(session, out, settings))
+
+
+def _check_loop(settings: SearchSettings, healing: HealSettings | None, prune_settings: PruneSettings) -> None:
+    """Raise UserError if there is to be a fold in the loop that cannot be."""
+    if prune_settings.fold_every is None:
+        return
+    if healing is None or healing.fold is None:
+        raise HealingError("--fold-every has no effect without --fold.", "Add --fold refit, or leave it out.")
+    if settings.objective != "loss":
+        found = "With --fold-every a search would compare with the repaired model, not with the dense one."
+        raise MethodError(found, "Leave out --objective kl or --fold-every.")
+    if "start" in settings.method_settings:
+        found = "A start for the search has all blocks, and with --fold-every they are searched a few at a time."
+        raise MethodError(found, "Leave out --set start or --fold-every.")
 
 
 def _prune_and_heal(
@@ -105,8 +122,9 @@ def _prune_and_heal(
         # --answers-only is then for the training text: the default text of a search has no conversations.
         settings = dataclasses.replace(settings, answers_only=False)
     check_run_folder(folder / "healing", RUN)
-    prepare_healing(session, healing, Reporter(quiet=True))  # finds mistakes before hours of search
-    found = search(session, settings)
+    prepared = prepare_healing(session, healing, Reporter(quiet=True))  # finds mistakes before hours of search
+    loop = None if prune_settings.fold_every is None else FoldLoop(prune_settings.fold_every, prepared)
+    found = search_session(session, settings, loop)
     cut_folder = folder / "cut"
     result: dict[str, Any] = {}
     if not session.ranks.rank:

@@ -31,6 +31,7 @@ from streamliner.text.calibration import COUNTED, CalibrationSet
 from streamliner.text.sources import default_text
 from streamliner.text.windows import calibration_set, mixed_set
 from streamliner.types import ModelLike
+from streamliner.verbs.fold_loop import FoldLoop
 from streamliner.verbs.targets import AccuracyBound, find_size_target, find_speed_target
 
 PLANS = "plans"
@@ -58,7 +59,11 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
     References:
         arXiv 2402.09025 (SLEB), arXiv 2403.19135 (LLM-Streamline); see `streamliner methods` for the others.
     """
-    session = open_model(model)
+    return search_session(open_model(model), settings)
+
+
+def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | None = None) -> Found:
+    """`search`, with `loop` on a model that is repaired after every few blocks."""
     reporter = Reporter(settings.quiet or session.ranks.rank > 0)
     method = _method(settings)
     folder = None if settings.run is None else check_run_folder(settings.run)
@@ -69,7 +74,7 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
     blocks = session.load(reporter)
     alone = one_writer(folder, "search") if folder and not session.ranks.rank else nullcontext()
     with alone, reporter.progress(f"Searching ({full_name(settings.method)})") as progress:
-        journal = _journal(folder, session, settings, method, calibration, reporter) if folder else None
+        journal = _journal(folder, session, settings, method, calibration, reporter, loop) if folder else None
         probe = Probe(
             blocks,
             calibration,
@@ -88,7 +93,8 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
             target = target or find_speed_target(session, method, settings, folder, reporter)
             is_good = AccuracyBound(session, blocks, settings, reporter) if settings.task_names else lambda _: True
             name = full_name(settings.method)
-            frontier = run_method(probe, method, name, limit, increase, target=target, is_good=is_good)
+            steps = loop.steps(blocks, structure, probe, journal) if loop else None
+            frontier = run_method(probe, method, name, limit, increase, target=target, is_good=is_good, steps=steps)
     found = Found(frontier, probe.counters, calibration, session.identity, session.num_blocks)
     if folder and not session.ranks.rank:
         _write(folder, found, probe.measured_similarity, every=settings.frontier)
@@ -127,6 +133,7 @@ def _journal(
     method: Method,
     calibration: CalibrationSet,
     reporter: Reporter,
+    loop: FoldLoop | None,
 ) -> Journal:
     """The journal of the run folder, which is made or continued; the first process also records settings there."""
     blocks = session.load(reporter)
@@ -138,6 +145,7 @@ def _journal(
         "objective": settings.objective,
         "method": full_name(settings.method),
         "method_settings": dataclasses.asdict(method),  # type: ignore[call-overload]
+        **(loop.identity if loop else {}),
     }
     journal = open_journal(folder, identity, session.ranks, overwrite=settings.overwrite)
     if journal.measurements:

@@ -4,6 +4,7 @@ from streamliner.format import loss, perplexity_of
 from streamliner.report.figures import Figure, Point, Series, plot_lines, plot_matrix
 from streamliner.report.read import JsonObject, Run
 from streamliner.report.section import Section
+from streamliner.search.steps import note_of
 
 
 def search_section(run: Run) -> Section:
@@ -17,6 +18,7 @@ def search_section(run: Run) -> Section:
     if plan:
         blocks = f"{len(removed)} of the {plan['num_blocks']} blocks of {plan['model']['name']}"
         section.text.append(f"The plan removes {blocks}: {', '.join(map(str, removed))}.")
+    section.text += filter(None, [note_of(frontier["settings"])])
     kl = frontier.get("objective") == "kl"
     rows = [["removed", "blocks", "loss", "standard error", "perplexity", *["divergence"] * kl]]
     dense = {"removed": [], "loss": frontier["dense_loss"], "standard_error": None, "divergence": 0.0}
