@@ -13,7 +13,10 @@ from streamliner.errors import UnsupportedModelError
 from streamliner.model.compat import gguf_keys_read, gguf_tensors_read
 from streamliner.model.gguf_header import ROPE_TENSORS, Header
 
-NO_EFFECT = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "GGUF.", "mradermacher.", "unsloth.")
+NO_EFFECT = (
+    *("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "GGUF.", "mradermacher.", "unsloth."),
+    "streamliner.",
+)
 """What keys begin with that say nothing of what the model computes."""
 NO_EFFECT_OF_MODEL = ("tensor_data_layout",)
 """The same for keys of the architecture, without its name."""
@@ -110,9 +113,14 @@ def _sliding_pattern(config: Any, value: Any) -> bool | None:
     kinds = getattr(config, "layer_types", None)
     if not isinstance(kinds, list):
         return None
-    is_window = value if isinstance(value, list) else [(index + 1) % value != 0 for index in range(len(kinds))]
+    is_window = value if isinstance(value, list) else by_period(value, len(kinds))
     config.layer_types = ["sliding_attention" if window else "full_attention" for window in is_window]
     return len(is_window) == len(kinds)
+
+
+def by_period(period: int, count: int) -> list[bool]:
+    """Which of `count` blocks attend to a window, where the last of each `period` attends to all; all where it is 0."""
+    return [period == 0 or index % period < period - 1 for index in range(count)]
 
 
 def _attention_scale(config: Any, value: Any) -> bool | None:

@@ -9,20 +9,21 @@ from typing import Any
 from streamliner.benchmark.result import Benchmark
 from streamliner.cut.checkpoint import check_files
 from streamliner.cut.structure import Structure
+from streamliner.errors import HealingError
 from streamliner.heal.healing import prepare_healing
 from streamliner.heal.state import RUN
 from streamliner.heal_settings import HealSettings
 from streamliner.model.session import Session, open_model
 from streamliner.runs.files import finite
 from streamliner.runs.folder import check_run_folder
-from streamliner.runs.outputs import MARK, check_output
+from streamliner.runs.outputs import MARK, is_gguf_name
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found
 from streamliner.search.plan import Plan, read_plan
 from streamliner.settings import BenchmarkSettings, CutSettings, PruneSettings, SearchSettings
 from streamliner.verbs.benchmark import benchmark_models
-from streamliner.verbs.cut import cut_to_folder
+from streamliner.verbs.cut import check_cut_output, cut_to_disk, cut_to_folder
 from streamliner.verbs.heal import heal_to_folder
 from streamliner.verbs.search import search
 from streamliner.verbs.targets import ROUNDS
@@ -62,7 +63,7 @@ def prune(
 
     Args:
         session: the dense model.
-        out: folder for the cut or healed checkpoint.
+        out: folder for the cut or healed checkpoint, or the name of a GGUF file to cut the GGUF file itself.
         settings: of the search; `run` is by default the output's name + ".run".
         healing: network, losses, text and budget; None for no healing.
         prune_settings: whether to verify.
@@ -70,7 +71,10 @@ def prune(
     Raises:
         UserError: the request cannot be fulfilled; the message says why.
     """
-    check_output(out, overwrite=settings.overwrite, model_folder=session.source.path or None)
+    if healing is not None and is_gguf_name(out):
+        reason = f"{out} would be a GGUF file, and healed weights are written as a folder of safetensors files."
+        raise HealingError(reason, "Write a folder (-o NAME), or leave out --heal and --fold.")
+    check_cut_output(session, out, overwrite=settings.overwrite)
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run")
     check_files(session.source, Structure(session.shell))  # before hours of search
     settings = dataclasses.replace(settings, run=folder)
@@ -80,7 +84,7 @@ def prune(
         if session.ranks.rank:  # one process writes
             return Pruned(found, {})
         _record(session, out, folder, prune_settings, settings)
-        pruned = Pruned(found, cut_to_folder(session, found.plan(), out, cutting))
+        pruned = Pruned(found, cut_to_disk(session, found.plan(), out, cutting))
     else:
         pruned = _prune_and_heal(session, out, folder, settings, healing, prune_settings)
     if settings.target_speedup is None or session.ranks.rank:
