@@ -8,14 +8,14 @@ from typing import Any
 
 from streamliner.cut.rules import Removal, Rule, first_blocks, last_blocks, none_left, not_per_block, refused
 from streamliner.errors import UnsupportedModelError
-from streamliner.model.gguf_config import by_period
+from streamliner.model.gguf_config import LARGEST_GEMMAS, by_period
 from streamliner.model.gguf_header import Header
 
 PATTERN = "attention.sliding_window_pattern"
 """Which blocks attend to a window: a list, or a period whose last block attends to all."""
 ASSUMED_PERIODS = {"cohere2": 4, "gemma2": 2, "gemma3": 6, "gpt-oss": 2}
 """Architecture -> the period that llama.cpp and transformers assume in a file that does not say it."""
-SIZES = {"baichuan": (32, 40), "exaone4": (64,), "gemma2": (46,), "gemma3": (62,)}
+SIZES = {"baichuan": (32, 40), "exaone4": (64,), **{name: (size,) for name, size in LARGEST_GEMMAS.items()}}
 """Numbers of blocks from which llama.cpp concludes how a model of this architecture computes: the scale of attention of
 Gemma 2 and 3 27B, rotary embeddings or none of Baichuan, whether windows slide in EXAONE 4."""
 

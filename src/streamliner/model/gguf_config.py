@@ -51,6 +51,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 """Key of the architecture, without its name -> fields of configs that say the same; a config has one of them."""
 
+LARGEST_GEMMAS = {"gemma2": 46, "gemma3": 62}
+"""Architecture -> blocks of its model of 27B, which scales attention by the share of a head in the width."""
+
 
 def complete_config(config: Any, header: Header) -> None:
     """Put into `config`, as transformers derived it, what it left out.
@@ -68,6 +71,7 @@ def complete_config(config: Any, header: Header) -> None:
         if own == name or not _set(config, header, own):
             lost.append(name)
     lost += _rope(config, header, read)
+    _assumed_scale(config, header)
     if lost:
         count = f"{len(lost)} of {len(header.keys)} keys of the GGUF file are not understood: {', '.join(lost)}"
         raise UnsupportedModelError(
@@ -131,6 +135,14 @@ def _attention_scale(config: Any, value: Any) -> bool | None:
     if hasattr(config, "attention_multiplier"):
         return None
     return math.isclose(value, _head_dim(config) ** -0.5, rel_tol=1e-5)
+
+
+def _assumed_scale(config: Any, header: Header) -> None:
+    """Put the scale of attention into Gemma's config that llama.cpp assumes where the file does not say it."""
+    if header.own("attention.scale") is None and hasattr(config, "query_pre_attn_scalar"):
+        whole = config.hidden_size // config.num_attention_heads
+        largest = header.own("block_count") == LARGEST_GEMMAS.get(header.architecture)
+        config.query_pre_attn_scalar = whole if largest else _head_dim(config)
 
 
 def _gating(config: Any, value: Any) -> bool | None:
