@@ -18,7 +18,7 @@ from families import make_model
 from gguf_files import write_gemma_gguf, write_gguf
 from places import TINY
 from streamliner.cut.gguf import compare_gguf, prepare_gguf, write_gguf as write_cut
-from streamliner.cut.gguf_keys import assumed_pattern, cut_keys
+from streamliner.cut.gguf_keys import assumed_pattern, cut_keys, pattern_note
 from streamliner.cut.rules import Removal
 from streamliner.cut.structure import Structure
 from streamliner.errors import ModelError, UnsupportedModelError, VerificationError
@@ -26,6 +26,7 @@ from streamliner.model.gguf_header import Header, read_header
 from streamliner.model.load import load_model
 from streamliner.model.mark import GGUF_MARK
 from streamliner.model.session import open_model
+from streamliner.verbs.inspect import inspect
 
 BLOCKS, REMOVED = 12, (0, 4, 5)
 KEPT = [index for index in range(BLOCKS) if index not in REMOVED]
@@ -235,6 +236,21 @@ def test_assumed_patterns_are_those_of_transformers(family):
     assert found == [kind == "sliding_attention" for kind in kinds]
 
 
+def test_a_file_that_looks_cut_and_assumes_a_pattern_is_noted():
+    assert "no published gemma3 has 15 blocks" in pattern_note(header("gemma3", 15, **WINDOW))
+    assert "The last of each 2 " in pattern_note(header("gpt-oss", 20, **WINDOW))
+    named = header("gemma3", 12, **WINDOW)
+    ours = Header("gemma3", named.keys | {GGUF_MARK: "{}"}, ())
+    for right in (
+        header("gemma3", 18, **WINDOW),
+        header("gemma3", 15, **WINDOW, attention__sliding_window_pattern=[True] * 15),
+        header("gemma3", 15),
+        header("llama", 15),
+        ours,
+    ):
+        assert pattern_note(right) == ""
+
+
 @pytest.mark.parametrize(
     ("key", "value", "removed", "expected"),
     [
@@ -313,6 +329,7 @@ def test_llama_cpp_computes_the_cut_gemma(family, tokenizer, tmp_path):
     model = make_model(family, vocab_size=size, num_hidden_layers=14, **special)
     path, ids = write_gemma_gguf(model, TINY, tmp_path / "a.gguf"), torch.arange(20, 80)[None] * 7 % size
     shell = open_model(path).shell
+    assert len(inspect(open_model(path))["notes"]) == 1  # no published one has 14 blocks
     for number, (removed, written) in enumerate((((), None), ((1, 4, 7), True), ((0, 1, 2, 3, 4, 5), False))):
         file = path
         if removed:

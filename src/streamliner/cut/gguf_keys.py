@@ -10,11 +10,14 @@ from streamliner.cut.rules import Removal, Rule, first_blocks, last_blocks, none
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.gguf_config import LARGEST_GEMMAS, by_period
 from streamliner.model.gguf_header import Header
+from streamliner.model.mark import GGUF_MARK
 
 PATTERN = "attention.sliding_window_pattern"
 """Which blocks attend to a window: a list, or a period whose last block attends to all."""
 ASSUMED_PERIODS = {"cohere2": 4, "gemma2": 2, "gemma3": 6, "gpt-oss": 2}
 """Architecture -> the period that llama.cpp and transformers assume in a file that does not say it."""
+PUBLISHED = {"gemma2": (26, 42, 46), "gemma3": (18, 26, 34, 48, 62), "gpt-oss": (24, 36)}
+"""Numbers of blocks of the published models of these architectures."""
 SIZES = {"baichuan": (32, 40), "exaone4": (64,), **{name: (size,) for name, size in LARGEST_GEMMAS.items()}}
 """Numbers of blocks from which llama.cpp concludes how a model of this architecture computes: the scale of attention of
 Gemma 2 and 3 27B, rotary embeddings or none of Baichuan, whether windows slide in EXAONE 4."""
@@ -80,6 +83,19 @@ def assumed_pattern(header: Header, num_blocks: int) -> list[bool] | None:
         if header.own("attention.sliding_window") or not needs_window:
             period = ASSUMED_PERIODS.get(header.architecture)
     return by_period(period, num_blocks) if type(period) is int else None
+
+
+def pattern_note(header: Header) -> str:
+    """A sentence if a pattern is assumed of a file that looks cut, "" otherwise."""
+    count, architecture = header.own("block_count"), header.architecture
+    ours = header.own(PATTERN) is not None or GGUF_MARK in header.keys
+    if ours or count in PUBLISHED.get(architecture, (count,)) or assumed_pattern(header, count) is None:
+        return ""
+    return (
+        f"The file does not say which blocks attend to a window, and no published {architecture} has {count} blocks. "
+        f"The last of each {ASSUMED_PERIODS[architecture]} is taken to attend to all, which is wrong if the file was "
+        "converted from a cut checkpoint."
+    )
 
 
 def _written_pattern(header: Header, removal: Removal) -> list[bool] | None:

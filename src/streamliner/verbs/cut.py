@@ -12,6 +12,7 @@ from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.config import with_legacy_rope
 from streamliner.cut.config_file import write_config
 from streamliner.cut.gguf import compare_gguf, prepare_gguf, write_gguf
+from streamliner.cut.gguf_keys import PATTERN
 from streamliner.cut.memory import cut_model
 from streamliner.cut.structure import Structure
 from streamliner.cut.verification import reference_outputs, sample_tokens, verify_checkpoint, verify_gguf
@@ -71,6 +72,11 @@ def cut_to_gguf(session: Session, plan: Plan | Iterable[int], out: str | Path, s
     gguf_cut = prepare_gguf(files, structure, plan.removed, mark)
     check_cut_output(session, out, overwrite=settings.overwrite, needed=gguf_cut.nbytes)
     result = _sizes(session, structure, plan) | {"left_out": list(gguf_cut.left_out)}
+    if any(name.endswith(PATTERN) and isinstance(value, list) for name, value in gguf_cut.changed.items()):
+        reporter.say(
+            "The file will list which blocks attend to a window. Older releases of llama.cpp ignore such a list, and "
+            "say nothing: use one of October 2026 or later."
+        )
     reference = None
     if settings.verify:
         try:
