@@ -16,6 +16,7 @@ from command import run
 from gguf_files import write_gguf
 from kill import kill_when, start
 from places import TINY
+from streamliner.cut.gguf_keys import SIZES
 from streamliner.cut.structure import Structure
 from streamliner.errors import PlanError, UnsupportedModelError, VerificationError
 from streamliner.model.gguf_header import read_header
@@ -184,6 +185,26 @@ def test_a_removal_that_the_architecture_refuses_writes_nothing(capsys, monkeypa
     _, err = run(capsys, "cut", dense, "--blocks", "3", "-o", tmp_path / "out.gguf", status=2)
     assert "would not be the same" in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_which_no_block_can_be_removed_is_said_before_the_search(capsys, monkeypatch, dense, tmp_path):
+    monkeypatch.setitem(SIZES, "llama", (12,))
+    _, err = run(capsys, "prune", dense, "--remove", "1", "-o", tmp_path / "out.gguf", *QUICK, status=2)
+    assert "llama.cpp computes a llama of 12 blocks differently" in err
+    assert "-o NAME" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_type_that_transformers_cannot_read_is_compared_by_bytes(capsys, monkeypatch, dense, tmp_path):
+    import gguf
+
+    def refuse(*arguments):
+        raise NotImplementedError("This type cannot be dequantised")
+
+    monkeypatch.setattr(gguf, "dequantize", refuse)
+    out, _ = run(capsys, "cut", dense, "--blocks", "3", "-o", tmp_path / "out.gguf")
+    assert "101 tensors are those of the dense file" in out
+    assert "Logits not compared: transformers cannot load" in out
 
 
 def test_a_full_disk_is_said_before_and_while_writing(capsys, monkeypatch, dense, tmp_path):

@@ -74,6 +74,19 @@ def prepare_gguf(files: Sequence[Path], structure: Structure, removed: tuple[int
     return GgufCut(head, header.alignment, tensors, changed, files[0], left_out)
 
 
+def check_gguf(files: Sequence[Path], structure: Structure) -> None:
+    """Raise UnsupportedModelError, before a search, if no block can be removed from the file."""
+    refusals = []
+    for block in range(len(structure)):
+        try:
+            prepare_gguf(files, structure, (block,))
+        except UnsupportedModelError as error:
+            refusals.append(error)
+        else:
+            return
+    raise refusals[0]
+
+
 def write_gguf(cut: GgufCut, target: Path) -> None:
     """Write the file, and wait until it is on the disk."""
     with target.open("wb") as writer:

@@ -15,8 +15,8 @@ from streamliner.cut.gguf import compare_gguf, prepare_gguf, write_gguf
 from streamliner.cut.gguf_keys import PATTERN
 from streamliner.cut.memory import cut_model
 from streamliner.cut.structure import Structure
-from streamliner.cut.verification import reference_outputs, sample_tokens, verify_checkpoint, verify_gguf
-from streamliner.errors import ModelError, OutputError, PlanError, RemovalError, UnsupportedModelError
+from streamliner.cut.verification import Reference, reference_outputs, sample_tokens, verify_checkpoint, verify_gguf
+from streamliner.errors import OutputError, PlanError, RemovalError, UnsupportedModelError
 from streamliner.model.devices import enough_memory
 from streamliner.model.fingerprint import checkpoint_hash
 from streamliner.model.mark import read_mark
@@ -79,13 +79,7 @@ def cut_to_gguf(session: Session, plan: Plan | Iterable[int], out: str | Path, s
         )
     reference = None
     if settings.verify:
-        try:
-            blocks = session.load(reporter)
-            with enough_memory("computing the logits to verify with", "--dtype bfloat16 or --no-verify"):
-                reference = reference_outputs(blocks, plan.removed, sample_tokens(session.config))
-        except (ModelError, UnsupportedModelError) as error:  # parts of a file, or a type that it cannot dequantise
-            result["logits_not_compared"] = str(error.args[0])
-        session.release()
+        reference, result["logits_not_compared"] = _gguf_reference(session, plan.removed, reporter)
     with output_file(out, overwrite=settings.overwrite) as partial:
         reporter.say(f"Writing {out} ...")
         write_gguf(gguf_cut, partial)
@@ -101,6 +95,20 @@ def cut_to_gguf(session: Session, plan: Plan | Iterable[int], out: str | Path, s
             result["verification"] = found.to_json()
         result["bytes_after"] = partial.stat().st_size
     return result | {"output": str(out)}
+
+
+def _gguf_reference(session: Session, removed: tuple[int, ...], reporter: Reporter) -> tuple[Reference | None, str]:
+    """What a cut file is compared with; None and the reason where transformers cannot load the dense one."""
+    if (parts := len(session.source.gguf_files)) > 1:
+        return None, f"transformers does not load a file that is split into {parts} parts."
+    try:
+        with enough_memory("computing the logits to verify with", "--dtype bfloat16 or --no-verify"):
+            blocks = session.load(reporter)
+            return reference_outputs(blocks, removed, sample_tokens(session.config)), ""
+    except UnsupportedModelError as error:  # a type that it cannot dequantise
+        return None, str(error.args[0])
+    finally:
+        session.release()  # from here on only the cut model is needed
 
 
 def check_cut_output(session: Session, out: str | Path, *, overwrite: bool = False, needed: int = 0) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from streamliner.benchmark.result import Benchmark
 from streamliner.cut.checkpoint import check_files
+from streamliner.cut.gguf import check_gguf
 from streamliner.cut.structure import Structure
 from streamliner.errors import HealingError
 from streamliner.heal.healing import prepare_healing
@@ -76,7 +77,10 @@ def prune(
         raise HealingError(reason, "Write a folder (-o NAME), or leave out --heal and --fold.")
     check_cut_output(session, out, overwrite=settings.overwrite)
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run")
-    check_files(session.source, Structure(session.shell))  # before hours of search
+    structure = Structure(session.shell)
+    check_files(session.source, structure)  # before hours of search
+    if is_gguf_name(out):
+        check_gguf(session.source.gguf_files, structure)
     settings = dataclasses.replace(settings, run=folder)
     cutting = CutSettings(verify=prune_settings.verify, overwrite=settings.overwrite, quiet=settings.quiet)
     if healing is None:
