@@ -33,7 +33,8 @@ PATTERN = "attention.sliding_window_pattern"
 TEXT, POSITIONS = 900, (60, 300, 511, 513, 700, 900)
 PROMPT, PROMPTS, NEW = 16, 8, 24
 ROUNDING = 0.02
-"""Of log-probabilities in float32. With a wrong pattern of attention Gemma's differ by more than 1."""
+"""Of log-probabilities in float32: at most 0.0003 was seen with SmolLM2, and 0.0095 with Gemma, whose GELU
+llama.cpp looks up in a table of 16 bits."""
 
 
 def smollm2(folder):
