@@ -180,6 +180,26 @@ def test_keys_that_transformers_leaves_out_are_put_into_the_config(case):
 
 
 @pytest.mark.parametrize(
+    ("architecture", "blocks", "keys", "expected"),
+    [
+        ("gemma2", 26, {}, 256),
+        ("gemma2", 46, {}, 144),  # of 27B: the width by the heads, as llama.cpp concludes from the number of blocks
+        ("gemma3", 62, {}, 144),
+        ("gemma3", 46, {}, 256),
+        ("gemma3", 62, {"attention.scale": 0.0625}, 256),
+    ],
+)
+def test_the_scale_of_attention_of_gemma_is_the_one_that_llama_cpp_assumes(architecture, blocks, keys, expected):
+    name = {"gemma2": "Gemma2Config", "gemma3": "Gemma3TextConfig"}[architecture]
+    config = getattr(transformers, name)(
+        num_hidden_layers=blocks, hidden_size=4608, num_attention_heads=32, head_dim=256, query_pre_attn_scalar=1
+    )
+    named = {f"{architecture}.{key}": value for key, value in (keys | {"block_count": blocks}).items()}
+    complete_config(config, Header(architecture, named, ()))
+    assert config.query_pre_attn_scalar == expected
+
+
+@pytest.mark.parametrize(
     ("key", "value"), [("attention.causal", False), ("pooling_type", 1), ("attention.value_length", 3)]
 )
 def test_values_that_no_field_can_say_are_refused(key, value):

@@ -7,20 +7,23 @@ from streamliner.cli.console import print_line, print_tables
 from streamliner.format import Table, human_bytes
 from streamliner.settings import CutSettings, ModelSettings
 
-OUT = Argument("output", "Folder for the checkpoint", "OUT", ("--output", "-o"))
+OUT = Argument("output", "Folder for the checkpoint; of GGUF, also a .gguf file", "OUT", ("--output", "-o"))
 
 
 @command(MODEL, OUT, Cut=CutSettings, Model=ModelSettings)
 def cut(given: Given) -> None:
-    """Write the checkpoint without the blocks of a plan, and verify it against bypass on the dense model."""
+    """Write the checkpoint without the blocks of a plan, and verify it against bypass on the dense model.
+
+    With a GGUF file as MODEL and OUT, the file itself is cut: nothing is dequantised.
+    """
     from streamliner.model.session import open_model
     from streamliner.runs.ranks import check_alone
-    from streamliner.verbs.cut import chosen_plan, cut_to_folder
+    from streamliner.verbs.cut import chosen_plan, cut_to_disk
 
     check_alone("cut")
     settings, out = given.settings(CutSettings), given.argument(OUT)
     model, choose = given.argument(MODEL), chosen_plan(settings)
-    result = cut_to_folder(open_model(model, given.settings(ModelSettings)), choose, out, settings)
+    result = cut_to_disk(open_model(model, given.settings(ModelSettings)), choose, out, settings)
     given.show(result, out, lambda: print_cut(result))
 
 
@@ -34,7 +37,12 @@ def print_cut(result: dict[str, Any]) -> None:
     print_tables([Table(rows, f"Removed blocks: {', '.join(map(str, result['removed']))}")])
     if left_out := result.get("left_out"):  # cut by an earlier release of a run that continues, it is not there
         print_line(f"Left out: {', '.join(left_out)}.")
-    print_verification(result["verification"], "bypass on the dense model")
+    if "tensors_equal" in result:
+        print_line(f"{result['tensors_equal']} tensors are those of the dense file, byte for byte.")
+    if reason := result.get("logits_not_compared"):
+        print_line(f"Logits not compared: {reason}")
+    else:
+        print_verification(result["verification"], "bypass on the dense model")
     print_line(f"Written to {result['output']}")
 
 

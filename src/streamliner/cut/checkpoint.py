@@ -21,7 +21,7 @@ from streamliner.cut.safetensors_file import FLOATS, NewTensor, TensorFile, read
 from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.compat import names_in_memory
-from streamliner.model.source import INDEX_FILE, ModelSource, check_safetensors
+from streamliner.model.source import INDEX_FILE, ModelSource, check_one_file, check_safetensors
 from streamliner.model.stack import check_indices
 from streamliner.runs.outputs import MARK
 
@@ -81,7 +81,8 @@ def block_bytes(folder: Path, structure: Structure) -> tuple[list[int], int]:
 
 
 def check_files(source: ModelSource, structure: Structure) -> None:
-    """Raise UserError if the folder of a model could be searched, but not cut; reads headers alone."""
+    """Raise UserError if the files of a model could not be searched or cut; reads headers alone."""
+    check_one_file(source)
     if source.kind == "folder":
         check_safetensors(source)
         find_prefix([name for file in read_checkpoint(Path(source.path)) for name in file.tensors], structure)

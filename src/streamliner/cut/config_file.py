@@ -123,14 +123,21 @@ def _check_read_back(content: dict[str, Any], structure: Structure, removed: tup
     with tempfile.TemporaryDirectory() as folder:
         write_config(Path(folder) / "config.json", content)
         found: Any = type(config).from_pretrained(folder, local_files_only=True)
+    if difference := config_difference(found, structure, removed):
+        raise UnsupportedModelError(f"The cut config.json would be read with {difference}.", REPORT)
+
+
+def config_difference(found: Any, structure: Structure, removed: tuple[int, ...]) -> str:
+    """In what the config `found` is not that of the cut model, or ""."""
+    config: Any = structure.shell.config
     wanted = cut_config_object(config, structure.stack, removed)
     path = config_path(config, structure.stack.config) or ()
     parts = (reduce(getattr, path, each).to_dict() for each in (found, wanted))
     found, wanted = (_comparable(json.loads(json.dumps(part, default=str))) for part in parts)
     for key in sorted(wanted):
         if found.get(key) != wanted[key]:
-            difference = f"{key} = {found.get(key)!r} instead of {wanted[key]!r}"
-            raise UnsupportedModelError(f"The cut config.json would be read with {difference}.", REPORT)
+            return f"{key} = {found.get(key)!r} instead of {wanted[key]!r}"
+    return ""
 
 
 def _comparable(value: Any) -> Any:

@@ -1,11 +1,10 @@
 """Where a cut model came from: the plan that it carries, and its dense model."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from streamliner.errors import ModelError, PlanError
 from streamliner.model.fingerprint import checkpoint_hash
+from streamliner.model.mark import is_gguf, read_mark
 from streamliner.model.session import Session, open_model
 from streamliner.runs.files import PLAN_ATTRIBUTE
 from streamliner.runs.outputs import MARK
@@ -19,21 +18,22 @@ def plan_of(cut: ModelLike) -> Plan:
     plan = getattr(cut, PLAN_ATTRIBUTE, None)
     if isinstance(plan, Plan):
         return plan
-    folder = Path(cut).expanduser() if isinstance(cut, (str, Path)) else Path(cut.config.name_or_path or "?")
-    if not (folder / MARK).is_file():
-        hint = "Use a folder that streamliner cut or prune wrote, or a model that streamliner.cut returned."
-        raise PlanError(f"{folder} has no {MARK}, so it is not known what was removed.", hint)
-    return read_plan(folder)
+    place = Path(cut).expanduser() if isinstance(cut, (str, Path)) else Path(cut.config.name_or_path or "?")
+    if read_mark(place) is None:
+        hint = "Use a folder or file that streamliner cut or prune wrote, or a model that streamliner.cut returned."
+        what = "plan in it" if is_gguf(place) else MARK
+        raise PlanError(f"{place} has no {what}, so it is not known what was removed.", hint)
+    return read_plan(place)
 
 
 def dense_model_of(cut: str | Path, dense: ModelLike | Session | None, settings: ModelSettings) -> Session:
-    """The dense model of a cut checkpoint: the one given, otherwise the one that its `streamliner.json` names.
+    """The dense model of a cut checkpoint or GGUF file: the one given, otherwise the one that its plan names.
 
     A ModelError if the one named is not there, or has other weights than the one that was cut.
     """
     if dense is not None:
         return open_model(dense, settings)
-    recorded: dict[str, Any] = json.loads((Path(cut).expanduser() / MARK).read_text(encoding="utf-8"))["model"]
+    recorded = (read_mark(Path(cut).expanduser()) or {})["model"]
     name, hint = recorded["name"], "Name the dense model with --dense."
     try:
         session = open_model(name, settings)

@@ -45,6 +45,11 @@ class Structure:
     def __len__(self) -> int:
         return len(self.stack)
 
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Names of the tensors that belong to no block."""
+        return tuple(self._dense.outside)
+
     def refusal(self, removed: tuple[int, ...]) -> str:
         """Why these blocks cannot be removed, or "" if they can. Answers are kept."""
         key = tuple(sorted(removed))

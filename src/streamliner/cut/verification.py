@@ -8,10 +8,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from streamliner.errors import StreamlinerError, VerificationError, is_out_of_memory
+from streamliner.cut.config_file import config_difference
+from streamliner.cut.structure import Structure
+from streamliner.errors import StreamlinerError, UserError, VerificationError, is_out_of_memory
 from streamliner.model.blocks import Blocks
 from streamliner.model.generate import greedy_scores, padding_token
-from streamliner.model.load import UNUSED_ATTRIBUTE, auto_class, folder_for_converted_weights
+from streamliner.model.load import UNUSED_ATTRIBUTE, auto_class, folder_for_converted_weights, load_model
 from streamliner.model.stack import text_inputs
 from streamliner.types import PreTrainedModel
 
@@ -180,6 +182,25 @@ def verify_checkpoint(
         if names:
             raise VerificationError(f"The written checkpoint has {kind} keys: {min(map(str, names))}.")
     return verify_model(model.eval() if device_map else model.eval().to(reference.device), reference)
+
+
+def verify_gguf(
+    file: Path, reference: Reference, structure: Structure, removed: tuple[int, ...], *, spread: bool = False
+) -> Verification:
+    """Load a cut GGUF file with transformers, which dequantises it, and compare it with the reference.
+
+    `structure` is that of the dense model, `spread` whether all GPUs hold the model. A VerificationError if the file
+    does not load, if its config is not that of the cut model, or as for `verify_model`.
+    """
+    dtype, device = str(reference.dtype).removeprefix("torch."), "auto" if spread else str(reference.device)
+    try:
+        model = load_model(file, dtype=dtype, device=device)
+    except UserError as error:
+        raise VerificationError(f"transformers does not load the written file: {error.args[0]}") from error
+    # Which blocks attend to a window shows in the logits of texts longer than that.
+    if difference := config_difference(model.config, structure, removed):
+        raise VerificationError(f"The written file would be read with {difference}.")
+    return verify_model(model, reference)
 
 
 def _same_generation(model: Any, sample: Tensor, dtype: torch.dtype) -> tuple[bool, bool]:

@@ -12,6 +12,7 @@ from streamliner.cut.memory import cut_model
 from streamliner.cut.parent import plan_of
 from streamliner.cut.safetensors_file import read_checkpoint
 from streamliner.errors import HealingError, ModelError, OutputError
+from streamliner.model.mark import is_gguf
 from streamliner.model.stack import find_stack, has_encoder
 from streamliner.runs.outputs import MARK
 from streamliner.search.plan import Plan
@@ -23,6 +24,9 @@ ANOTHER_MODEL = "Give the model that it was cut from as the dense one."
 def read_cut(folder: str | Path) -> tuple[Path, Plan]:
     """The folder of a cut checkpoint that is not healed, and its plan."""
     path = Path(folder).expanduser()
+    if is_gguf(path):
+        found = f"{folder} is a GGUF file, and a folder of safetensors files is healed."
+        raise HealingError(found, f"Cut its dense model into a folder: streamliner cut MODEL --plan {folder} -o FOLDER")
     if not path.is_dir() or not (path / "config.json").is_file():
         raise ModelError(f"There is no cut checkpoint {folder}.", "Make one with streamliner cut or prune.")
     plan = plan_of(path)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,8 +32,8 @@ def checkpoint_hash(source: ModelSource) -> str | None:
     if source.kind == "memory":
         return None
     digest = hashlib.sha256()
-    folder = Path(source.path) if source.kind == "gguf" else checkpoint_folder(source)
-    for path in sorted(folder.glob(source.gguf_file or "*.safetensors")):
+    gguf = source.kind == "gguf"
+    for path in source.gguf_files if gguf else sorted(checkpoint_folder(source).glob("*.safetensors")):
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

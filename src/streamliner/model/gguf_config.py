@@ -13,7 +13,10 @@ from streamliner.errors import UnsupportedModelError
 from streamliner.model.compat import gguf_keys_read, gguf_tensors_read
 from streamliner.model.gguf_header import ROPE_TENSORS, Header
 
-NO_EFFECT = ("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "GGUF.", "mradermacher.", "unsloth.")
+NO_EFFECT = (
+    *("general.", "tokenizer.", "split.", "quantize.", "imatrix.", "GGUF.", "mradermacher.", "unsloth."),
+    "streamliner.",
+)
 """What keys begin with that say nothing of what the model computes."""
 NO_EFFECT_OF_MODEL = ("tensor_data_layout",)
 """The same for keys of the architecture, without its name."""
@@ -48,6 +51,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }
 """Key of the architecture, without its name -> fields of configs that say the same; a config has one of them."""
 
+LARGEST_GEMMAS = {"gemma2": 46, "gemma3": 62}
+"""Architecture -> blocks of its model of 27B, which scales attention by the share of a head in the width."""
+
 
 def complete_config(config: Any, header: Header) -> None:
     """Put into `config`, as transformers derived it, what it left out.
@@ -65,6 +71,7 @@ def complete_config(config: Any, header: Header) -> None:
         if own == name or not _set(config, header, own):
             lost.append(name)
     lost += _rope(config, header, read)
+    _assumed_scale(config, header)
     if lost:
         count = f"{len(lost)} of {len(header.keys)} keys of the GGUF file are not understood: {', '.join(lost)}"
         raise UnsupportedModelError(
@@ -110,9 +117,14 @@ def _sliding_pattern(config: Any, value: Any) -> bool | None:
     kinds = getattr(config, "layer_types", None)
     if not isinstance(kinds, list):
         return None
-    is_window = value if isinstance(value, list) else [(index + 1) % value != 0 for index in range(len(kinds))]
+    is_window = value if isinstance(value, list) else by_period(value, len(kinds))
     config.layer_types = ["sliding_attention" if window else "full_attention" for window in is_window]
     return len(is_window) == len(kinds)
+
+
+def by_period(period: int, count: int) -> list[bool]:
+    """Which of `count` blocks attend to a window, where the last of each `period` attends to all; all where it is 0."""
+    return [period == 0 or index % period < period - 1 for index in range(count)]
 
 
 def _attention_scale(config: Any, value: Any) -> bool | None:
@@ -123,6 +135,14 @@ def _attention_scale(config: Any, value: Any) -> bool | None:
     if hasattr(config, "attention_multiplier"):
         return None
     return math.isclose(value, _head_dim(config) ** -0.5, rel_tol=1e-5)
+
+
+def _assumed_scale(config: Any, header: Header) -> None:
+    """Put the scale of attention into Gemma's config that llama.cpp assumes where the file does not say it."""
+    if header.own("attention.scale") is None and hasattr(config, "query_pre_attn_scalar"):
+        whole = config.hidden_size // config.num_attention_heads
+        largest = header.own("block_count") == LARGEST_GEMMAS.get(header.architecture)
+        config.query_pre_attn_scalar = whole if largest else _head_dim(config)
 
 
 def _gating(config: Any, value: Any) -> bool | None:

@@ -3,7 +3,8 @@
 import math
 import mmap
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,43 @@ from streamliner.errors import ModelError, first_line
 
 VERSIONS = (2, 3)
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY, FLOAT32 = 8, 9, 0
+BOOL, STRING, ARRAY, FLOAT32 = 7, 8, 9, 0
 """Versions of the format, and its types of values: numbers with their codes in `struct`; the type of a tensor."""
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+ALIGNMENT = 32
+"""What tensors are aligned to in a file that does not say it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a key with its value is in the file."""
+
+    begin: int
+    value: int  # where the type of the value is, followed by the value
+    end: int
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """Where a tensor is in the file."""
+
+    shape: tuple[int, ...]
+    kind: int  # the number of its type
+    begin: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the tensor; a ModelError if its type is unknown to the gguf library."""
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        try:
+            values, size = GGML_QUANT_SIZES[GGMLQuantizationType(self.kind)]
+        except (ValueError, KeyError) as error:
+            unknown = f"A tensor has the type number {self.kind}, which the installed gguf library does not know."
+            raise ModelError(unknown, "Try a newer one: pip install -U gguf") from error
+        return math.prod(self.shape) // int(values) * int(size)
 
 
 @dataclass(frozen=True)
@@ -25,18 +60,52 @@ class Header:
     keys: dict[str, Any]  # numbers, strings and lists of numbers; those of the tokenizer that are lists are left out
     tensors: tuple[str, ...]
     factors: dict[str, list[float]] = field(default_factory=dict)  # the tensors named in ROPE_TENSORS
+    version: int = VERSIONS[-1]
+    alignment: int = ALIGNMENT
+    entries: dict[str, Entry] = field(default_factory=dict)  # all keys, also those of the tokenizer
+    places: dict[str, TensorPlace] = field(default_factory=dict)
 
     def own(self, name: str) -> Any:
         """The value of a key of the architecture, None if there is none."""
         return self.keys.get(f"{self.architecture}.{name}")
 
 
-@lru_cache(maxsize=8)
 def read_header(path: Path) -> Header:
     """Read what is before the weights of a GGUF file; a ModelError if it is broken.
 
     Not by the reader of `gguf`, which takes ten seconds for a large vocabulary.
     """
+    state = path.stat()
+    return _read(path, state.st_size, state.st_mtime_ns)
+
+
+def read_headers(paths: Sequence[Path]) -> Header:
+    """The header of a file that may be split: the keys of the first part, the tensors of all, without their places.
+
+    A ModelError if one is broken, or if parts are missing.
+    """
+    headers = [read_header(path) for path in paths]
+    if len(headers) == 1:
+        return headers[0]
+    tensors = tuple(name for header in headers for name in header.tensors)
+    wanted = headers[0].keys.get("split.tensors.count", len(tensors))
+    if len(tensors) != wanted or len(set(tensors)) != wanted:
+        raise ModelError(f"The parts of {paths[0]} have {len(tensors)} tensors, not {wanted}.", "Download them again.")
+    factors = {name: value for header in headers for name, value in header.factors.items()}
+    return replace(headers[0], tensors=tensors, factors=factors, places={})
+
+
+def check_whole(path: Path) -> None:
+    """Raise ModelError if a GGUF file ends before its last tensor does; reads the header alone."""
+    end, size = max((place.begin + place.nbytes for place in read_header(path).places.values()), default=0), path.stat()
+    if end > size.st_size:
+        found = f"it has {size.st_size:,} bytes, and its tensors end at byte {end:,}"
+        raise ModelError(f"The GGUF file {path} is broken: {found}.", "Download or copy it again.")
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, size: int, changed: int) -> Header:
+    """`size` and `changed` make a file that was replaced another one."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(_Cursor(data))
@@ -90,23 +159,28 @@ def _parse(cursor: _Cursor) -> Header:
     version, tensors, count = *cursor.numbers("I"), *cursor.numbers("Q", 2)
     if version not in VERSIONS:
         raise ValueError(f"its version is {version}, and only {' and '.join(map(str, VERSIONS))} can be read")
-    keys: dict[str, Any] = {}
+    keys, entries = dict[str, Any](), dict[str, Entry]()
     for _ in range(count):
-        name = cursor.text()
+        begin, name, kind_at = cursor.at, cursor.text(), cursor.at
         value = cursor.value(cursor.number("I"))
+        entries[name] = Entry(begin, kind_at, cursor.at)
         if not (name.startswith("tokenizer.") and isinstance(value, list)):
             keys[name] = value
-    places = {}
+    described = {}
     for _ in range(tensors):
         name = cursor.text()
         shape = cursor.numbers("Q", cursor.number("I"))
-        places[name] = (math.prod(shape), *cursor.numbers("I"), cursor.number("Q"))
-    alignment = keys.get("general.alignment", 32)
+        described[name] = (shape, *cursor.numbers("I"), cursor.number("Q"))
+    alignment = keys.get("general.alignment", ALIGNMENT)
+    if type(alignment) is not int or alignment < 1:
+        raise ValueError(f"its alignment is {alignment!r}")
     start = -(-cursor.at // alignment) * alignment
+    places = {name: TensorPlace(shape, kind, start + offset) for name, (shape, kind, offset) in described.items()}
     factors = {}
     for name in ROPE_TENSORS:
-        if name in places and places[name][1] == FLOAT32:
-            size, _, cursor.at = places[name]
-            cursor.at += start
-            factors[name] = list(cursor.numbers("f", size))
-    return Header(keys["general.architecture"], keys, tuple(places), factors)
+        if name in places and places[name].kind == FLOAT32:
+            cursor.at = places[name].begin
+            factors[name] = list(cursor.numbers("f", math.prod(places[name].shape)))
+    # The parts of a split file after the first have no keys but those about the split.
+    architecture = keys.get("general.architecture", "") if keys.get("split.no") else keys["general.architecture"]
+    return Header(architecture, keys, tuple(places), factors, version, alignment, entries, places)

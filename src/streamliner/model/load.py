@@ -15,8 +15,8 @@ import torch
 from streamliner.errors import ModelError, UnsupportedModelError, first_line
 from streamliner.model.devices import best_device
 from streamliner.model.gguf_config import check_tensors, complete_config
-from streamliner.model.gguf_header import read_header
-from streamliner.model.source import ModelSource, check_safetensors, explained, locate
+from streamliner.model.gguf_header import check_whole
+from streamliner.model.source import ModelSource, check_one_file, check_safetensors, explained, locate
 from streamliner.types import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 AUTO_CLASSES = {
@@ -45,10 +45,14 @@ def load_config(model: str | Path | ModelSource) -> PretrainedConfig:
 
     source = locate(model)
     arguments = source.load_arguments()
-    header = read_header(Path(source.path) / source.gguf_file) if source.kind == "gguf" else None
+    header = source.gguf_header if source.kind == "gguf" else None
+    for file in source.gguf_files if header else ():
+        check_whole(file)
     config = explained(source, lambda: AutoConfig.from_pretrained(**arguments))
     if header is not None:
         complete_config(config, header)
+        if "output.weight" in header.tensors:  # transformers looks for it in the first part of a split file alone
+            config.tie_word_embeddings = False
     _check_values(config, source.name)
     config.name_or_path = source.name
     return config
@@ -93,7 +97,7 @@ def auto_class(config: PretrainedConfig) -> Any:
 def check_gguf_tensors(source: ModelSource, model: Any) -> None:
     """Raise UnsupportedModelError if a GGUF file has tensors that the model, with or without weights, does not have."""
     if source.kind == "gguf":
-        check_tensors(read_header(Path(source.path) / source.gguf_file), model)
+        check_tensors(source.gguf_header, model)
 
 
 def load_tokenizer(model: str | Path | ModelSource) -> PreTrainedTokenizerBase:
@@ -149,6 +153,7 @@ def load_model(
 
     source = locate(model)
     arguments = source.load_arguments() | {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    check_one_file(source)
     if source.kind == "gguf":
         cls, dense = AutoModelForCausalLM, {"dtype": torch.float32} if dtype == "auto" else {}
         arguments |= dense | {"quantization_config": GgufConfig(dequantize=True), "config": load_config(source)}

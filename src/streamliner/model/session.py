@@ -1,7 +1,6 @@
 """A model in use: where it is, its structure without weights, and its blocks once loaded."""
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,12 +20,12 @@ from streamliner.model.devices import (
     release_cached_memory,
 )
 from streamliner.model.load import auto_class, check_gguf_tensors, load_config, load_model, load_tokenizer
+from streamliner.model.mark import read_mark
 from streamliner.model.parts import count_parameters, weight_bytes
 from streamliner.model.shell import make_shell
 from streamliner.model.source import HUB_ID, ModelSource, explained, locate, weight_file_bytes
 from streamliner.model.stack import Stack, find_stack
 from streamliner.runs.files import PLAN_ATTRIBUTE
-from streamliner.runs.outputs import MARK
 from streamliner.runs.ranks import Ranks, find_ranks
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import ModelSettings
@@ -99,9 +98,9 @@ class Session:
         `method` is that of the plan, followed by ", healed" if the model was healed. For a model that streamliner did
         not cut, `method` and `parent` are "" and `removed` is empty.
         """
-        mark, held = Path(self.source.path) / MARK, getattr(self.model, PLAN_ATTRIBUTE, None)
-        cut = self.source.kind == "folder" and mark.is_file()
-        plan = held.to_json() if held else json.loads(mark.read_text(encoding="utf-8")) if cut else {}
+        held = getattr(self.model, PLAN_ATTRIBUTE, None)
+        here = Path(self.source.path) / self.source.gguf_file if self.source.path else None
+        plan = held.to_json() if held else (read_mark(here) if here else None) or {}
         return {
             "model": self.source.name,
             "blocks": self.num_blocks,
@@ -208,7 +207,7 @@ def checkpoint_bytes(session: Session) -> int | None:
     """Size of the weight files, or of the weights in memory; None for a hub model that is not downloaded."""
     source = session.source
     if source.kind == "gguf":
-        return (Path(source.path) / source.gguf_file).stat().st_size
+        return sum(file.stat().st_size for file in source.gguf_files)
     if session.model is not None:
         return weight_bytes(session.model)
     return weight_file_bytes(Path(source.path)) if source.kind == "folder" else None

@@ -15,7 +15,7 @@ from streamliner.errors import (
     first_line,
     is_out_of_memory,
 )
-from streamliner.model.gguf_header import read_header
+from streamliner.model.gguf_header import Header, read_header, read_headers
 
 INDEX_FILE = "model.safetensors.index.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -38,6 +38,25 @@ class ModelSource:
     gguf_file: str = ""  # the file's name within `path`
     revision: str | None = None  # branch, tag or commit on the hub
     trust_remote_code: bool = False  # run the checkpoint's own Python code
+
+    @property
+    def gguf_files(self) -> list[Path]:
+        """The GGUF file, or all parts of a split one in their order. A ModelError if a part is missing."""
+        first = Path(self.path) / self.gguf_file
+        match = SPLIT.search(first.name)
+        if match is None:
+            return [first]
+        count, begin = int(match[1]), SPLIT.sub("", first.name)
+        files = [first.with_name(f"{begin}-{number:05}-of-{match[1]}.gguf") for number in range(1, count + 1)]
+        for file in files:
+            if not file.is_file():
+                raise ModelError(f"{self.name} is split into {count} parts, and {file} is missing.", "Download it too.")
+        return files
+
+    @property
+    def gguf_header(self) -> Header:
+        """The header of the GGUF file, with the tensors of all parts of a split one."""
+        return read_headers(self.gguf_files)
 
     def load_arguments(self) -> dict[str, Any]:
         """Arguments of `from_pretrained`. A ModelError if the model is in memory, or if a GGUF file is none."""
@@ -74,11 +93,9 @@ def locate(
         return ModelSource(name, "folder", str(path.resolve()), trust_remote_code=trust_remote_code)
     gguf_files = [path] if path.suffix.lower() == ".gguf" and path.is_file() else sorted(path.glob("*.gguf"))
     models = gguf_files if len(gguf_files) < 2 else [file for file in gguf_files if not is_projector(file)]
-    if models and (match := SPLIT.search(models[0].name)):
-        first = models[0].with_name(SPLIT.sub(f"-00001-of-{match[1]}.gguf", models[0].name))
-        joined = SPLIT.sub(".gguf", first.name)
-        hint = f"Join them: llama-gguf-split --merge {first} {joined}"
-        raise ModelError(f"{models[0]} is one of {int(match[1])} parts of a GGUF file.", hint)
+    if models and len({SPLIT.sub("", file.name) for file in models}) == 1:
+        # Of a split file, the first part stands for all.
+        models = [models[0].with_name(SPLIT.sub(r"-00001-of-\1.gguf", models[0].name))]
     if len(models) == 1:
         return ModelSource(name, "gguf", str(models[0].parent.resolve()), models[0].name)
     if models:
@@ -111,6 +128,14 @@ def is_projector(file: Path) -> bool:
     """Whether a GGUF file has the image or sound part of a model alone."""
     header = read_header(file)
     return header.architecture == "clip" or header.keys.get("general.type") == "mmproj"
+
+
+def check_one_file(source: ModelSource) -> None:
+    """Raise ModelError if a GGUF file is split into parts, which transformers does not load."""
+    if source.kind == "gguf" and len(files := source.gguf_files) > 1:
+        joined = SPLIT.sub(".gguf", files[0].name)
+        found = f"{files[0]} is one of {len(files)} parts of a GGUF file, which can be cut, but not loaded."
+        raise ModelError(found, f"Join them: llama-gguf-split --merge {files[0]} {joined}")
 
 
 def checkpoint_folder(source: ModelSource) -> Path:

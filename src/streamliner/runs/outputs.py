@@ -5,8 +5,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from streamliner.errors import OutputError
@@ -75,10 +75,45 @@ def check_output(
             raise OutputError(f"The output {out} exists.", "Choose another name, or add --overwrite to replace it.")
     ancestor = path if _is_filled(path) else next(parent for parent in path.parents if parent.exists())
     _try_to_write(ancestor, out)
-    free = shutil.disk_usage(ancestor).free
+    _check_room(ancestor, out, needed)
+    return path
+
+
+def is_gguf_name(out: str | Path) -> bool:
+    """Whether an output is to be a GGUF file, by its name; a folder may have that name too."""
+    return Path(out).suffix.lower() == ".gguf" and not Path(out).expanduser().is_dir()
+
+
+def check_output_file(
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    sources: Sequence[Path] = (),
+    needed: int = 0,
+    is_ours: Callable[[Path], bool] = lambda path: False,
+) -> Path:
+    """The same for a file with a model: `sources` are the files of the dense one, `is_ours` says who wrote a file."""
+    path = Path(out).expanduser().absolute()
+    if not path.parent.is_dir():
+        raise OutputError(f"The folder {path.parent} does not exist.", "Create it, or choose another file with -o.")
+    if path.is_symlink() and not path.exists():
+        raise OutputError(f"{out} is a link to a place that does not exist.", "Choose another name.")
+    if path.exists():
+        if any(path.samefile(source) for source in sources):
+            raise OutputError(f"The output {out} is the model itself.", "Choose another name.")
+        if not path.is_file() or not is_ours(path):
+            raise OutputError(f"{out} exists, and streamliner did not write it.", "Choose another name.")
+        if not overwrite:
+            raise OutputError(f"The output {out} exists.", "Choose another name, or add --overwrite to replace it.")
+    _try_to_write(path.parent, out)
+    _check_room(path.parent, out, needed)
+    return path
+
+
+def _check_room(folder: Path, out: str | Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise OutputError(f"{out} needs {human_bytes(needed)}, and the disk has {human_bytes(free)} left.")
-    return path
 
 
 def _try_to_write(folder: Path, out: str | Path) -> None:
@@ -113,6 +148,49 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     fill = _is_filled(path)
     home, hidden = (path, "") if fill else (path.parent, f".{path.name}")
     home.mkdir(parents=True, exist_ok=True)
+    with _partial_folder(home, hidden) as partial:
+        yield partial
+        with _kept(out, partial):
+            if fill:
+                _fill(path, partial)
+            else:
+                _replace(path, partial, overwrite=overwrite)
+
+
+@contextmanager
+def output_file(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """The same for a file: a path of the same name in a temporary folder next to `out`, which `check_output_file` saw.
+
+    Without `overwrite` a file that has appeared meanwhile is not replaced.
+    """
+    path = Path(out).expanduser().absolute()
+    with _partial_folder(path.parent, f".{path.name}") as partial:
+        new = partial / path.name
+        yield new
+        with _kept(out, new):
+            if overwrite:
+                new.replace(path)
+            else:
+                _move_to_free_name(new, path)
+            _write_through(path.parent)
+
+
+class _KeptError(OutputError):
+    """A result that cannot be put in place, and is kept where it is."""
+
+
+@contextmanager
+def _kept(out: str | Path, result: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror}. The result is whole, and kept in {result}."
+        raise _KeptError(f"{out} cannot be put in place: {reason}", "Move it by hand.") from error
+
+
+@contextmanager
+def _partial_folder(home: Path, hidden: str) -> Iterator[Path]:
+    """A new folder in `home`, which is removed at the end unless its content is kept; removes those of killed runs."""
     for stale in home.glob(f"{hidden}.partial-*"):
         if is_free(stale):
             shutil.rmtree(stale, ignore_errors=True)
@@ -123,20 +201,35 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         with held(new):  # before it has the name by which others find what is left over
             new.rename(partial)
             yield partial
-            try:
-                if fill:
-                    _fill(path, partial)
-                else:
-                    _replace(path, partial, overwrite=overwrite)
-            except OSError as error:
-                keep = True
-                raise OutputError(
-                    f"{out} cannot be put in place: {error.strerror}. The result is whole, and kept in {partial}.",
-                    "Move it by hand.",
-                ) from error
+    except _KeptError:
+        keep = True
+        raise
     finally:
         if not keep:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_to_free_name(new: Path, path: Path) -> None:
+    """Rename a file, but not onto another; a FileExistsError if there is one."""
+    taken = FileExistsError(errno.EEXIST, "it has appeared meanwhile")
+    try:
+        os.link(new, path)  # in one step, where a check and a renaming are two
+    except FileExistsError as error:
+        raise taken from error
+    except OSError:  # a disk without links
+        if path.exists():
+            raise taken from None
+        new.rename(path)
+
+
+def _write_through(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system can do that for folders."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _replace(path: Path, partial: Path, *, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from streamliner.errors import PlanError
 from streamliner.format import perplexity_of
+from streamliner.model.mark import is_gguf, read_mark
 from streamliner.model.stack import check_indices
 from streamliner.runs.files import SCHEMA_VERSIONS
 from streamliner.runs.outputs import MARK
@@ -17,6 +18,8 @@ KINDS: dict[str, Any] = {
     **{"model": dict, "settings": dict, "method": str, "objective": str, "calibration": (dict, type(None))},
 }
 """Types of a plan's values."""
+ONE_IN_GGUF = {"llama", "mistral", "mixtral"}
+"""Model types that GGUF files all call llama. A plan for one in a GGUF file is one for the safetensors of the other."""
 PLAN_FILES = ("plan.json", MARK)
 """The name of the plan in a run folder and in a cut checkpoint."""
 
@@ -66,7 +69,7 @@ class Plan:
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Read a plan file, or the plan in a run folder or a cut checkpoint.
+    """Read a plan file, or the plan in a run folder, a cut checkpoint or a cut GGUF file.
 
     Raises:
         PlanError: there is none, or it is not a plan.
@@ -74,7 +77,7 @@ def read_plan(path: str | Path) -> Plan:
     file = Path(path)
     if file.is_dir():
         file = next((file / name for name in PLAN_FILES if (file / name).is_file()), file / PLAN_FILES[0])
-    value = _read_object(file, path)
+    value = _read_mark(file) if is_gguf(file) else _read_object(file, path)
     version = value.get("schema_version")
     if version != SCHEMA_VERSIONS["plan"]:
         raise PlanError(
@@ -106,12 +109,23 @@ def check_plan(plan: Plan, model: dict[str, Any], num_blocks: int, hint: str = "
     """Check that `plan` is for a model of this kind and shape (`Session.identity`); a PlanError if not."""
     wanted, found = {**plan.model, "num_blocks": plan.num_blocks}, {**model, "num_blocks": num_blocks}
     for key in ("num_blocks", "model_type", "hidden_size"):
+        if key == "model_type" and {wanted.get(key), found[key]} <= ONE_IN_GGUF:
+            continue
         if wanted.get(key) != found[key]:
             raise PlanError(
                 f"The plan is for another model: it was made for {key} {wanted.get(key)}, "
                 f"but {model['name']} has {key} {found[key]}.",
                 hint or "Search this model, or name its blocks with --blocks.",
             )
+
+
+def _read_mark(file: Path) -> dict[str, Any]:
+    value = read_mark(file)
+    if value is None:
+        raise PlanError(
+            f"The GGUF file {file} has no plan in it.", "streamliner cut writes one into a file that it cuts."
+        )
+    return value
 
 
 def _read_object(file: Path, path: str | Path) -> dict[str, Any]:

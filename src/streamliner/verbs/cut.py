@@ -1,8 +1,9 @@
-"""`streamliner cut`: remove the blocks of a plan, from a model in memory or from a checkpoint."""
+"""`streamliner cut`: remove the blocks of a plan, from a model in memory, a checkpoint or a GGUF file."""
 
 import json
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ from streamliner.cut.card import write_model_card
 from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.config import with_legacy_rope
 from streamliner.cut.config_file import write_config
+from streamliner.cut.gguf import compare_gguf, prepare_gguf, write_gguf
+from streamliner.cut.gguf_keys import PATTERN
 from streamliner.cut.memory import cut_model
 from streamliner.cut.structure import Structure
-from streamliner.cut.verification import reference_outputs, sample_tokens, verify_checkpoint
-from streamliner.errors import RemovalError
+from streamliner.cut.verification import Reference, reference_outputs, sample_tokens, verify_checkpoint, verify_gguf
+from streamliner.errors import OutputError, PlanError, RemovalError, UnsupportedModelError
 from streamliner.model.devices import enough_memory
 from streamliner.model.fingerprint import checkpoint_hash
+from streamliner.model.mark import read_mark
 from streamliner.model.parts import count_parameters
 from streamliner.model.session import Session, checkpoint_bytes, open_model
 from streamliner.model.source import checkpoint_folder, weight_file_bytes
 from streamliner.model.stack import check_indices
-from streamliner.runs.files import PLAN_ATTRIBUTE, write_json
-from streamliner.runs.outputs import MARK, check_output, output_folder
+from streamliner.runs.files import PLAN_ATTRIBUTE, finite, write_json
+from streamliner.runs.outputs import MARK, check_output, check_output_file, is_gguf_name, output_file, output_folder
 from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import Plan, check_plan, read_plan
 from streamliner.settings import CutSettings
@@ -47,6 +51,85 @@ def cut(model: ModelLike, plan: Plan | Iterable[int]) -> PreTrainedModel:
     return result
 
 
+def cut_to_disk(session: Session, plan: Plan | Iterable[int], out: str | Path, settings: CutSettings) -> dict[str, Any]:
+    """`cut_to_folder`, or `cut_to_gguf` where `out` is the name of a GGUF file."""
+    to_disk = cut_to_gguf if is_gguf_name(out) else cut_to_folder
+    return to_disk(session, plan, out, settings)
+
+
+def cut_to_gguf(session: Session, plan: Plan | Iterable[int], out: str | Path, settings: CutSettings) -> dict[str, Any]:
+    """Write the GGUF file `out` without the blocks, in the types of the dense file, and verify it.
+
+    Kept tensors are compared byte for byte and, where transformers can load the file, logits with bypass. Otherwise as
+    for `cut_to_folder`; the plan is in the key `streamliner.plan` of the file.
+    """
+    reporter, plan = Reporter(settings.quiet), _as_plan(session, plan)
+    check_cut_output(session, out, overwrite=settings.overwrite)
+    reporter.say(f"Removing blocks {', '.join(map(str, plan.removed))}.")
+    structure, files = Structure(session.shell), session.source.gguf_files
+    model = plan.model | session.identity | {"checkpoint": checkpoint_hash(session.source)}
+    mark = json.dumps(finite(plan.to_json() | {"model": model}))
+    gguf_cut = prepare_gguf(files, structure, plan.removed, mark)
+    check_cut_output(session, out, overwrite=settings.overwrite, needed=gguf_cut.nbytes)
+    result = _sizes(session, structure, plan) | {"left_out": list(gguf_cut.left_out)}
+    if any(name.endswith(PATTERN) and isinstance(value, list) for name, value in gguf_cut.changed.items()):
+        reporter.say(
+            "The file will list which blocks attend to a window. Older releases of llama.cpp ignore such a list, and "
+            "say nothing: use one of October 2026 or later."
+        )
+    reference = None
+    if settings.verify:
+        reference, result["logits_not_compared"] = _gguf_reference(session, plan.removed, reporter)
+    with output_file(out, overwrite=settings.overwrite) as partial:
+        reporter.say(f"Writing {out} ...")
+        write_gguf(gguf_cut, partial)
+        if settings.verify:
+            reporter.say(
+                "Verifying: bytes of tensors, reload, logits against bypass, generation with and without cache ..."
+            )
+            result["tensors_equal"] = compare_gguf(partial, gguf_cut)
+        if reference is not None:
+            spread = session.settings.device == "auto"
+            with enough_memory("verifying the cut model", "--dtype bfloat16 or --no-verify"):
+                found = verify_gguf(partial, reference, structure, plan.removed, spread=spread)
+            result["verification"] = found.to_json()
+        result["bytes_after"] = partial.stat().st_size
+    return result | {"output": str(out)}
+
+
+def _gguf_reference(session: Session, removed: tuple[int, ...], reporter: Reporter) -> tuple[Reference | None, str]:
+    """What a cut file is compared with; None and the reason where transformers cannot load the dense one."""
+    if (parts := len(session.source.gguf_files)) > 1:
+        return None, f"transformers does not load a file that is split into {parts} parts."
+    try:
+        with enough_memory("computing the logits to verify with", "--dtype bfloat16 or --no-verify"):
+            blocks = session.load(reporter)
+            return reference_outputs(blocks, removed, sample_tokens(session.config)), ""
+    except UnsupportedModelError as error:  # a type that it cannot dequantise
+        return None, str(error.args[0])
+    finally:
+        session.release()  # from here on only the cut model is needed
+
+
+def check_cut_output(session: Session, out: str | Path, *, overwrite: bool = False, needed: int = 0) -> None:
+    """Raise OutputError if a cut model cannot be written to `out`, a folder or a GGUF file, before any work."""
+    if not is_gguf_name(out):
+        check_output(out, overwrite=overwrite, model_folder=session.source.path or None, needed=needed)
+        return
+    if session.source.kind != "gguf":
+        found = f"{out} would be a GGUF file, and {session.source.name} is not one: nothing is converted here."
+        hint = "Write a folder (-o NAME) and convert that with llama.cpp, or cut a GGUF file of the model by the plan."
+        raise OutputError(found, hint)
+    files = session.source.gguf_files
+    check_output_file(out, overwrite=overwrite, sources=files, needed=needed, is_ours=_has_mark)
+
+
+def _has_mark(file: Path) -> bool:
+    with suppress(PlanError):
+        return read_mark(file) is not None
+    return False
+
+
 def cut_to_folder(
     session: Session, plan: Plan | Iterable[int], out: str | Path, settings: CutSettings
 ) -> dict[str, Any]:
@@ -57,20 +140,11 @@ def cut_to_folder(
     """
     reporter, plan = Reporter(settings.quiet), _as_plan(session, plan)
     needed = (checkpoint_bytes(session) or 0) * (session.num_blocks - len(plan.removed)) // session.num_blocks
-    check_output(out, overwrite=settings.overwrite, model_folder=session.source.path or None, needed=needed)
+    check_cut_output(session, out, overwrite=settings.overwrite, needed=needed)
     reporter.say(f"Removing blocks {', '.join(map(str, plan.removed))}.")
     structure, removed = Structure(session.shell), plan.removed
     structure.changes(removed)  # refuses what cannot be cut before any weight is read
-    result: dict[str, Any] = {
-        "removed": list(removed),
-        "verification": None,
-        "blocks_before": session.num_blocks,
-        "blocks_after": session.num_blocks - len(removed),
-        "parameters_before": session.parameters,
-        "parameters_after": count_parameters(structure.cut_shell(removed)),
-        "bytes_before": checkpoint_bytes(session),
-        "left_out": [],
-    }
+    result = _sizes(session, structure, plan)
     reference = None
     if settings.verify:
         blocks = session.load(reporter)
@@ -94,6 +168,20 @@ def cut_to_folder(
         write_json(partial / MARK, plan.to_json() | {"model": model, "cut": result})
         write_model_card(partial, session.source.name, plan, result)
     return result | {"output": str(out)}
+
+
+def _sizes(session: Session, structure: Structure, plan: Plan) -> dict[str, Any]:
+    """The part of the result that is known before the cut."""
+    return {
+        "removed": list(plan.removed),
+        "verification": None,
+        "blocks_before": session.num_blocks,
+        "blocks_after": session.num_blocks - len(plan.removed),
+        "parameters_before": session.parameters,
+        "parameters_after": count_parameters(structure.cut_shell(plan.removed)),
+        "bytes_before": checkpoint_bytes(session),
+        "left_out": [],
+    }
 
 
 def chosen_plan(settings: CutSettings) -> Plan | tuple[int, ...]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from streamliner.cut.checkpoint import check_files
+from streamliner.cut.gguf_keys import pattern_note
 from streamliner.cut.structure import Structure
 from streamliner.errors import UserError
 from streamliner.model.parts import count_parameters
@@ -36,9 +37,10 @@ def inspect(session: Session) -> dict[str, Any]:
 
 
 def _notes(session: Session, structure: Structure) -> list[str]:
-    """What would stop a search or a cut of this checkpoint."""
+    """What would stop a search or a cut of this checkpoint, and what may be wrong with it."""
     try:
         check_files(session.source, structure)
     except UserError as error:
         return [str(error)]
-    return []
+    note = pattern_note(session.source.gguf_header) if session.source.kind == "gguf" else ""
+    return [note] if note else []

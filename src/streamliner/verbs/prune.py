@@ -8,6 +8,7 @@ from typing import Any
 
 from streamliner.benchmark.result import Benchmark
 from streamliner.cut.checkpoint import check_files
+from streamliner.cut.gguf import check_gguf
 from streamliner.cut.structure import Structure
 from streamliner.errors import HealingError, MethodError
 from streamliner.heal.healing import prepare_healing
@@ -16,14 +17,14 @@ from streamliner.heal_settings import HealSettings
 from streamliner.model.session import Session, open_model
 from streamliner.runs.files import finite
 from streamliner.runs.folder import check_run_folder
-from streamliner.runs.outputs import MARK, check_output
+from streamliner.runs.outputs import MARK, is_gguf_name
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found
 from streamliner.search.plan import Plan, read_plan
 from streamliner.settings import BenchmarkSettings, CutSettings, PruneSettings, SearchSettings
 from streamliner.verbs.benchmark import benchmark_models
-from streamliner.verbs.cut import cut_to_folder
+from streamliner.verbs.cut import check_cut_output, cut_to_disk, cut_to_folder
 from streamliner.verbs.fold_loop import FoldLoop
 from streamliner.verbs.heal import heal_to_folder
 from streamliner.verbs.search import search_session
@@ -64,7 +65,7 @@ def prune(
 
     Args:
         session: the dense model.
-        out: folder for the cut or healed checkpoint.
+        out: folder for the cut or healed checkpoint, or the name of a GGUF file to cut the GGUF file itself.
         settings: of the search; `run` is by default the output's name + ".run".
         healing: network, losses, text and budget; None for no healing.
         prune_settings: whether to verify, and to fold while searching.
@@ -73,9 +74,15 @@ def prune(
         UserError: the request cannot be fulfilled; the message says why.
     """
     _check_loop(settings, healing, prune_settings)
-    check_output(out, overwrite=settings.overwrite, model_folder=session.source.path or None)
+    if healing is not None and is_gguf_name(out):
+        reason = f"{out} would be a GGUF file, and healed weights are written as a folder of safetensors files."
+        raise HealingError(reason, "Write a folder (-o NAME), or leave out --heal and --fold.")
+    check_cut_output(session, out, overwrite=settings.overwrite)
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run")
-    check_files(session.source, Structure(session.shell))  # before hours of search
+    structure = Structure(session.shell)
+    check_files(session.source, structure)  # before hours of search
+    if is_gguf_name(out):
+        check_gguf(session.source.gguf_files, structure)
     settings = dataclasses.replace(settings, run=folder)
     cutting = CutSettings(verify=prune_settings.verify, overwrite=settings.overwrite, quiet=settings.quiet)
     if healing is None:
@@ -83,7 +90,7 @@ def prune(
         if session.ranks.rank:  # one process writes
             return Pruned(found, {})
         _record(session, out, folder, prune_settings, settings)
-        pruned = Pruned(found, cut_to_folder(session, found.plan(), out, cutting))
+        pruned = Pruned(found, cut_to_disk(session, found.plan(), out, cutting))
     else:
         pruned = _prune_and_heal(session, out, folder, settings, healing, prune_settings)
     if settings.target_speedup is None or session.ranks.rank:
