@@ -136,12 +136,13 @@ def test_links_and_targets_exist():
         assert f"\n{target}:" in makefile
 
 
-def test_the_report_of_gemma_is_what_its_files_say(tmp_path):
-    """Of real measurements; the pages are made from the files beside them, whose numbers nobody types."""
+@pytest.mark.parametrize("folder", sorted(file.parent for file in (ROOT / "docs").glob("*/report.md")))
+def test_a_report_of_real_measurements_is_what_its_files_say(tmp_path, folder):
+    """The pages are made from the files beside them, whose numbers nobody types."""
     from streamliner.report.render import write_report
 
-    folder = ROOT / "docs" / "gemma-3-270m"
-    sources = [str(folder / name) for name in ("sleb", "streamline", "evaluation.json", "benchmark.json")]
+    runs = sorted(file.parent.name for file in folder.glob("*/frontier.json"))
+    sources = [str(folder / name) for name in (*runs, "evaluation.json", "benchmark.json")]
     made = write_report(sources, tmp_path / "report.html")
     pages = [file for path in made for file in (path.iterdir() if path.is_dir() else [path])]
     for path in pages:
