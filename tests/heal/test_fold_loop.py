@@ -146,6 +146,16 @@ def test_another_fold_is_another_run(capsys, tmp_path):
         assert "is of another run: folds" in err
 
 
+def test_a_training_after_the_fold_does_not_make_another_search(tiny, tokenizer):
+    def identity(**changes):
+        settings = HealSettings(**FOLD | changes)
+        return FoldLoop(1, prepare_healing(open_model(tiny, tokenizer=tokenizer), settings, Reporter(True))).identity
+
+    assert identity() == identity(network="block", learning_rate=1e-5, steps=7)
+    assert identity() != identity(fold_blocks="later")
+    assert identity() != identity(validation_windows=5)
+
+
 def test_losses_of_models_without_other_blocks_are_not_mixed(tmp_path):
     journal = Journal(tmp_path / "run", {"model": "m"})
     journal.of_step(2, {"removed": [3, 4]}).remember([0], {(1,): [2.0]})

@@ -9,9 +9,10 @@ import pytest
 from streamliner.cut.memory import cut_model
 from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
+from streamliner.search.frontier import note_of
 from streamliner.search.registry import make_method, method_names
 from streamliner.search.run_method import run_method
-from streamliner.search.steps import Steps, note_of
+from streamliner.search.steps import Steps
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from streamliner.model.source import HUB_ID
+from streamliner.search.frontier import note_of
 from streamliner.search.plan import Plan
-from streamliner.search.steps import note_of
 
 KEPT = (
     *("license", "license_name", "license_link", "language", "tags", "datasets", "pipeline_tag", "base_model"),

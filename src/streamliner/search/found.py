@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 from streamliner.errors import MissingExtraError
 from streamliner.format import Table, Tables, exp, loss, perplexity_of
 from streamliner.measure.counters import Counters
-from streamliner.search.frontier import Frontier
+from streamliner.search.frontier import Frontier, note_of
 from streamliner.search.plan import Plan
-from streamliner.search.steps import note_of
 from streamliner.text.calibration import CalibrationSet
 
 if TYPE_CHECKING:

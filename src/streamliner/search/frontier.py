@@ -1,5 +1,6 @@
 """The frontier: for every number of removed blocks the best set found."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,3 +61,12 @@ class Frontier:
             hint = f"It has points with {', '.join(map(str, points))} blocks removed."
             raise PlanError(f"The search has no point with {count} blocks removed.", hint)
         return points[count]
+
+
+def note_of(settings: Mapping[str, Any]) -> str:
+    """A sentence about the losses of a search in steps, from a frontier's or a plan's settings; "" for others."""
+    if "fold_every" not in settings:
+        return ""
+    count = settings["fold_every"]
+    blocks = "every removed block" if count == 1 else f"every {count} removed blocks"
+    return f"Repaired ({settings['fold']}) after {blocks}; the losses of later blocks are those of the repaired model."

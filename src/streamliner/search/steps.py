@@ -1,7 +1,7 @@
 """Search in steps: the next blocks are chosen on the model that was repaired without those found before."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,15 +44,6 @@ class Steps:
                 yield found
             if len(removed) < len(before) + count:
                 return
-
-
-def note_of(settings: Mapping[str, Any]) -> str:
-    """A sentence about the losses of a search in steps, from a frontier's or a plan's settings; "" for others."""
-    if "fold_every" not in settings:
-        return ""
-    count = settings["fold_every"]
-    blocks = "every removed block" if count == 1 else f"every {count} removed blocks"
-    return f"Repaired ({settings['fold']}) after {blocks}; the losses of later blocks are those of the repaired model."
 
 
 def _in_dense(point: Point, before: tuple[int, ...], kept: list[int]) -> Point:

@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamliner.cut.structure import Structure
-from streamliner.heal.healing import identity_of
 from streamliner.heal.repaired import repaired_model
 from streamliner.heal.trainer import Prepared
 from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
 from streamliner.runs.journal import Journal
 from streamliner.search.steps import Steps
+
+FOLD_SETTINGS = ("fold", "fold_blocks", "fold_tokens", "sequence_length", "validation_windows", "answers_only", "seed")
+"""Settings of healing that a fold depends on. Those of a training after it may change when a search continues."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,9 @@ class FoldLoop:
     @property
     def identity(self) -> dict[str, Any]:
         """All that the repaired models depend on, besides the dense model and the removed blocks."""
-        own = {"every": self.every, "text": self.healing.text.fingerprint}
-        return {"folds": identity_of(self.healing.settings) | own}
+        settings, text = self.healing.settings, self.healing.text.fingerprint
+        own = {name: getattr(settings, name) for name in FOLD_SETTINGS}
+        return {"folds": own | {"every": self.every, "text": text, "data": [list(pair) for pair in settings.texts]}}
 
     def steps(self, blocks: Blocks, structure: Structure, probe: Probe, journal: Journal | None) -> Steps:
         """The steps of a search of a dense model, given its blocks, its probe and the journal of the run."""

@@ -4,7 +4,7 @@ from streamliner.format import loss, perplexity_of
 from streamliner.report.figures import Figure, Point, Series, plot_lines, plot_matrix
 from streamliner.report.read import JsonObject, Run
 from streamliner.report.section import Section
-from streamliner.search.steps import note_of
+from streamliner.search.frontier import note_of
 
 
 def search_section(run: Run) -> Section:
