@@ -116,13 +116,14 @@ def test_quiet_prints_the_path_alone(capsys, tmp_path):
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_is_a_run_and_flags_win(capsys, tmp_path, name):
     small = ("--num-samples", "2", "--sequence-length", "64", "--fold-tokens", "1k", "--validation-windows", "2")
-    budget = ("--steps", "2") if name == "good" else ()
+    trains = name in ("good", "best")
+    budget = ("--steps", "2") if trains else ()
     arguments = ("prune", TINY, "-o", tmp_path / "out", "--remove", "2", "--recipe", name, *small, *budget)
     found = json.loads(run(capsys, *arguments, "--json")[0])
-    assert found["plan"]["method"] == "refine"
+    assert found["plan"]["method"] == ("best" if name == "best" else "refine")
     assert found["healing"]["settings"]["fold"] == "auto"
     training = found["healing"]["training"]
-    assert (training and training["steps"]) == (2 if name == "good" else None)
+    assert (training and training["steps"]) == (2 if trains else None)
 
 
 def test_recipes_have_settings_that_exist_and_heal_takes_its_own(capsys, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import pytest
@@ -11,9 +12,11 @@ import torch
 from families import FAMILIES, make_model
 from streamliner.cut.safetensors_file import read_checkpoint
 from streamliner.cut.verification import verify_checkpoint
+from streamliner.errors import VerificationError
+from streamliner.heal import merge as merge_module
 from streamliner.heal.custom_code import FILE
 from streamliner.heal.graft import make_graft
-from streamliner.heal.merge import merge
+from streamliner.heal.merge import difference_of_logits, merge
 from streamliner.heal.networks.make import FEED_FORWARDS
 from streamliner.heal.objective import Objective
 from streamliner.heal.save import healed_reference, usual_precision, write_healed
@@ -66,6 +69,23 @@ def test_every_kind_on_every_family(tmp_path, family, kind):
     if stock:
         ours, cut = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("healed", "cut"))
         assert ours == cut
+
+
+def test_one_position_that_rounding_changes_is_no_other_model():
+    """As in a healed model of 16 bits, where a token of random text was a sink or not."""
+    torch.manual_seed(0)
+    logits = 5 * torch.randn(1, 64, 1000)
+    rounded = logits + 0.2 * torch.randn_like(logits)
+    rounded[0, 40] = 5 * torch.randn(1000)
+    assert difference_of_logits(rounded, logits) == pytest.approx(0.04, rel=0.1)
+    assert difference_of_logits(5 * torch.randn(1, 64, 1000), logits) > 1
+    assert math.isnan(difference_of_logits(rounded / 0, logits))
+
+
+def test_weights_that_do_not_arrive_in_the_model_are_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(merge_module, "stock_blocks", lambda graft, sample: {})
+    with pytest.raises(VerificationError, match="of their spread"):
+        healed(tmp_path, "llama", network="block", train_blocks=2, loss="kd")
 
 
 @pytest.mark.parametrize("kind", ["none", "block", "ffn"])
