@@ -243,7 +243,7 @@ def test_a_repair_that_does_not_help_is_not_made(tiny, tokenizer):
     [
         ("mixtral", "refit", "no linear map or norm that writes into the stream"),
         ("mixtral", "gain", "no linear map or norm that writes into the stream"),
-        ("gemma2", "refit", "ends in a norm, post_feedforward_layernorm"),
+        ("gemma2", "refit", "ends in a norm without a linear map before it, post_feedforward_layernorm"),
         ("olmo2", "replaceme", "ends in a norm"),
     ],
 )
