@@ -25,7 +25,7 @@ DISK_HINT = "Make room or choose another place; what a run folder has is kept, a
 OUTPUT_FIELDS = ("run", "output", "verify", "overwrite", "quiet")
 
 CONFIG = Annotated[Path | None, typer.Option(help="YAML file of settings", metavar="FILE", rich_help_panel=OUTPUT)]
-RECIPE = Annotated[str | None, typer.Option(help="Settings by name: good, quick", metavar="NAME")]
+RECIPE = Annotated[str | None, typer.Option(help="Settings by name: best, good, quick", metavar="NAME")]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON value on stdout", metavar=" ", rich_help_panel=OUTPUT)]
 
 
