@@ -9,6 +9,7 @@ import pytest
 
 import streamliner as sl
 from places import SUPPORT, TINY
+from streamliner.errors import UserError
 
 
 def test_a_type_checker_knows_every_public_name(tmp_path):
@@ -21,6 +22,18 @@ def test_a_type_checker_knows_every_public_name(tmp_path):
     assert not [line for line in revealed if "Any" in line]
     for name in sl.__all__:
         assert f"sl.{name}" in script.read_text()
+
+
+def test_a_recipe_in_python(tiny, tokenizer):
+    small = sl.cut(tiny, [4, 5, 9])
+    short = {"tokens": None, "steps": 2, "sequence_length": 32, "data": "python-docs", "validation_windows": 2}
+    chosen = sl.recipe("good", "heal", **short, fold_tokens=2000, quiet=True)
+    assert chosen["loss"] == "kd"
+    assert chosen.keys().isdisjoint({"method", "num_samples"})
+    assert sl.heal(small, dense=tiny, tokenizer=tokenizer, **chosen).config.num_hidden_layers == 9
+    assert sl.recipe("good", "search")["method"] == "refine"
+    with pytest.raises(UserError, match="evaluate takes no recipe"):
+        sl.recipe("good", "evaluate")
 
 
 def test_folders_do_not_hide_functions_of_the_same_name():

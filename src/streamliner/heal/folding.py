@@ -135,8 +135,8 @@ class Folding:
                 losses = f"loss on held-out windows {found.loss_before:.4f} -> {found.loss_after:.4f}"
                 self.say(f"Block {block}, {found.module}: {losses}{what}.")
                 done.append(found)
-                if number > 1 and not found.kept:
-                    break  # another round does not help
+                if number and not found.kept:
+                    break  # nor would the other one help again
         return done
 
     def _moves(self, last: LastMap) -> list[tuple[str, LastMap]]:

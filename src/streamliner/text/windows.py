@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,54 +49,65 @@ def calibration_set(
         TextError: the text does not exist or does not fill one window, or only answers are to count and it has none.
         MissingExtraError: a text on the hub needs the `hub` extra.
     """
-    found = _windows_of(text, tokenizer, num_samples, sequence_length, seed, answers_only)
+    found = _windows_of(text, _Wanted(tokenizer, num_samples, sequence_length, seed, answers_only))
     if answers_only and COUNTED not in found.provenance:
         raise no_answers()
     return found
 
 
-def _windows_of(
-    text: str | Text | Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
-    num_samples: int,
-    sequence_length: int,
-    seed: int,
-    answers_only: bool,
-) -> CalibrationSet:
+@dataclass(frozen=True)
+class _Wanted:
+    """Of `calibration_set`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    num_samples: int
+    sequence_length: int
+    seed: int
+    answers_only: bool
+
+    def made(self, windows: Tensor, about: dict[str, Any], *, has_answers: bool) -> CalibrationSet:
+        """The calibration set of these windows; `about` is what its provenance says of the text."""
+        record: dict[str, Any] = {
+            "sequence_length": self.sequence_length,
+            "windows": len(windows),
+            "windows_asked_for": self.num_samples,
+            "tokens": windows.numel(),
+            "seed": self.seed,
+            "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
+        }
+        answers = {COUNTED: int(counted(windows).sum())} if has_answers else {}
+        return CalibrationSet(windows, about | record | answers)
+
+
+def _windows_of(text: str | Text | Iterable[str], wanted: _Wanted) -> CalibrationSet:
     """As `calibration_set`, also for a text that has no conversations."""
-    if num_samples < 1:
-        raise TextError(f"--num-samples must be at least 1, not {num_samples}.")
+    tokenizer, length, answers_only = wanted.tokenizer, wanted.sequence_length, wanted.answers_only
+    if wanted.num_samples < 1:
+        raise TextError(f"--num-samples must be at least 1, not {wanted.num_samples}.")
     if isinstance(text, str) and (large := large_text(text)) is not None:
-        return _sampled_set(large, tokenizer, num_samples, sequence_length, seed, answers_only)
+        return _sampled_set(large, wanted)
     text = read_text(text)
-    bos, stream, body = _tokens_for_windows(text.name, text.documents, tokenizer, sequence_length, None, answers_only)
+    bos, stream, body = _tokens_for_windows(text.name, text.documents, tokenizer, length, None, answers_only)
     start = marked(bos) if answers_only else bos
     bodies = torch.tensor(stream[: len(stream) // body * body]).view(-1, body)
     every = torch.cat([torch.tensor(start).expand(len(bodies), len(bos)).to(bodies), bodies], dim=1)
     usable = counted(every).any(1).nonzero()[:, 0]
     if not len(usable):
         raise TextError(
-            f"No window of {sequence_length} tokens of the text {text.name} has a token of an answer.",
+            f"No window of {length} tokens of the text {text.name} has a token of an answer.",
             "Give rows with answers, or a larger --sequence-length.",
         )
-    available, generator = len(usable), torch.Generator().manual_seed(seed)
-    windows = every[usable[torch.randperm(available, generator=generator)[:num_samples]]]
-    provenance = {
+    generator = torch.Generator().manual_seed(wanted.seed)
+    windows = every[usable[torch.randperm(len(usable), generator=generator)[: wanted.num_samples]]]
+    about = {
         "source": text.name,
         "origin": text.origin,
         "documents": len(text.documents),
         "text_tokens": len(stream),
-        "sequence_length": sequence_length,
-        "windows": len(windows),
-        "windows_asked_for": num_samples,
-        "windows_available": available,
-        "tokens": windows.numel(),
-        **_counted_record(windows, any(token < 0 for token in stream)),
+        "windows_available": len(usable),
         **_prefix_record(bos),
-        "seed": seed,
-        "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
     }
-    return CalibrationSet(windows, provenance)
+    return wanted.made(windows, about, has_answers=any(token < 0 for token in stream))
 
 
 def mixed_set(
@@ -116,7 +127,8 @@ def mixed_set(
     """
     total = sum(texts.values())
     counts = {name: max(1, round(num_samples * weight / total)) for name, weight in sorted(texts.items())}
-    parts = [_windows_of(name, tokenizer, n, sequence_length, seed, answers_only) for name, n in counts.items()]
+    wanted = _Wanted(tokenizer, num_samples, sequence_length, seed, answers_only)
+    parts = [_windows_of(name, replace(wanted, num_samples=count)) for name, count in counts.items()]
     if answers_only and not any(COUNTED in part.provenance for part in parts):
         raise no_answers()
     if len(parts) == 1:
@@ -125,61 +137,29 @@ def mixed_set(
         ((place + 0.5) / len(part.windows), window) for part in parts for place, window in enumerate(part.windows)
     ]
     windows = torch.stack([window for _, window in sorted(places, key=lambda each: each[0])])
-    provenance = {
-        "source": " + ".join(f"{part.provenance['source']} ({len(part.windows)})" for part in parts),
-        "parts": [part.provenance for part in parts],
-        "sequence_length": sequence_length,
-        "windows": len(windows),
-        "windows_asked_for": num_samples,
-        "tokens": windows.numel(),
-        **_counted_record(windows, answers_only),
-        "seed": seed,
-        "sha256": hashlib.sha256(windows.numpy().tobytes()).hexdigest(),
-    }
-    return CalibrationSet(windows, provenance)
+    source = " + ".join(f"{part.provenance['source']} ({len(part.windows)})" for part in parts)
+    about = {"source": source, "parts": [part.provenance for part in parts]}
+    return wanted.made(windows, about, has_answers=answers_only)
 
 
-def _sampled_set(
-    text: LargeText,
-    tokenizer: PreTrainedTokenizerBase,
-    num_samples: int,
-    sequence_length: int,
-    seed: int,
-    answers_only: bool,
-) -> CalibrationSet:
+def _sampled_set(text: LargeText, wanted: _Wanted) -> CalibrationSet:
     """Windows from random places of a text too large to tokenise: one from each of `num_samples` equal parts."""
-    random = torch.rand(num_samples, generator=torch.Generator().manual_seed(seed))
-    prefix, windows = prefix_tokens(tokenizer), []
+    count, length, answers_only = wanted.num_samples, wanted.sequence_length, wanted.answers_only
+    random = torch.rand(count, generator=torch.Generator().manual_seed(wanted.seed))
+    prefix, windows = prefix_tokens(wanted.tokenizer), []
     start = marked(prefix) if answers_only else prefix
     for part, within in enumerate(random.tolist()):
-        for share in ((part + within) / num_samples, part / num_samples, 0.0):  # the end may be too near
-            documents = text.documents_from(share, 16 * sequence_length)
-            if window := first_window(documents, tokenizer, start, sequence_length, answers_only):
+        for share in ((part + within) / count, part / count, 0.0):  # the end may be too near
+            documents = text.documents_from(share, 16 * length)
+            if window := first_window(documents, wanted.tokenizer, start, length, answers_only):
                 break
         if not window:
-            wanted = " with a token of an answer" if answers_only else ""
-            raise TextError(f"The text {text.name} is too short for a window of {sequence_length} tokens{wanted}.")
+            missing = " with a token of an answer" if answers_only else ""
+            raise TextError(f"The text {text.name} is too short for a window of {length} tokens{missing}.")
         windows.append(window)
     every = torch.tensor(windows)
-    provenance = {
-        "source": text.name,
-        "origin": text.origin,
-        "bytes": text.size,
-        "sequence_length": sequence_length,
-        "windows": len(every),
-        "windows_asked_for": num_samples,
-        "tokens": every.numel(),
-        **_counted_record(every, bool((every[:, len(prefix) :] < 0).any())),
-        **_prefix_record(prefix),
-        "seed": seed,
-        "sha256": hashlib.sha256(every.numpy().tobytes()).hexdigest(),
-    }
-    return CalibrationSet(every, provenance)
-
-
-def _counted_record(windows: Tensor, answers_only: bool) -> dict[str, int]:
-    """How many tokens count, in the provenance of a text with conversations of which only the answers do."""
-    return {COUNTED: int(counted(windows).sum())} if answers_only else {}
+    about = {"source": text.name, "origin": text.origin, "bytes": text.size, **_prefix_record(prefix)}
+    return wanted.made(every, about, has_answers=bool((every[:, len(prefix) :] < 0).any()))
 
 
 @dataclass(frozen=True)

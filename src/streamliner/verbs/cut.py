@@ -74,8 +74,8 @@ def cut_to_gguf(session: Session, plan: Plan | Iterable[int], out: str | Path, s
     result = _sizes(session, structure, plan) | {"left_out": list(gguf_cut.left_out)}
     if any(name.endswith(PATTERN) and isinstance(value, list) for name, value in gguf_cut.changed.items()):
         reporter.say(
-            "The file will list which blocks attend to a window. Older releases of llama.cpp ignore such a list, and "
-            "say nothing: use one of October 2026 or later."
+            "The file will list which blocks attend to a window. llama.cpp of October 2026 reads such a list; older "
+            "releases may ignore it, and say nothing."
         )
     reference = None
     if settings.verify:
