@@ -144,6 +144,15 @@ def number(text: str | float, flag: str, unit: str) -> int:
     return count
 
 
+def seconds(text: str | float, flag: str) -> float:
+    """A time: "90s", "10m", "2h", or seconds as a number; a UserError if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([smh]?)", str(text).strip(), re.IGNORECASE)
+    found = float(match[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[match[2].lower()] if match else 0.0
+    if not found:
+        raise UserError(f"{flag} {text} is not a time.", f"Write for instance {flag} 90s, 10m or 2h.")
+    return found
+
+
 def names(value: str | Iterable[str]) -> tuple[str, ...]:
     """Names from a list, or from text with commas between them."""
     parts = value.split(",") if isinstance(value, str) else value

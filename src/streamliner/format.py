@@ -66,6 +66,13 @@ def human_bytes(count: int | None) -> str:
     return f"{size:.3g} TB"
 
 
+def duration(seconds: float) -> str:
+    """Such as "45 s", "14 min" or "3.2 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
+
+
 def short_names(names: Sequence[str]) -> list[str]:
     """The last parts of paths or hub ids, as many as are needed to distinguish different ones."""
     parts = [name.rstrip("/").split("/") for name in names]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.errors import EvaluationError, MethodError, RemovalError
-from streamliner.fields import check_values, default_of, flag, long_name, names, number, pairs
+from streamliner.fields import check_values, default_of, flag, long_name, names, number, pairs, seconds
 from streamliner.text.calibration import NUM_SAMPLES, CalibrationSet
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
 
@@ -87,6 +87,7 @@ class SearchSettings:
     protect_last: int | None = flag(None, "Blocks to keep at the end (default: the method's)")
     num_samples: int = flag(NUM_SAMPLES, "Windows of text")
     sequence_length: int | None = flag(None, LENGTH)
+    time_limit: str | float | None = flag(None, "Most time of the search: 10m; fewer windows if needed", metavar="TIME")
     batch_size: int = flag(1, BATCH_SIZE, minimum=1)
     memory_budget: int | str = flag("2GB", "Memory besides the model: 500MB, 2GB", metavar="BYTES")
     seed: int = flag(0, SEED)
@@ -99,6 +100,8 @@ class SearchSettings:
         if self.search_effort and "effort" in pairs(self.set, "--set"):
             raise MethodError("The effort is given twice, by --search-effort and --set effort.")
         number(self.memory_budget, "--memory-budget", "bytes")
+        if self.time_limit is not None:
+            seconds(self.time_limit, "--time-limit")
         given = [name for name in AMOUNTS if getattr(self, name) is not None]
         if len(given) > 1:
             flags = " and ".join(long_name(SearchSettings, name) for name in given)
@@ -128,6 +131,11 @@ class SearchSettings:
     def memory_bytes(self) -> int:
         """`memory_budget` in bytes."""
         return number(self.memory_budget, "--memory-budget", "bytes")
+
+    @property
+    def seconds(self) -> float | None:
+        """`time_limit` in seconds."""
+        return None if self.time_limit is None else seconds(self.time_limit, "--time-limit")
 
 
 @dataclass(frozen=True)

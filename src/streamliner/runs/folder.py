@@ -33,6 +33,15 @@ def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
     return path
 
 
+def run_windows(folder: Path) -> int | None:
+    """The number of windows of the search in a run folder; None if there is no search in it."""
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return int(found["identity"]["window_shape"][0])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def check_same_run(folder: Path, found: Any, wanted: Any) -> None:
     """Check that the run in `folder` is the wanted one; an OutputError that names the first difference if not."""
     if difference := run_difference(found, wanted):
