@@ -8,11 +8,22 @@ from streamliner.report.figures import Figure
 Table = list[list[str]]  # rows of cells; the first row names the columns
 
 
-@dataclass
-class Section:
-    """A heading with paragraphs, then tables, then figures."""
+@dataclass(frozen=True)
+class Card:
+    """A model in a few lines."""
 
     title: str
+    lost: list[str]
+    won: list[str]
+    verdict: str
+
+
+@dataclass
+class Section:
+    """A heading with cards, then paragraphs, then tables, then figures."""
+
+    title: str
+    cards: list[Card] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
