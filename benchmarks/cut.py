@@ -2,20 +2,24 @@
 
     python benchmarks/cut.py FOLDER                     12 GB, 12 shards, 8 of 32 blocks, five rounds
     python benchmarks/cut.py FOLDER --gigabytes 2 --check       and every tensor compared to the byte
+    python benchmarks/cut.py FOLDER --gigabytes 1 --kill 30     SIGKILL at as many random moments, and no times
 
-FOLDER must not exist, is on the disk to measure, needs four times the checkpoint, and is removed at the end. A round runs
-`cp` of an earlier cut, `cut --no-verify`, and the same with `--link`, in changing order. Before each the files that it
-reads are dropped from the page cache (the libraries are not), and each ends when its files are on the disk. Times are of
-whole processes; `start` is that of the same command on a model of the same architecture with almost no weights. The
-last line is JSON.
+FOLDER must not exist, is on the disk to measure, needs four times the checkpoint, and is removed at the end. A round
+runs `cp` of an earlier cut, `cut --no-verify`, and the same with `--link`, in changing order. Before each the files it
+reads are dropped from the page cache (the libraries are not), and each ends when its files are on the disk. Times are
+of whole processes; `start` is that of the same command on a model of the same architecture with almost no weights.
+The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -149,6 +153,63 @@ def check(dense: Path, cut: Path, removed: set[int]) -> int:
     return total
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def kill(folder: Path, blocks: tuple[str, ...], count: int) -> dict:
+    """SIGKILL at random moments of the command: there is no output or a whole one, and the source is as it was.
+
+    The processes are forked from this one, which has imported everything.
+    """
+    from streamliner.cli import main as streamliner
+    from streamliner.verbs import prune  # noqa: F401
+
+    def start(out: str, *more: str) -> int:
+        process = os.fork()
+        if not process:
+            streamliner(["cut", str(folder / "dense"), *blocks, "-o", str(folder / out), *more])
+            os._exit(0)
+        return process
+
+    def finish(process: int) -> float:
+        begin = time.perf_counter()
+        assert os.waitpid(process, 0)[1] == 0
+        return time.perf_counter() - begin
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the paths that the command prints
+    finish(start("warm-up"))
+    longest = finish(start("expected"))
+    source, expected, found = (
+        hashes(folder / "dense"),
+        hashes(folder / "expected"),
+        {"killed": 0, "whole": 0, "partial": 0},
+    )
+    generator = random.Random(0)
+    for number in range(count):
+        process = start("out", *["--link"] * (number % 2))
+        time.sleep(generator.random() * longest * (0.5 if number % 2 else 1.1))
+        os.kill(process, signal.SIGKILL)
+        killed = os.waitpid(process, 0)[1] == signal.SIGKILL
+        found["killed"] += killed
+        found["partial"] += any(folder.glob(".out.partial-*/*.safetensors"))
+        assert hashes(folder / "dense") == source
+        if (folder / "out").exists():
+            found["whole"] += 1
+            mark = "streamliner.json"  # has what `--link` did
+            assert {**hashes(folder / "out"), mark: ""} == {**expected, mark: ""}
+            shutil.rmtree(folder / "out")
+        print(number, "killed" if killed else "ended before", found, file=sys.stderr, flush=True)
+    finish(start("out"))
+    assert hashes(folder / "out") == expected
+    assert sorted(path.name for path in folder.iterdir()) == ["dense", "expected", "out", "tiny", "warm-up"]
+    return found | {"seconds": round(longest, 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -158,6 +219,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=8, help="blocks to remove")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--check", action="store_true", help="compare every tensor")
+    parser.add_argument("--kill", type=int, default=0, help="moments to kill it at")
     asked = parser.parse_args()
     folder, removed = asked.folder, set(range(asked.first, asked.first + asked.count))
     if folder.exists():
@@ -170,6 +232,9 @@ def main() -> None:
     try:
         make(folder / "dense", asked.gigabytes, asked.shard_gigabytes)
         make(folder / "tiny", 0.001, asked.shard_gigabytes)
+        if asked.kill:
+            print(json.dumps(kill(folder, blocks, asked.kill)), file=sys.stderr)
+            return
         cut("tiny", "warm-up")
         cut("dense", "cut")
         result: dict = {"dense_bytes": sum(file.stat().st_size for file in (folder / "dense").iterdir())}
