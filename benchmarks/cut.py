@@ -166,14 +166,21 @@ def kill(folder: Path, blocks: tuple[str, ...], count: int) -> dict:
 
     The processes are forked from this one, which has imported everything.
     """
+    from transformers import LlamaForCausalLM  # noqa: F401
+
     from streamliner.cli import main as streamliner
-    from streamliner.verbs import prune  # noqa: F401
+    from streamliner.verbs.cut import cut_to_disk  # noqa: F401
 
     def start(out: str, *more: str) -> int:
         process = os.fork()
         if not process:
-            streamliner(["cut", str(folder / "dense"), *blocks, "-o", str(folder / out), *more])
-            os._exit(0)
+            code = 1
+            try:
+                streamliner(["cut", str(folder / "dense"), *blocks, "-o", str(folder / out), *more])
+            except SystemExit as stop:
+                code = stop.code or 0
+            finally:
+                os._exit(code)
         return process
 
     def finish(process: int) -> float:
