@@ -144,9 +144,20 @@ class CutSettings:
 
     plan: str | None = flag(None, "Plan file or run folder", metavar="FILE")
     blocks: str | Iterable[int] | None = flag(None, "Blocks to remove, such as 3,7,9", metavar="LIST")
+    max_shard_size: int | str | None = flag(None, "Largest weight file: 5GB (default: as before)", metavar="BYTES")
+    link: bool = flag(False, "Link unchanged weight files: editing one may edit both")
     verify: bool = flag(True, VERIFY)
     overwrite: bool = flag(False, OVERWRITE)
     quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        _ = self.max_shard_bytes  # raises if it is none
+
+    @property
+    def max_shard_bytes(self) -> int | None:
+        """`max_shard_size` in bytes."""
+        return None if self.max_shard_size is None else number(self.max_shard_size, "--max-shard-size", "bytes")
 
 
 @dataclass(frozen=True)

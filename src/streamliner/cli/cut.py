@@ -37,6 +37,8 @@ def print_cut(result: dict[str, Any]) -> None:
     print_tables([Table(rows, f"Removed blocks: {', '.join(map(str, result['removed']))}")])
     if left_out := result.get("left_out"):  # cut by an earlier release of a run that continues, it is not there
         print_line(f"Left out: {', '.join(left_out)}.")
+    if linked := result.get("linked"):
+        print_line(_linked(linked))
     if "tensors_equal" in result:
         print_line(f"{result['tensors_equal']} tensors are those of the dense file, byte for byte.")
     if reason := result.get("logits_not_compared"):
@@ -44,6 +46,15 @@ def print_cut(result: dict[str, Any]) -> None:
     else:
         print_verification(result["verification"], "bypass on the dense model")
     print_line(f"Written to {result['output']}")
+
+
+def _linked(linked: dict[str, Any]) -> str:
+    """What `--link` did."""
+    made = ((linked["reflinks"], "reflinks"), (linked["hard_links"], "hard links (editing one edits both)"))
+    parts = [f"{count} of {linked['shards']} weight files are {what}" for count, what in made if count]
+    parts += [f"not linked: {linked['not_linked']}"] if linked["not_linked"] else []
+    parts += [] if linked["unchanged"] else ["No weight file stays as it is, so none is linked"]
+    return f"{'; '.join(parts)}."
 
 
 def print_verification(check: dict[str, Any] | None, reference: str) -> None:

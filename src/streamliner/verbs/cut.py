@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.cut.card import write_model_card
-from streamliner.cut.checkpoint import cut_checkpoint
+from streamliner.cut.checkpoint import CheckpointCut, prepare_checkpoint, write_checkpoint
 from streamliner.cut.config import with_legacy_rope
 from streamliner.cut.config_file import write_config
 from streamliner.cut.gguf import compare_gguf, prepare_gguf, write_gguf
@@ -53,6 +53,9 @@ def cut(model: ModelLike, plan: Plan | Iterable[int]) -> PreTrainedModel:
 
 def cut_to_disk(session: Session, plan: Plan | Iterable[int], out: str | Path, settings: CutSettings) -> dict[str, Any]:
     """`cut_to_folder`, or `cut_to_gguf` where `out` is the name of a GGUF file."""
+    if is_gguf_name(out) and (settings.link or settings.max_shard_size is not None):
+        given = "--link" if settings.link else "--max-shard-size"
+        raise OutputError(f"{given} is for folders of safetensors files, and {out} is a GGUF file.", "Leave it out.")
     to_disk = cut_to_gguf if is_gguf_name(out) else cut_to_folder
     return to_disk(session, plan, out, settings)
 
@@ -139,11 +142,16 @@ def cut_to_folder(
     request cannot be fulfilled; a VerificationError, that the result is not the dense model with the blocks bypassed.
     """
     reporter, plan = Reporter(settings.quiet), _as_plan(session, plan)
-    needed = (checkpoint_bytes(session) or 0) * (session.num_blocks - len(plan.removed)) // session.num_blocks
-    check_cut_output(session, out, overwrite=settings.overwrite, needed=needed)
+    check_cut_output(session, out, overwrite=settings.overwrite)
     reporter.say(f"Removing blocks {', '.join(map(str, plan.removed))}.")
     structure, removed = Structure(session.shell), plan.removed
     structure.changes(removed)  # refuses what cannot be cut before any weight is read
+    checkpoint_cut = _prepared(session, structure, removed, settings)
+    if checkpoint_cut is None:
+        needed = _rebuilt_bytes(session, structure, removed)
+    else:
+        needed = checkpoint_cut.needed(link=settings.link)
+    check_cut_output(session, out, overwrite=settings.overwrite, needed=needed)
     result = _sizes(session, structure, plan)
     reference = None
     if settings.verify:
@@ -152,10 +160,10 @@ def cut_to_folder(
             reference = reference_outputs(blocks, removed, sample_tokens(session.config))
     with output_folder(out, overwrite=settings.overwrite) as partial:
         reporter.say(f"Writing {out} ...")
-        if session.source.kind in ("gguf", "memory"):
-            _write_rebuilt(session, removed, partial, reporter)
+        if checkpoint_cut is None:
+            _write_rebuilt(session, removed, partial, reporter, settings)
         else:
-            result["left_out"] = cut_checkpoint(checkpoint_folder(session.source), partial, structure, removed)
+            result |= write_checkpoint(checkpoint_cut, partial, link=settings.link)
         session.release()  # from here on only the cut model is needed
         if reference is not None:
             reporter.say("Verifying: reload, logits against bypass, generation with and without cache ...")
@@ -214,9 +222,31 @@ def _as_plan(session: Session, plan: Plan | Iterable[int]) -> Plan:
     return plan
 
 
-def _write_rebuilt(session: Session, removed: tuple[int, ...], partial: Path, reporter: Reporter) -> None:
+def _prepared(
+    session: Session, structure: Structure, removed: tuple[int, ...], settings: CutSettings
+) -> CheckpointCut | None:
+    """The cut of the safetensors files; None for a model that has none and is rebuilt in memory."""
+    if session.source.kind in ("folder", "hub"):
+        return prepare_checkpoint(checkpoint_folder(session.source), structure, removed, settings.max_shard_bytes)
+    if settings.link:
+        found = f"--link is for folders of safetensors files, and {session.source.name} is not one."
+        raise OutputError(found, "Leave it out.")
+    return None
+
+
+def _rebuilt_bytes(session: Session, structure: Structure, removed: tuple[int, ...]) -> int:
+    """Bytes of the weights of a model that is rebuilt; of a GGUF file as it is loaded."""
+    given = session.model.dtype.itemsize if session.model is not None else 4
+    itemsize = 2 if session.settings.dtype in ("bfloat16", "float16") else given
+    return count_parameters(structure.cut_shell(removed)) * itemsize
+
+
+def _write_rebuilt(
+    session: Session, removed: tuple[int, ...], partial: Path, reporter: Reporter, settings: CutSettings
+) -> None:
     """Rebuild the model in memory without the blocks and save it, where there are no safetensors files to rewrite."""
-    cut_model(session.load(reporter).model, removed).save_pretrained(partial)
+    size = {} if settings.max_shard_bytes is None else {"max_shard_size": settings.max_shard_bytes}
+    cut_model(session.load(reporter).model, removed).save_pretrained(partial, **size)
     config_file = partial / "config.json"
     write_config(config_file, with_legacy_rope(json.loads(config_file.read_text(encoding="utf-8"))))
     session.tokenizer().save_pretrained(partial)
