@@ -10,7 +10,7 @@ from streamliner.heal.folds.fold_table import fold_table
 from streamliner.heal_settings import HealSettings
 from streamliner.settings import ModelSettings
 
-CUT = Argument("cut", "Folder that streamliner cut or prune wrote", "CUT")
+CUT = Argument("cut", "Folder or GGUF file that streamliner cut", "CUT")
 
 
 @command(CUT, OUT, without=("offload",), recipes=True, Heal=HealSettings, Model=ModelSettings)
@@ -20,10 +20,10 @@ def heal(given: Given) -> None:
     Each run of removed blocks gets a lightweight network in the place of the kept block before it: with 8 blocks
     removed in a row, 9 blocks become 1. The healed model has as many blocks as the cut one.
     """
-    from streamliner.verbs.heal import heal_to_folder
+    from streamliner.verbs.heal import heal_to_disk
 
     out, model_settings = given.argument(OUT), given.settings(ModelSettings)
-    result = heal_to_folder(given.argument(CUT), out, given.settings(HealSettings), model_settings)
+    result = heal_to_disk(given.argument(CUT), out, given.settings(HealSettings), model_settings)
     if result:  # empty in all processes but the first
         given.show(result, out, lambda: print_healed(result))
 
@@ -63,6 +63,19 @@ def print_healed(result: dict[str, Any]) -> None:
             f"Each network is stored as a stock block whose attention outputs zero: "
             f"{result['unused_parameters']:,} unused parameters stored."
         )
+    if stored := result.get("stored"):
+        print_line(stored_note(stored))
     print_verification(result["verification"], "the healed model in memory")
     print_line(f"Written to {result['output']}")
     print_line(f"Judge it on other text: streamliner evaluate {result['output']} --dense MODEL --perplexity SOURCE")
+
+
+def stored_note(stored: dict[str, Any]) -> str:
+    """In which types of a GGUF file the healed tensors were written."""
+    types = ", ".join(f"{count} in {kind}" for kind, count in stored["changed"].items()) or "none"
+    note = f"Tensors that changed: {types}; all others as in the cut file."
+    if stored["largest_error"]:
+        note += f" Rounding changed the values of one by {stored['largest_error']:.2g} of their size, others by less."
+    if names := stored["in_float16"]:
+        note += f" F16, as the gguf library cannot write the type that they had: {', '.join(names)}."
+    return note

@@ -113,16 +113,35 @@ def gguf_keys_read(architecture: str) -> set[str] | None:
     return {key for key, field in table.items() if field not in (None, -1)}
 
 
-def gguf_tensors_read(architecture: str, shell: Any) -> set[str]:
-    """Names of the tensors of a GGUF file that transformers loads into a model; empty where it reports others."""
+def gguf_names(architecture: str, model: Any) -> dict[str, str]:
+    """Names of the tensors of a GGUF file that transformers loads into a model, with or without weights -> names there.
+
+    Empty where it reports others.
+    """
     # transformers 5.24: it silently leaves out all others.
     from transformers import modeling_gguf_pytorch_utils as loader
 
     if gguf_keys_read(architecture) is None:
-        return set()
+        return {}
     processor = loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)
     with quick_gguf():
-        return set(loader.get_gguf_hf_weights_map(shell, processor(config=shell.config.to_dict())))
+        return dict(loader.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict())))
+
+
+def has_own_gguf_conversion(architecture: str) -> bool:
+    """Whether transformers changes the values of an architecture's tensors when it loads them from a GGUF file."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS
+
+    return gguf_keys_read(architecture) is None or architecture in TENSOR_PROCESSORS
+
+
+def loaded_from_gguf(architecture: str, config: Any, name: str, values: Any) -> Any:
+    """What transformers makes of the values of a tensor of a GGUF file, numpy arrays both."""
+    # transformers 5.24 does this only inside a load of the whole file.
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    processor = loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)
+    return processor(config=config.to_dict()).process(weights=values, name=name).weights
 
 
 @contextmanager

@@ -33,12 +33,12 @@ class QuickReader:
     It has all keys but the tokenizer's lists. Of these it has the tokens, as empty texts: a config needs their number.
     """
 
-    def __init__(self, path: str | Path, mode: str = "r") -> None:
+    def __init__(self, path: str | Path) -> None:
         header = read_header(Path(path))
         self.fields = {name: _field(name, value) for name, value in header.keys.items()}
         if (count := header.lengths.get(TOKENS)) is not None:
             self.fields[TOKENS] = Field([b""], [0] * count, [ARRAY, STRING])
-        data = np.memmap(path, np.uint8, mode)
+        data = np.memmap(path, np.uint8, "r")
         self.tensors = [Tensor(name, *stored(data, place)) for name, place in header.places.items()]
 
 
