@@ -75,7 +75,7 @@ def stored_note(stored: dict[str, Any]) -> str:
     types = ", ".join(f"{count} in {kind}" for kind, count in stored["changed"].items()) or "none"
     note = f"Tensors that changed: {types}; all others as in the cut file."
     if stored["largest_error"]:
-        note += f" Rounding changed the values of one by {stored['largest_error']:.2g} of their size, others by less."
+        note += f" Rounding to these types changed each by at most {stored['largest_error']:.2%} (root mean square)."
     if names := stored["in_float16"]:
         note += f" F16, as the gguf library cannot write the type that they had: {', '.join(names)}."
     return note

@@ -109,22 +109,30 @@ def store_weights(graft: Graft, file: Path) -> StoredWeights:
         returned = loaded_from_gguf(architecture, model.config, name, inverse)
         if not np.allclose(returned, healed, rtol=1e-5, atol=1e-6):
             raise HealingError(f"The healed tensor {inner} would be loaded from a GGUF file as another one.", HINT)
-        try:
-            packed = gguf.quantize(inverse, kind)
-        except NotImplementedError:  # of this type the library can only read
-            kind = gguf.GGMLQuantizationType.F16
-            packed = gguf.quantize(inverse, kind)
+        packed, written = _packed(inverse, kind)
+        if written != kind:
             in_float16.append(name)
-        loaded = loaded_from_gguf(architecture, model.config, name, gguf.dequantize(packed, kind))
+        loaded = loaded_from_gguf(architecture, model.config, name, gguf.dequantize(packed, written))
         error = float(np.sqrt(np.square(loaded - healed).mean() / max(np.square(healed).mean(), 1e-30)))
         if not np.isfinite(error):
-            raise HealingError(f"The healed tensor {inner} has numbers that do not fit into {kind.name}.", HINT)
-        largest, types[kind.name] = max(largest, error), types.get(kind.name, 0) + 1
-        data[name] = int(kind), packed.tobytes()
+            raise HealingError(f"The healed tensor {inner} has numbers that do not fit into {written.name}.", HINT)
+        largest, types[written.name] = max(largest, error), types.get(written.name, 0) + 1
+        data[name] = int(written), packed.tobytes()
         here.copy_(torch.from_numpy(np.array(loaded)))
         values[inner] = here.clone()
     report = {"changed": types, "in_float16": in_float16, "largest_error": largest}
     return StoredWeights(data, values, report)
+
+
+def _packed(values: Values, kind: Any) -> tuple[Values, Any]:
+    """The values in a type, or in F16 if the library can only read that type; and the type."""
+    import gguf
+
+    with np.errstate(over="ignore"):  # seen afterwards
+        try:
+            return gguf.quantize(values, kind), kind
+        except NotImplementedError:
+            return gguf.quantize(values, gguf.GGMLQuantizationType.F16), gguf.GGMLQuantizationType.F16
 
 
 def _tensors(file: Path, model: Any) -> Iterator[tuple[str, str, Any, Tensor]]:
