@@ -4,16 +4,16 @@ from typing import Any
 
 from streamliner.cli.command import Argument, Given, command
 from streamliner.cli.console import print_line, print_tables
-from streamliner.cli.cut import OUT, print_verification
+from streamliner.cli.cut import OUT, print_hub, print_verification
 from streamliner.format import Table, number
 from streamliner.heal.folds.fold_table import fold_table
 from streamliner.heal_settings import HealSettings
-from streamliner.settings import ModelSettings
+from streamliner.settings import HubSettings, ModelSettings
 
 CUT = Argument("cut", "Folder or GGUF file that streamliner cut", "CUT")
 
 
-@command(CUT, OUT, without=("offload",), recipes=True, Heal=HealSettings, Model=ModelSettings)
+@command(CUT, OUT, without=("offload",), recipes=True, Heal=HealSettings, Hub=HubSettings, Model=ModelSettings)
 def heal(given: Given) -> None:
     """Train networks in place of removed blocks, or repair them in closed form. A killed run continues.
 
@@ -21,11 +21,20 @@ def heal(given: Given) -> None:
     removed in a row, 9 blocks become 1. The healed model has as many blocks as the cut one.
     """
     from streamliner.verbs.heal import heal_to_disk
+    from streamliner.verbs.publish import find_destination, publish
 
-    out, model_settings = given.argument(OUT), given.settings(ModelSettings)
-    result = heal_to_disk(given.argument(CUT), out, given.settings(HealSettings), model_settings)
-    if result:  # empty in all processes but the first
-        given.show(result, out, lambda: print_healed(result))
+    settings, model_settings = given.settings(HealSettings), given.settings(ModelSettings)
+    place = find_destination(given.argument(OUT), given.settings(HubSettings), overwrite=settings.overwrite)
+    result = heal_to_disk(given.argument(CUT), place.out, settings, model_settings)
+    if not result:  # in all processes but the first
+        return
+    hub = publish(place, result)
+
+    def table() -> None:
+        print_healed(result)
+        print_hub(hub)
+
+    given.show(result | hub, place.out, table)
 
 
 def print_healed(result: dict[str, Any]) -> None:
