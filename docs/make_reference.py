@@ -19,6 +19,7 @@ SETTINGS = {
     "verify": settings.VerifySettings,
     "inspect": settings.InspectSettings,
     "report": settings.ReportSettings,
+    "the hub (cut, prune, heal)": settings.HubSettings,
 }
 HEAD = """# Settings
 

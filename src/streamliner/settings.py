@@ -161,6 +161,14 @@ class CutSettings:
 
 
 @dataclass(frozen=True)
+class HubSettings:
+    """Whether a result is uploaded too."""
+
+    push_to_hub: str | None = flag(None, "Upload the result to this repository too", metavar="USER/NAME")
+    private: bool = flag(False, "Create that repository as a private one")
+
+
+@dataclass(frozen=True)
 class PruneSettings:
     """What `prune` has besides the settings of searching and healing."""
 

@@ -139,9 +139,6 @@ def test_a_split_file_is_cut_and_its_bytes_compared(capsys, tmp_path):
     [
         (["cut", TINY, "--blocks", "3", "-o", "OUT"], "nothing is converted here"),
         (["prune", TINY, "--remove", "1", "-o", "OUT"], "nothing is converted here"),
-        (["prune", "DENSE", "--remove", "1", "--heal", "-o", "OUT"], "healed weights are written as a folder"),
-        (["prune", "DENSE", "--remove", "1", "--fold", "auto", "-o", "OUT"], "healed weights are written as a folder"),
-        (["heal", "SMALL", "-o", "HEALED"], "is a GGUF file, and a folder"),
         (["cut", "DENSE", "--blocks", "3", "-o", "DENSE", "--overwrite"], "is the model itself"),
         (["cut", "DENSE", "--blocks", "3", "-o", "LINK", "--overwrite"], "is the model itself"),
         (["cut", "DENSE", "--blocks", "3", "-o", "TAKEN", "--overwrite"], "streamliner did not write it"),
@@ -161,7 +158,7 @@ def test_what_cannot_be_is_said_and_leaves_nothing(capsys, monkeypatch, dense, s
     shutil.copy(small, files["OURS"])
     files["HALF"].write_bytes(dense.read_bytes()[:1_000_000])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    files |= {"DENSE": dense, "SMALL": small, "HEALED": tmp_path / "healed"}
+    files |= {"DENSE": dense}
     _, err = run(
         capsys, *(files.get(each, each) for each in arguments), *(QUICK if arguments[0] == "prune" else ()), status=2
     )

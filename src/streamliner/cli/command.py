@@ -22,7 +22,7 @@ METAVARS = {bool: " ", int: "N", float: "X"}
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 DISK_HINT = "Make room or choose another place; what a run folder has is kept, and the same command continues."
 """Errors of a disk, which say nothing about the program."""
-OUTPUT_FIELDS = ("run", "output", "verify", "overwrite", "quiet")
+OUTPUT_FIELDS = ("run", "output", "verify", "overwrite", "quiet", "push_to_hub", "private")
 
 CONFIG = Annotated[Path | None, typer.Option(help="YAML file of settings", metavar="FILE", rich_help_panel=OUTPUT)]
 RECIPE = Annotated[str | None, typer.Option(help="Settings by name: best, good, quick", metavar="NAME")]

@@ -6,8 +6,8 @@ Kept tensors and keys are copied as they are; `gguf_keys.py` says which keys cha
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +33,13 @@ class KeptTensor:
     old_name: str
     file: Path  # where it is
     place: TensorPlace
+    new: bytes | None = None  # in place of what is there, in the type that `place` says
+
+    def chunks(self) -> Iterator[bytes]:
+        """What will be written, a few megabytes at a time. A ModelError if the file ends too early."""
+        if self.new is None:
+            return _chunks(self.file, self.place)
+        return (self.new[at : at + COPY_BYTES] for at in range(0, len(self.new), COPY_BYTES))
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,15 @@ def prepare_gguf(files: Sequence[Path], structure: Structure, removed: tuple[int
     return GgufCut(head, header.alignment, tensors, changed, files[0], left_out)
 
 
+def replace_in_gguf(file: Path, new: Mapping[str, tuple[int, bytes]], changed: dict[str, Any]) -> GgufCut:
+    """The same file, before it is written, with other tensors: type and bytes by name, and keys with other values."""
+    header, tensors = read_header(file), []
+    for name, place in header.places.items():
+        kind, data = new.get(name, (place.kind, None))
+        tensors.append(KeptTensor(name, name, file, replace(place, kind=kind), data))
+    return GgufCut(_head(file, header, tensors, changed), header.alignment, tuple(tensors), changed, file, ())
+
+
 def check_gguf(files: Sequence[Path], structure: Structure) -> None:
     """Raise UnsupportedModelError, before a search, if no block can be removed from the file."""
     refusals = []
@@ -92,7 +108,7 @@ def write_gguf(cut: GgufCut, target: Path) -> None:
     with target.open("wb") as writer:
         writer.write(cut.head)
         for tensor in cut.tensors:
-            for chunk in _chunks(tensor.file, tensor.place):
+            for chunk in tensor.chunks():
                 writer.write(chunk)
             writer.write(bytes(-tensor.place.nbytes % cut.alignment))
         writer.flush()
@@ -121,7 +137,7 @@ def compare_gguf(file: Path, cut: GgufCut) -> int:
     for tensor in cut.tensors:
         place = found.places[tensor.name]
         alike = (place.shape, place.kind) == (tensor.place.shape, tensor.place.kind)
-        pairs = zip(_chunks(file, place), _chunks(tensor.file, tensor.place), strict=True) if alike else ()
+        pairs = zip(_chunks(file, place), tensor.chunks(), strict=True) if alike else ()
         if not alike or any(here != there for here, there in pairs):
             raise VerificationError(f"The tensor {tensor.name} of the written file is not {tensor.old_name}.")
     return len(cut.tensors)

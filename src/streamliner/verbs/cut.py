@@ -114,8 +114,13 @@ def _gguf_reference(session: Session, removed: tuple[int, ...], reporter: Report
         session.release()  # from here on only the cut model is needed
 
 
-def check_cut_output(session: Session, out: str | Path, *, overwrite: bool = False, needed: int = 0) -> None:
-    """Raise OutputError if a cut model cannot be written to `out`, a folder or a GGUF file, before any work."""
+def check_cut_output(
+    session: Session, out: str | Path, *, overwrite: bool = False, needed: int = 0, cut: Path | None = None
+) -> None:
+    """Raise OutputError if a cut model cannot be written to `out`, a folder or a GGUF file, before any work.
+
+    `cut` is the GGUF file of a cut model that is healed, which must not be replaced either.
+    """
     if not is_gguf_name(out):
         check_output(out, overwrite=overwrite, model_folder=session.source.path or None, needed=needed)
         return
@@ -123,7 +128,7 @@ def check_cut_output(session: Session, out: str | Path, *, overwrite: bool = Fal
         found = f"{out} would be a GGUF file, and {session.source.name} is not one: nothing is converted here."
         hint = "Write a folder (-o NAME) and convert that with llama.cpp, or cut a GGUF file of the model by the plan."
         raise OutputError(found, hint)
-    files = session.source.gguf_files
+    files = [*session.source.gguf_files, *([cut] if cut else [])]
     check_output_file(out, overwrite=overwrite, sources=files, needed=needed, is_ours=_has_mark)
 
 
