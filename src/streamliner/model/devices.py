@@ -1,7 +1,7 @@
 """Devices: where the parts of a model are, weights that are loaded when needed, the precision that is fast here."""
 
 import os
-import timeit
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -146,10 +146,14 @@ def loaded_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Te
     return offload_hook(model.get_submodule(owner)).weights_map[own_name]  # type: ignore[no-any-return]
 
 
+LONG_ENOUGH = 0.1
+"""Seconds of products after which no more are timed: some processors take a second for one in bfloat16."""
+
+
 def faster_precision(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, float] | None:
     """The precision, float32 or bfloat16, in which this device multiplies matrices much faster, and how many times.
 
-    Measured on matrices of a few megabytes in less than a second. None if it is not worth a message.
+    Measured on matrices of a megabyte or less, in a fraction of a second. None if it is not worth a message.
     """
     other = torch.float32 if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     try:
@@ -160,6 +164,11 @@ def faster_precision(dtype: torch.dtype, device: torch.device) -> tuple[torch.dt
 
 
 def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """The least of five times of a matrix product."""
-    left, right = (torch.ones(rows, 1024, dtype=dtype, device=device) for rows in (256, 1024))
-    return min(timeit.repeat(lambda: (left @ right)[0, 0].item(), repeat=5, number=1))  # `item` waits for the device
+    """The least of five times of a matrix product; of fewer where they take long."""
+    left, right = (torch.ones(rows, 512, dtype=dtype, device=device) for rows in (128, 512))
+    times: list[float] = []
+    while len(times) < 5 and sum(times) < LONG_ENOUGH:
+        start = time.perf_counter()
+        (left @ right)[0, 0].item()  # `item` waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times)
