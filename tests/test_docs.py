@@ -62,6 +62,7 @@ def test_no_documented_flag_is_gone():
     parameters = [parameter for verb in VERBS.values() for parameter in verb.params]
     known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     known |= {old for names in RENAMED.values() for old in names}  # told under "Renamed flags"
+    known |= {"--prune-layers"}  # llama.cpp's
     for text in (CLI, README):
         assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
 
@@ -173,7 +174,8 @@ def test_the_commands_of_a_page_run(capsys, tmp_path, monkeypatch, name):
             arguments += TRAINING
         if any("--dtype" in parameter.opts for parameter in VERBS[verb].params):
             arguments += ("--dtype", "float32")  # some machines are eighty times slower in bfloat16
-        run(capsys, *(str(TINY) if argument == "MODEL" else argument for argument in arguments))
+        small = {"MODEL": str(TINY), "200MB": "2MB"}
+        run(capsys, *(small.get(argument, argument) for argument in arguments))
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
