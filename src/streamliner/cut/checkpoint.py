@@ -16,6 +16,7 @@ from torch import Tensor
 from streamliner.cut.config_file import cut_config_files, write_config
 from streamliner.cut.folds import BLOCK_AXIS, Change, block_axis, keep_slices
 from streamliner.cut.names import extra_blocks, renamed_tensors, stack_prefix
+from streamliner.cut.quantised import renamed_metadata
 from streamliner.cut.rules import Removal
 from streamliner.cut.safetensors_file import FLOATS, NewTensor, TensorFile, read_checkpoint, write_file
 from streamliner.cut.structure import Structure
@@ -40,9 +41,10 @@ def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple
     removal = Removal.of(removed, len(structure))
     changes = structure.changes(removed)
     files = read_checkpoint(folder)
+    prefix = find_prefix([name for file in files for name in file.tensors], structure)
+    files = [replace(file, metadata=renamed_metadata(file.metadata, prefix, removal)) for file in files]
     file_of = {name: file for file in files for name in file.tensors}
-    prefix = find_prefix(file_of, structure)
-    configs = cut_config_files(folder, structure, removed, prefix)
+    configs = cut_config_files(folder, structure, removed, prefix, file_of)
     names = renamed_tensors(file_of, prefix, removal, structure.shared_with_kept(removed))
     tensors = {name: _slice(name, file_of[old].unchanged(old), removal) for name, old in names.items()}
     for change in changes:

@@ -13,6 +13,7 @@ from streamliner.cut.parent import plan_of
 from streamliner.cut.safetensors_file import read_checkpoint
 from streamliner.errors import HealingError, ModelError, OutputError
 from streamliner.model.mark import is_gguf
+from streamliner.model.precision import quantised_by
 from streamliner.model.stack import find_stack, has_encoder
 from streamliner.runs.outputs import MARK
 from streamliner.search.plan import Plan
@@ -30,6 +31,12 @@ def read_cut(folder: str | Path) -> tuple[Path, Plan]:
     if not path.is_dir() or not (path / "config.json").is_file():
         raise ModelError(f"There is no cut checkpoint {folder}.", "Make one with streamliner cut or prune.")
     plan = plan_of(path)
+    if quantised_by(json.loads((path / "config.json").read_bytes())):
+        raise HealingError(
+            f"The weights of {folder} are quantised, and healed ones would not be.",
+            f"Cut the model that it was quantised from: streamliner cut MODEL --plan {folder} -o NEW, heal NEW, then "
+            "quantise the result.",
+        )
     if "healing" in json.loads((path / MARK).read_text(encoding="utf-8")):
         raise HealingError(f"{folder} is healed already.", "Give the cut checkpoint that it was made from.")
     return path, plan
@@ -53,10 +60,10 @@ def check_healable(name: str, model: PreTrainedModel, config: Any, *, one_device
         )
     if has_encoder(model):
         raise HealingError(f"{name} reads with an encoder, so text alone cannot train its blocks.")
-    if getattr(config, "quantization_config", None):
+    if quantised_by(config):
         raise HealingError(
-            f"The weights of {name} are quantised, and trained ones would not be.",
-            "Cut and heal the model that it was quantised from, then quantise the result.",
+            f"The weights of {name} are quantised, and healed ones would not be.",
+            "Cut and heal the model that it was quantised from (a plan is for both), then quantise the result.",
         )
 
 
