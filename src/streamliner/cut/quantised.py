@@ -128,7 +128,9 @@ def _readers(prefix: str, body: str, plain: bool, expression: bool) -> list[Matc
         regex = [lambda name: bounded.match(name) or name.endswith(body)]
     except re.error as error:
         if prefix or expression:
-            raise UnsupportedModelError(f"{_REFUSED} {prefix}{body}, which is not understood: {error}.") from error
+            raise UnsupportedModelError(
+                f"{_REFUSED} {prefix}{body}, which is not understood: {error}.", _HINT
+            ) from error
         regex = []  # "*.mlp" is a file name's pattern alone
     return [*regex, lambda name: fnmatch.fnmatchcase(name, body)]
 
