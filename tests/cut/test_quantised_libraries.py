@@ -12,9 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import streamliner as sl
 from command import run
 from families import make_model
 from places import TINY
+from quantised_files import write_quantised
+from streamliner.errors import UnsupportedModelError
+from streamliner.search.plan import read_plan
 
 pytestmark = [
     pytest.mark.filterwarnings("default"),  # of libraries that are not ours to mend
@@ -156,6 +160,38 @@ def test_the_cut_checkpoint_is_the_dense_one_without_blocks(make, dense, tmp_pat
         assert torch.allclose(
             expected(SAMPLE, use_cache=False).logits, found(SAMPLE, use_cache=False).logits, atol=1e-5
         )
+
+
+def test_a_plan_found_on_a_load_in_4_bits_is_for_the_original(tmp_path, capsys):
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = AutoModelForCausalLM.from_pretrained(TINY, quantization_config=config).eval()
+    text = sl.calibration_set("python-docs", AutoTokenizer.from_pretrained(TINY), num_samples=1, sequence_length=32)
+    plan = sl.search(model, text, method="block-influence", remove=2, quiet=True).plan()
+    assert plan.model["precision"] == "bitsandbytes, 4 bits"
+    with pytest.raises(UnsupportedModelError, match="quantised in memory"):
+        sl.cut(model, plan)
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
+    arguments = ("--plan", tmp_path / "plan.json", "-o", tmp_path / "cut")
+    assert "bitsandbytes, 4 bits there, bfloat16 here" in run(capsys, "cut", TINY, *arguments)[1].replace("\n", " ")
+    assert read_plan(tmp_path / "cut").removed == plan.removed
+
+
+@pytest.mark.parametrize("name", ["fp8", "mxfp4"])
+def test_what_transformers_dequantises_computes_the_same(name, tmp_path, capsys):
+    """In the published layout: transformers quantises to neither on a CPU."""
+    folder = write_quantised(name, tmp_path / "dense")
+    arguments = ("--blocks", "1,4", "-o", tmp_path / "cut", "--json", "--quiet")
+    check = json.loads(run(capsys, "cut", folder, *arguments)[0])["verification"]
+    assert check["max_logit_difference"] <= check["tolerance"]
+    expected, found = (AutoModelForCausalLM.from_pretrained(each) for each in (folder, tmp_path / "cut"))
+    for index in reversed(REMOVED):
+        del expected.model.layers[index]
+    before, after = expected.state_dict(), found.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
 
 
 @pytest.mark.parametrize("make", [gptq, awq])

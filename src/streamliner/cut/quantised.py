@@ -66,6 +66,8 @@ class ModuleNames:
             parts = tensor.split(".")
             for length in range(1, len(parts) + 1):
                 name = ".".join(parts[:length])
+                if name in result:
+                    continue
                 match = re.match(rf"{re.escape(disk)}\.(\d+)(?=\.|$)", name)
                 if match is None:
                     result[name] = name

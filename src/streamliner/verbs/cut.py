@@ -183,7 +183,8 @@ def _folder_reference(session: Session, removed: tuple[int, ...], reporter: Repo
             return reference_outputs(session.load(reporter), removed, sample_tokens(session.config)), ""
         except (UnsupportedModelError, ImportError, RuntimeError, ValueError) as error:  # of a library or its kernels
             method = quantised_by(session.config)
-            if not method or session.source.kind == "memory" or is_out_of_memory(error):
+            refused = isinstance(error, UnsupportedModelError) and error.__cause__ is None  # by us, for what it is
+            if not method or refused or session.source.kind == "memory" or is_out_of_memory(error):
                 raise
             session.release()
             return None, f"{method} does not run on this machine: {last_line(error)}"
