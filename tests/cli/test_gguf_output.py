@@ -104,8 +104,8 @@ def test_a_plan_travels_between_the_formats_of_a_model(capsys, dense, tmp_path, 
     out = tmp_path / ("out" if here == TINY else "out.gguf")
     messages = run(capsys, "cut", here, "--plan", tmp_path / "run", "-o", out)[1]
     found = {
-        "file to folder": "GGUF, mostly F16 there, bfloat16 here",
-        "folder to file": "bfloat16 there, GGUF, mostly F16",
+        "file to folder": "GGUF, mostly F32 there, bfloat16 here",
+        "folder to file": "bfloat16 there, GGUF, mostly F32",
     }
     assert found[way] in " ".join(messages.split())
     assert read_plan(out).removed == read_plan(tmp_path / "run").removed
