@@ -20,6 +20,7 @@ from streamliner.cut.config_file import cut_config_files, write_config
 from streamliner.cut.file_copy import share_file
 from streamliner.cut.folds import BLOCK_AXIS, Change, block_axis, keep_slices
 from streamliner.cut.names import extra_blocks, renamed_tensors, stack_prefix
+from streamliner.cut.quantised import renamed_metadata
 from streamliner.cut.rules import Removal
 from streamliner.cut.safetensors_file import (
     FLOATS,
@@ -95,9 +96,10 @@ def prepare_checkpoint(
     removal = Removal.of(removed, len(structure))
     changes = structure.changes(removed)
     files = read_checkpoint(folder)
+    prefix = find_prefix([name for file in files for name in file.tensors], structure)
+    files = [_with_metadata(file, renamed_metadata(file.metadata, prefix, removal)) for file in files]
     file_of = {name: file for file in files for name in file.tensors}
-    prefix = find_prefix(file_of, structure)
-    configs = cut_config_files(folder, structure, removed, prefix)
+    configs = cut_config_files(folder, structure, removed, prefix, file_of)
     names = renamed_tensors(file_of, prefix, removal, structure.shared_with_kept(removed))
     tensors = {name: _slice(name, file_of[old].unchanged(old), removal) for name, old in names.items()}
     for change in changes:
@@ -230,6 +232,10 @@ def _fold(tensors: dict[str, NewTensor], change: Change, prefix: str) -> None:
         else:
             near = tensors.get(name) or replace(next(iter(needed.values())), old_name="")
             tensors[name] = replace(near, shape=tuple(tensor.shape), make=make(name))
+
+
+def _with_metadata(file: TensorFile, metadata: dict[str, str]) -> TensorFile:
+    return replace(file, metadata=metadata, other_metadata=metadata != file.metadata)
 
 
 def _shards(tensors: dict[str, NewTensor], max_bytes: int | None) -> tuple[Shard, ...]:

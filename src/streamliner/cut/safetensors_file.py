@@ -31,6 +31,7 @@ class TensorFile:
     metadata: dict[str, str]  # further strings in the header
     data_start: int  # the position of the first tensor's bytes
     num_tensors: int  # in the header; `tensors` may have fewer
+    other_metadata: bool = False  # whether `metadata` is no longer that of the file
 
     def unchanged(self, name: str) -> NewTensor:
         """The tensor `name`, to be copied or loaded as it is."""
@@ -112,7 +113,8 @@ def unchanged_file(tensors: Mapping[str, NewTensor]) -> TensorFile | None:
     """The file that has exactly these tensors, as they are and under their names; None if there is none."""
     file = next((tensor.file for tensor in tensors.values()), None)
     same = (tensor.file is file and tensor.old_name == name and not tensor.make for name, tensor in tensors.items())
-    return file if file and len(tensors) == file.num_tensors and all(same) else None
+    whole = file and not file.other_metadata and len(tensors) == file.num_tensors and all(same)
+    return file if whole else None
 
 
 def write_file(target: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:

@@ -14,6 +14,7 @@ from streamliner.cut.safetensors_file import read_checkpoint
 from streamliner.errors import HealingError, ModelError, OutputError
 from streamliner.heal.save_gguf import tensors_in_memory
 from streamliner.model.mark import is_gguf, read_mark
+from streamliner.model.precision import quantised_by
 from streamliner.model.stack import find_stack, has_encoder
 from streamliner.runs.outputs import is_gguf_name
 from streamliner.search.plan import Plan
@@ -35,6 +36,12 @@ def read_cut(cut: str | Path, out: str | Path) -> tuple[Path, Plan]:
         found = f"{out} would be a GGUF file, and {cut} is a folder: nothing is converted here."
         raise HealingError(found, "Write a folder (-o NAME), or heal a GGUF file that streamliner cut.")
     plan = plan_of(path)
+    if not is_gguf(path) and quantised_by(json.loads((path / "config.json").read_bytes())):
+        raise HealingError(
+            f"The weights of {cut} are quantised, and healed ones would not be.",
+            f"Cut the model that it was quantised from: streamliner cut MODEL --plan {cut} -o NEW, heal NEW, then "
+            "quantise the result.",
+        )
     if "healing" in (read_mark(path) or {}):
         raise HealingError(f"{cut} is healed already.", "Give the cut checkpoint that it was made from.")
     return path, plan
@@ -58,10 +65,10 @@ def check_healable(name: str, model: PreTrainedModel, config: Any, *, one_device
         )
     if has_encoder(model):
         raise HealingError(f"{name} reads with an encoder, so text alone cannot train its blocks.")
-    if getattr(config, "quantization_config", None):
+    if quantised_by(config):
         raise HealingError(
-            f"The weights of {name} are quantised, and trained ones would not be.",
-            "Cut and heal the model that it was quantised from, then quantise the result.",
+            f"The weights of {name} are quantised, and healed ones would not be.",
+            "Cut and heal the model that it was quantised from (a plan is for both), then quantise the result.",
         )
 
 

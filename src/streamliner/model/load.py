@@ -17,6 +17,7 @@ from streamliner.model.compat import gguf_tokenizer_is_separate, quick_gguf
 from streamliner.model.devices import best_device
 from streamliner.model.gguf_config import check_tensors, complete_config
 from streamliner.model.gguf_header import check_whole
+from streamliner.model.precision import quantised_by
 from streamliner.model.source import ModelSource, check_one_file, check_safetensors, explained, locate
 from streamliner.types import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -167,8 +168,14 @@ def load_model(
     spread = device_map or ("auto" if device == "auto" else None)
     if spread:
         arguments |= {"device_map": spread, "offload_folder": folder_for_converted_weights()}
-    with quick_gguf() if source.kind == "gguf" else nullcontext():
-        loaded, info = explained(source, lambda: cls.from_pretrained(**arguments, output_loading_info=True))
+    try:
+        with quick_gguf() if source.kind == "gguf" else nullcontext():
+            loaded, info = explained(source, lambda: cls.from_pretrained(**arguments, output_loading_info=True))
+    except UnsupportedModelError as error:
+        if source.kind == "gguf" or not quantised_by(load_config(source)):
+            raise
+        hint = "Without the library and the device that its format needs, search the model that it was quantised from:"
+        raise UnsupportedModelError(error.args[0], f"{hint} a plan is for both.") from error.__cause__
     check_gguf_tensors(source, loaded)
     missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
     if missing:

@@ -105,7 +105,7 @@ def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | 
             name = full_name(settings.method)
             steps = loop.steps(blocks, structure, probe, journal) if loop else None
             frontier = run_method(probe, method, name, limit, increase, target=target, is_good=is_good, steps=steps)
-    found = Found(frontier, probe.counters, calibration, session.identity, session.num_blocks)
+    found = Found(frontier, probe.counters, calibration, session.parent, session.num_blocks)
     if folder and not session.ranks.rank:
         _write(folder, found, probe.measured_similarity, every=settings.frontier)
     return found
