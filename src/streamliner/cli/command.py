@@ -185,7 +185,8 @@ def _was_typed(ctx: typer.Context, name: str) -> bool:
 def _option(settings: type, name: str, flag: Flag, panel: str) -> inspect.Parameter:
     default = default_of(settings, name)
     kind = kind_of(settings, name)
-    help_text = flag.help + (f": {', '.join(flag.choices)}" if flag.choices and ":" not in flag.help else "")
+    choices = ", ".join((*flag.choices, *["a plug-in"] * bool(flag.plugins)))
+    help_text = flag.help + (f": {choices}" if choices and ":" not in flag.help else "")
     if isinstance(default, (int, float, str)) and not isinstance(default, bool):
         help_text += f" [dim](default: {default})[/]"
     names = flag.names if flag.names or (kind is bool and default) else (f"--{name.replace('_', '-')}",)

@@ -14,7 +14,6 @@ from streamliner.errors import HealingError
 from streamliner.heal.checks import ANOTHER_MODEL, check_apart, check_checkpoint, check_healable, check_pair, read_cut
 from streamliner.heal.custom_code import FILE
 from streamliner.heal.healing import Healing, prepare_healing
-from streamliner.heal.networks.make import FEED_FORWARDS
 from streamliner.heal.save import healed_reference, usual_precision, write_healed
 from streamliner.heal.state import RESULT, RUN
 from streamliner.heal_settings import HealSettings
@@ -57,7 +56,7 @@ def heal(cut: PreTrainedModel, settings: HealSettings) -> PreTrainedModel:
     with tempfile.TemporaryDirectory(prefix="streamliner-") as name:
         scratch = Path(name)
         folder = check_run_folder(scratch / "run" if settings.run is None else settings.run, RUN)
-        if settings.network in FEED_FORWARDS:
+        if settings.custom_network:
             cut.save_pretrained(scratch / "cut")
         graft, result = Healing(session, plan.removed, prepared, folder, scratch / "cut", reporter).train()
         if graft.networks:  # custom code is in files only
