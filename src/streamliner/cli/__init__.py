@@ -4,6 +4,7 @@ import json
 import sys
 
 import typer
+from rich.markup import escape
 
 from streamliner._version import __version__
 from streamliner.cli import (
@@ -36,7 +37,9 @@ app = typer.Typer(
 )
 VERBS = (inspect, search, cut, prune, answer, heal, evaluate, benchmark, report, verify, methods, doctor)
 for verb in VERBS:  # in the order of --help
-    app.command()(getattr(verb, verb.__name__.rpartition(".")[2]))
+    function = getattr(verb, verb.__name__.rpartition(".")[2])
+    lines = (escape(f"streamliner {example}") for example in function.examples)
+    app.command(epilog="\n\n".join(["[bold]Examples[/]", *lines]))(function)
 
 
 def _version(asked: bool) -> None:

@@ -10,7 +10,17 @@ from streamliner.settings import CutSettings, ModelSettings
 OUT = Argument("output", "Folder for the checkpoint; of GGUF, also a .gguf file", "OUT", ("--output", "-o"))
 
 
-@command(MODEL, OUT, Cut=CutSettings, Model=ModelSettings)
+@command(
+    MODEL,
+    OUT,
+    examples=(
+        "cut Qwen/Qwen3-0.6B --plan runs/sleb -o small",
+        "cut Qwen/Qwen3-0.6B --blocks 3,7,9 -o small",
+        "cut model.gguf --plan runs/sleb -o small.gguf",
+    ),
+    Cut=CutSettings,
+    Model=ModelSettings,
+)
 def cut(given: Given) -> None:
     """Write the checkpoint without the blocks of a plan, and verify it against bypass on the dense model.
 

@@ -8,7 +8,7 @@ from streamliner.format import Table, human_bytes
 from streamliner.settings import InspectSettings
 
 
-@command(Doctor=InspectSettings)
+@command(examples=("doctor", "doctor --json"), Doctor=InspectSettings)
 def doctor(given: Given) -> None:
     """Show versions, devices, extras, disks, and how many threads and which precision are fast here."""
     from streamliner.verbs.doctor import doctor as examine

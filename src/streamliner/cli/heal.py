@@ -13,7 +13,15 @@ from streamliner.settings import ModelSettings
 CUT = Argument("cut", "Folder that streamliner cut or prune wrote", "CUT")
 
 
-@command(CUT, OUT, without=("offload",), recipes=True, Heal=HealSettings, Model=ModelSettings)
+@command(
+    CUT,
+    OUT,
+    examples=("heal small --loss kd --data my.jsonl --tokens 2M -o healed", "heal small --fold refit -o folded"),
+    without=("offload",),
+    recipes=True,
+    Heal=HealSettings,
+    Model=ModelSettings,
+)
 def heal(given: Given) -> None:
     """Train networks in place of removed blocks, or repair them in closed form. A killed run continues.
 

@@ -10,7 +10,7 @@ from streamliner.cli.console import console, print_line
 from streamliner.settings import InspectSettings
 
 
-@command(Methods=InspectSettings)
+@command(examples=("methods", "methods --json"), Methods=InspectSettings)
 def methods(given: Given) -> None:
     """List the search methods, what they minimise, their settings for --set, and what plug-ins bring."""
     from streamliner.verbs.methods import methods as list_methods
