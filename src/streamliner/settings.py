@@ -241,7 +241,7 @@ class BenchmarkSettings:
     context_tokens: int | None = flag(None, "Prompt tokens in generation (default: 64; CPU: 32)", minimum=1)
     new_tokens: int | None = flag(None, "Generated tokens (default: 128; CPU: 32)", minimum=1)
     repeats: int | None = flag(None, "Measurements of each model (default: 7)", minimum=1)
-    engine: str = flag("transformers", "Program that runs the models", choices=ENGINES)
+    engine: str = flag("transformers", "Program that runs the models", choices=ENGINES, plugins="engine")
     output: str | Path | None = flag(None, RESULT, "--output", "-o", metavar="FILE")
     overwrite: bool = flag(False, OVERWRITE)
     quiet: bool = flag(False, QUIET, "--quiet", "-q")

@@ -10,7 +10,18 @@ from streamliner.settings import CutSettings, HubSettings, ModelSettings
 OUT = Argument("output", "Folder, .gguf file (of GGUF), or hub:USER/NAME", "OUT", ("--output", "-o"))
 
 
-@command(MODEL, OUT, Cut=CutSettings, Hub=HubSettings, Model=ModelSettings)
+@command(
+    MODEL,
+    OUT,
+    examples=(
+        "cut Qwen/Qwen3-0.6B --plan runs/sleb -o small",
+        "cut Qwen/Qwen3-0.6B --blocks 3,7,9 -o small",
+        "cut model.gguf --plan runs/sleb -o small.gguf",
+    ),
+    Cut=CutSettings,
+    Hub=HubSettings,
+    Model=ModelSettings,
+)
 def cut(given: Given) -> None:
     """Write the checkpoint without the blocks of a plan, and verify it against bypass on the dense model.
 

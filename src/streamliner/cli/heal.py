@@ -13,7 +13,16 @@ from streamliner.settings import HubSettings, ModelSettings
 CUT = Argument("cut", "Folder or GGUF file that streamliner cut", "CUT")
 
 
-@command(CUT, OUT, without=("offload",), recipes=True, Heal=HealSettings, Hub=HubSettings, Model=ModelSettings)
+@command(
+    CUT,
+    OUT,
+    examples=("heal small --loss kd --data my.jsonl --tokens 2M -o healed", "heal small --fold refit -o folded"),
+    without=("offload",),
+    recipes=True,
+    Heal=HealSettings,
+    Hub=HubSettings,
+    Model=ModelSettings,
+)
 def heal(given: Given) -> None:
     """Train networks in place of removed blocks, or repair them in closed form. A killed run continues.
 

@@ -13,6 +13,11 @@ from streamliner.settings import HubSettings, ModelSettings, PruneSettings, Sear
 @command(
     MODEL,
     OUT,
+    examples=(
+        "prune Qwen/Qwen3-0.6B --remove 20% -o small",
+        "prune Qwen/Qwen3-0.6B --remove 4 --heal --tokens 2M -o small",
+        "prune Qwen/Qwen3-0.6B --target-speedup 1.25 --recipe quick -o fast",
+    ),
     without=("dense",),
     recipes=True,
     Search=SearchSettings,

@@ -17,6 +17,7 @@ from streamliner.heal.checks import check_healable
 from streamliner.heal.folding import Folded, fold
 from streamliner.heal.graft import Graft, make_graft
 from streamliner.heal.merge import merge
+from streamliner.heal.networks.make import network_class
 from streamliner.heal.objective import Objective
 from streamliner.heal.save import try_out
 from streamliner.heal.state import STATE, load_tensors, open_run
@@ -44,6 +45,8 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
     """Raise UserError for all that can be found before there is a plan and before weights are loaded."""
     one_device = dense.settings.device != "auto" and not dense.settings.offload
     check_healable(dense.source.name, dense.shell, dense.config, one_device=one_device)
+    if settings.custom_network:
+        network_class(settings.network)
     if settings.lora and find_spec("peft") is None:
         raise MissingExtraError("LoRA", "heal")
     if settings.fold and dense.ranks.size > 1:

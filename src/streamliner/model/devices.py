@@ -49,15 +49,22 @@ def enough_memory(doing: str, help: str) -> Iterator[None]:
 
 
 def _free_memory() -> str:
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return f"The GPU has {human_bytes(total)}, of which {human_bytes(free)} are free now."
-    names = ("SC_PAGE_SIZE", "SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
-    try:
-        page, free, total = map(os.sysconf, names)
-    except (ValueError, AttributeError):  # macOS and Windows do not say
+    owner, device = ("GPU", "cuda") if torch.cuda.is_available() else ("machine", "cpu")
+    found = free_and_total(torch.device(device))
+    if found is None:
         return ""
-    return f"The machine has {human_bytes(page * total)}, of which {human_bytes(page * free)} are free now."
+    return f"The {owner} has {human_bytes(found[1])}, of which {human_bytes(found[0])} are free now."
+
+
+def free_and_total(device: torch.device) -> tuple[int, int] | None:
+    """Bytes of memory that are free now, and all; None where the device does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    try:
+        page, free, total = map(os.sysconf, ("SC_PAGE_SIZE", "SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+    except (ValueError, AttributeError):  # macOS and Windows do not say
+        return None
+    return (page * free, page * total) if device.type == "cpu" else None
 
 
 def can_be_in_float32(model: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from streamliner.report.sections.evaluation_tables import evaluation_section
 from streamliner.report.sections.frontier_plots import frontier_sections
 from streamliner.report.sections.headline import headline_sections
 from streamliner.report.sections.healing_run import healing_section
+from streamliner.report.sections.plugin_sections import plugin_sections
 from streamliner.report.sections.reproduce import reproduce_section
 from streamliner.report.sections.search_run import search_section
 from streamliner.report.sections.speed_tables import speed_section
@@ -65,6 +66,7 @@ def make_sections(results: Results) -> list[Section]:
         *(healing_section(run) for run in results.runs if run.history or "healing" in run.files),
         *map(evaluation_section, results.evaluations),
         *map(speed_section, results.benchmarks),
+        *plugin_sections(results),
         reproduce_section(results),
     ]
 

@@ -23,10 +23,10 @@ class Section:
     """A heading with cards, then paragraphs, then tables, then figures."""
 
     title: str
-    cards: list[Card] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    cards: list[Card] = field(default_factory=list)
 
 
 def by_column(columns: Iterable[Iterable[str]]) -> Table:

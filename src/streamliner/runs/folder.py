@@ -10,6 +10,7 @@ from typing import Any
 
 from streamliner._version import __version__
 from streamliner.errors import OutputError
+from streamliner.plugins import KINDS, plugins
 
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "accelerate", "safetensors", "peft", "datasets", "gguf"),
@@ -84,6 +85,7 @@ def environment() -> dict[str, Any]:
             versions[library] = version(library)
         except PackageNotFoundError:
             continue
+    versions |= {plugin.distribution: plugin.version for kind in KINDS.values() for plugin in plugins(kind)}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     program = Path(sys.argv[0]).name  # without this machine's folders
     return {

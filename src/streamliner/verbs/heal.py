@@ -17,7 +17,6 @@ from streamliner.heal.checks import ANOTHER_MODEL, check_apart, check_checkpoint
 from streamliner.heal.custom_code import FILE
 from streamliner.heal.graft import Graft
 from streamliner.heal.healing import Healing, prepare_healing
-from streamliner.heal.networks.make import FEED_FORWARDS
 from streamliner.heal.save import healed_reference, usual_precision, write_healed
 from streamliner.heal.save_gguf import StoredWeights, check_gguf_healing, store_weights
 from streamliner.heal.state import RESULT, RUN
@@ -63,7 +62,7 @@ def heal(cut: PreTrainedModel, settings: HealSettings) -> PreTrainedModel:
     with tempfile.TemporaryDirectory(prefix="streamliner-") as name:
         scratch = Path(name)
         folder = check_run_folder(scratch / "run" if settings.run is None else settings.run, RUN)
-        if settings.network in FEED_FORWARDS:
+        if settings.custom_network:
             cut.save_pretrained(scratch / "cut")
         graft, result = Healing(session, plan.removed, prepared, folder, scratch / "cut", reporter).train()
         if graft.networks:  # custom code is in files only
