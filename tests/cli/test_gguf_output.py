@@ -214,7 +214,7 @@ def test_a_full_disk_is_said_before_and_while_writing(capsys, monkeypatch, dense
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
-        assert "the disk has 1 MB left" in run(capsys, *arguments, status=2)[1]
+        assert "has 1 MB left" in run(capsys, *arguments, status=2)[1]
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import Any
 
+from streamliner.model.gguf_header import read_header
 from streamliner.model.source import ModelSource
 
 
@@ -33,8 +34,9 @@ def precision(source: ModelSource, config: Any) -> str:
         from gguf import GGMLQuantizationType
 
         sizes = Counter[int]()
-        for place in source.gguf_header.places.values():
-            sizes[place.kind] += place.nbytes
+        for file in source.gguf_files:  # the first part of a split file may have no tensors
+            for place in read_header(file).places.values():
+                sizes[place.kind] += place.nbytes
         return f"GGUF, mostly {GGMLQuantizationType(sizes.most_common(1)[0][0]).name}"
     found = quantisation(config)
     if not found:

@@ -24,7 +24,7 @@ from streamliner.model.mark import read_mark
 from streamliner.model.parts import count_parameters
 from streamliner.model.precision import quantised_by
 from streamliner.model.session import Session, checkpoint_bytes, open_model
-from streamliner.model.source import checkpoint_folder, weight_file_bytes
+from streamliner.model.source import check_safetensors, checkpoint_folder, weight_file_bytes
 from streamliner.model.stack import check_indices
 from streamliner.runs.files import PLAN_ATTRIBUTE, finite, write_json
 from streamliner.runs.outputs import MARK, check_output, check_output_file, is_gguf_name, output_file, output_folder
@@ -261,6 +261,7 @@ def _prepared(
 ) -> CheckpointCut | None:
     """The cut of the safetensors files; None for a model that has none and is rebuilt in memory."""
     if session.source.kind in ("folder", "hub"):
+        check_safetensors(session.source)
         return prepare_checkpoint(checkpoint_folder(session.source), structure, removed, settings.max_shard_bytes)
     if settings.link:
         found = f"--link is for folders of safetensors files, and {session.source.name} is not one."

@@ -80,7 +80,8 @@ def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | 
     blocks = session.load(reporter)
     if not loop and not blocks.offloaded:
         most = limit or (target.blocks if target else None) or most_removable(method, session.num_blocks)
-        calibration = _in_time(session, blocks, calibration, structure, method, most, settings, reporter)
+        with enough_memory("measuring losses", SMALLER):
+            calibration = _in_time(session, blocks, calibration, structure, method, most, settings, reporter)
     alone = one_writer(folder, "search") if folder and not session.ranks.rank else nullcontext()
     with alone, reporter.progress(f"Searching ({full_name(settings.method)})") as progress:
         journal = _journal(folder, session, settings, method, calibration, reporter, loop) if folder else None
