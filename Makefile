@@ -31,7 +31,7 @@ check: setup
 
 # The pages of docs/ as a site in site/, with links checked.
 docs: setup
-	$(BIN)/python -m pip install --quiet '.[docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Every decoder type of the installed transformers; makes the table in docs/architectures.md anew.
