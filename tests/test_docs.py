@@ -151,7 +151,7 @@ SMALLER = {
     ("evaluate",): ("--sequence-length", "64", "--num-samples", "2", "--no-cache"),
     ("heal",): ("--sequence-length", "64", "--validation-windows", "2", "--fold-tokens", "1k"),
 }
-TRAINING = ("--tokens", "512", "--global-batch-size", "2", "--validation-windows", "2")
+TRAINING = ("--tokens", "512", "--global-batch-size", "2", "--micro-batch", "1", "--validation-windows", "2")
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -170,7 +170,7 @@ def test_the_commands_of_a_page_run(capsys, tmp_path, monkeypatch, name):
         verb = arguments[0]
         if "--config" not in arguments:
             arguments += next((more for verbs, more in SMALLER.items() if verb in verbs), ())
-        if {"--heal", "--tokens"} & {*arguments}:
+        if {"--heal", "--tokens"} & {*arguments} or (verb == "heal" and "--recipe" in arguments):
             arguments += TRAINING
         if any("--dtype" in parameter.opts for parameter in VERBS[verb].params):
             arguments += ("--dtype", "float32")  # some machines are eighty times slower in bfloat16
