@@ -25,9 +25,5 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links to them go to their pages."""
     up = "../" * page.file.src_uri.count("/")
     for source, name in PAGES.items():
-        for prefix in ("../" + up, "" if page.file.generated_by else None):
-            if prefix is not None:
-                markdown = markdown.replace(f"]({prefix}{source}", f"]({up}{name}")
-    if page.file.generated_by:  # these lie at the root, next to docs/
-        markdown = markdown.replace("](docs/", "](").replace("](../docs/", "](")
+        markdown = markdown.replace(f"](../{up}{source}", f"]({up}{name}")
     return markdown

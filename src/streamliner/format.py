@@ -46,7 +46,9 @@ def with_error(value: float | None, error: float | None, digits: str = ".4f") ->
     """A number with its standard error, where there is one."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    return f"{value:{digits}}" + ("" if error is None or not math.isfinite(error) else f" ± {error:{digits}}")
+    if error is None or not math.isfinite(error):
+        return f"{value:{digits}}"
+    return f"{value:{digits}} ± {error:{digits.lstrip('+')}}"
 
 
 def share_with_error(value: float | None, error: float | None) -> str:

@@ -100,8 +100,7 @@ class SearchSettings:
         if self.search_effort and "effort" in pairs(self.set, "--set"):
             raise MethodError("The effort is given twice, by --search-effort and --set effort.")
         number(self.memory_budget, "--memory-budget", "bytes")
-        if self.time_limit is not None:
-            seconds(self.time_limit, "--time-limit")
+        _ = self.time_limit_seconds  # raises if it is none
         given = [name for name in AMOUNTS if getattr(self, name) is not None]
         if len(given) > 1:
             flags = " and ".join(long_name(SearchSettings, name) for name in given)
@@ -133,7 +132,7 @@ class SearchSettings:
         return number(self.memory_budget, "--memory-budget", "bytes")
 
     @property
-    def seconds(self) -> float | None:
+    def time_limit_seconds(self) -> float | None:
         """`time_limit` in seconds."""
         return None if self.time_limit is None else seconds(self.time_limit, "--time-limit")
 

@@ -103,7 +103,8 @@ def test_a_file_is_uploaded_with_its_plan_and_a_card(capsys, hub, tmp_path):
     assert files["small.gguf"] == (tmp_path / "small.gguf").read_bytes()
     assert json.loads(files["streamliner.json"])["removed"] == [3, 7]
     card = card_of(files)
-    assert (card.data.license, card.data.library_name) == ("apache-2.0", "gguf")
+    fields = card.data.to_dict()
+    assert (fields["license"], fields["library_name"]) == ("apache-2.0", "gguf")
     assert "llama-cli -hf club/small" in card.content
     assert 'gguf_file="small.gguf"' in card.content
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
@@ -35,11 +34,20 @@ def test_the_estimate_counts_what_the_search_then_runs(blocks, calibration):
         assert 1 / tolerance < ratio < tolerance, (settings, ratio)
 
 
-def test_a_pass_is_timed_by_its_parts(blocks, calibration):
-    times = time_pass(blocks, calibration.windows[0])
-    assert times.block > 0
-    assert times.rest >= 0
-    assert times.block * len(blocks) + times.rest < 5  # of 128 tokens through a model of 1 MB
+def test_a_pass_is_timed_by_its_parts(blocks, calibration, monkeypatch):
+    """On a clock that goes on by a second for each block and by three for the rest; the first forward takes longer."""
+    now = [0.0]
+
+    def losses(self, windows, removed):
+        assert windows.shape == (1, 64)
+        now[0] += 3 + len(blocks) - len(removed) + (9 if now[0] == 0 else 0)
+        return [0.0]
+
+    monkeypatch.setattr("streamliner.measure.pass_time.TOKENS", 64)
+    monkeypatch.setattr("streamliner.measure.pass_time.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("streamliner.measure.pass_time.PlainPath.losses", losses)
+    times = time_pass(blocks, calibration.windows[0])  # of 128 tokens
+    assert (times.block, times.rest) == pytest.approx((2.0, 6.0))
 
 
 def test_a_long_search_names_the_ways_that_take_less(blocks, calibration):
@@ -110,11 +118,12 @@ def test_times_as_people_write_them():
             seconds(wrong, "--time-limit")
 
 
-def test_a_deadline_is_over_once_and_says_so_once():
-    said = []
-    deadline = Deadline(0.05, say=said.append)
+def test_a_deadline_is_over_once_and_says_so_once(monkeypatch):
+    said, now = [], [100.0]
+    monkeypatch.setattr("streamliner.measure.deadline.time.monotonic", lambda: now[0])
+    deadline = Deadline(5.0, say=said.append)
     assert not deadline.is_over()
-    time.sleep(0.06)
+    now[0] = 105.0
     assert deadline.is_over()
     assert deadline.is_over()
     assert len(said) == 1

@@ -1,4 +1,7 @@
-"""Copy bytes from file to file without taking them into this process, and share whole files, where the system can."""
+"""Copy bytes from file to file without taking them into this process, and share whole files, where the system can.
+
+What must be looked at is read in pieces, so that no tensor is in memory.
+"""
 
 import os
 from collections.abc import Iterator
@@ -35,9 +38,25 @@ def copy_range(source: FileIO, begin: int, size: int, target: FileIO) -> None:
         with _naming(source):
             count = source.readinto(buffer[: size - done])
         if not count:
-            raise ModelError(f"The safetensors file {source.name} ends too early.", "Download or copy it again.")
+            raise _too_short(source.name)
         write_all(target, buffer[:count])
         done += count
+
+
+def pieces(path: Path, begin: int, size: int) -> Iterator[bytes]:
+    """The `size` bytes of a file from `begin` on, a few megabytes at a time; a ModelError if it ends too early."""
+    with path.open("rb") as reader:
+        reader.seek(begin)
+        while size:
+            piece = reader.read(min(size, READ_BYTES))
+            if not piece:
+                raise _too_short(path)
+            yield piece
+            size -= len(piece)
+
+
+def _too_short(file: object) -> ModelError:
+    return ModelError(f"The file {file} ends too early.", "Download or copy it again.")
 
 
 def write_all(target: FileIO, content: bytes | memoryview) -> None:

@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from streamliner.cut.checkpoint import find_prefix
-from streamliner.cut.file_copy import READ_BYTES
+from streamliner.cut.file_copy import pieces
 from streamliner.cut.folds import block_axis
 from streamliner.cut.names import renamed_tensors
 from streamliner.cut.rules import Removal
@@ -42,12 +42,9 @@ def _is_same(file: TensorFile, name: str, other: TensorFile, other_name: str) ->
     headers = (file.tensors[name], other.tensors[other_name])
     if any(headers[0][key] != headers[1][key] for key in ("dtype", "shape")):
         return False
-    return all(part == other_part for part, other_part in zip_longest(_parts(file, name), _parts(other, other_name)))
+    return all(one == another for one, another in zip_longest(_pieces(file, name), _pieces(other, other_name)))
 
 
-def _parts(file: TensorFile, name: str) -> Iterator[bytes]:
-    begin, end = file.tensors[name]["data_offsets"]
-    with file.path.open("rb") as stream:
-        stream.seek(file.data_start + begin)
-        for left in range(end - begin, 0, -READ_BYTES):
-            yield stream.read(min(left, READ_BYTES))
+def _pieces(file: TensorFile, name: str) -> Iterator[bytes]:
+    begin, _ = file.tensors[name]["data_offsets"]
+    return pieces(file.path, file.data_start + begin, file.num_bytes(name))

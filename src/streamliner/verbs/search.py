@@ -6,8 +6,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from streamliner.cut.structure import Structure, by_reason
 from streamliner.errors import RemovalError, TextError, UnsupportedModelError
 from streamliner.fields import recorded
@@ -96,7 +94,7 @@ def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | 
             ranks=session.ranks,
             say=reporter.say,
             objective=settings.objective,
-            deadline=Deadline(settings.seconds, session.ranks, reporter.say),
+            deadline=Deadline(settings.time_limit_seconds, session.ranks, reporter.say),
         )
         if journal and journal.is_of_earlier_release:
             probe.check_a_known_loss()
@@ -243,13 +241,13 @@ def _in_time(
     probe = Probe(blocks, calibration, refusal=structure.refusal, objective=settings.objective, say=reporter.say)
     mine = len(session.ranks.share(probe.num_windows))
     estimate = Estimate(probe, time_pass(blocks, calibration.windows[0]), mine, blocks.forkable)
-    if settings.seconds is None:
+    if settings.time_limit_seconds is None:
         estimate.announce(method, limit)
-    if settings.seconds is None or isinstance(settings.calibration, CalibrationSet):
+    if settings.time_limit_seconds is None or isinstance(settings.calibration, CalibrationSet):
         return calibration
     before = None if settings.run is None or settings.overwrite else run_windows(Path(settings.run))
-    count = before or estimate.windows_that_fit(method, limit, settings.seconds)
-    count = int(session.ranks.total(torch.tensor(0.0 if session.ranks.rank else float(count))).item())
+    fit = before or estimate.windows_that_fit(method, limit, settings.time_limit_seconds)
+    count = int(session.ranks.of_first(fit))  # each process measures its own times
     if count >= probe.num_windows:
         return calibration
     reporter.say(f"There is time for {count} of {probe.num_windows} windows.")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-from streamliner.format import number, short_names
+from streamliner.format import number, short_names, with_error
 from streamliner.report import measurements
 from streamliner.report.read import JsonObject, Results
 from streamliner.report.section import Card, Section
@@ -43,13 +43,11 @@ def _lost(results: Results, name: str) -> Iterator[str]:
             if model["model"] != name:
                 continue
             for before, after in zip(dense["perplexity"], model["perplexity"], strict=True):
-                text = Path(after["source"]).name
                 behind = compared["loss_behind"][after["source"]]
+                increase = with_error(behind["mean"], behind["standard_error"], "+.3f")
                 yield (
-                    f"{behind['mean']:+.3f} ± {behind['standard_error']:.3f} nats on {text}: "
+                    f"{increase} nats on {Path(after['source']).name}: "
                     f"perplexity {number(before['perplexity'])} to {number(after['perplexity'])}"
-                    if None not in (behind["mean"], behind["standard_error"])
-                    else f"perplexity not finite on {text}"
                 )
             if tasks:
                 rates = [measurements.mean_accuracy(each, tasks)[0] for each in (dense, model)]
@@ -61,8 +59,7 @@ def _lost(results: Results, name: str) -> Iterator[str]:
 def _won(model: JsonObject, dense: JsonObject, speed: JsonObject | None) -> Iterator[str]:
     yield f"{dense['blocks'] - model['blocks']} of {dense['blocks']} blocks fewer"
     yield f"{1 - model['parameters'] / dense['parameters']:.0%} of the parameters fewer"
-    for kind in BENCHMARK_KINDS if speed else ():
-        each = speed[kind]  # type: ignore[index]
+    for kind, each in ((kind, speed[kind]) for kind in BENCHMARK_KINDS if speed):
         yield f"{kind} {each['speed_up']:.2f} times as fast ({each['lowest']:.2f} to {each['highest']:.2f})"
 
 
