@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         search as search,
     )
     from streamliner.benchmark.result import Benchmark as Benchmark
+    from streamliner.cut.faults import Checkup as Checkup, Fault as Fault
     from streamliner.cut.verification import Verification as Verification
     from streamliner.evaluate.evaluation import Evaluation as Evaluation
     from streamliner.measure.loss import Loss as Loss
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
     from streamliner.text.calibration import CalibrationSet as CalibrationSet
     from streamliner.text.windows import calibration_set as calibration_set
     from streamliner.verbs.cut import cut as cut
-    from streamliner.verbs.verify import verify as verify
+    from streamliner.verbs.verify import find_faults as find_faults, mend as mend, verify as verify
 
 _NAMES = {
     "api": "benchmark evaluate heal recipe search",
     "benchmark.result": "Benchmark",
+    "cut.faults": "Checkup Fault",
     "cut.verification": "Verification",
     "evaluate.evaluation": "Evaluation",
     "measure.loss": "Loss",
@@ -48,7 +50,7 @@ _NAMES = {
     "text.calibration": "CalibrationSet",
     "text.windows": "calibration_set",
     "verbs.cut": "cut",
-    "verbs.verify": "verify",
+    "verbs.verify": "find_faults mend verify",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from streamliner.errors import EvaluationError, MethodError, RemovalError
+from streamliner.errors import EvaluationError, MethodError, OutputError, RemovalError
 from streamliner.fields import check_values, default_of, flag, long_name, names, number, pairs, seconds
 from streamliner.text.calibration import NUM_SAMPLES, CalibrationSet
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
@@ -251,10 +251,20 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True)
 class VerifySettings:
-    """What to compare a cut model with."""
+    """What to compare a model with, and where a mended copy goes."""
 
     dense: ModelLike | None = flag(None, "Model it was cut from (default: as recorded)", metavar="MODEL")
+    mend: bool = flag(False, "Write a copy without the faults")
+    output: str | Path | None = flag(None, "Folder or .gguf file of that copy", "--output", "-o", metavar="OUT")
+    overwrite: bool = flag(False, OVERWRITE)
     quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        if self.output is not None and not self.mend:
+            raise OutputError("--output has no effect without --mend.", "Add --mend, or leave it out.")
+        if self.mend and self.output is None:
+            raise OutputError("--mend writes a mended copy, and needs a name for it.", "Add -o OUT.")
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,62 @@
 """`streamliner verify`."""
 
-from streamliner.cli.command import Given, command
+import sys
+
+from streamliner.cli.command import Argument, Given, command
 from streamliner.cli.console import print_line
 from streamliner.cli.cut import print_verification
-from streamliner.cli.heal import CUT
+from streamliner.format import counted
 from streamliner.settings import ModelSettings, VerifySettings
+
+FILES = Argument("cut", "Folder or GGUF file, by any tool", "MODEL")
 
 
 @command(
-    CUT,
-    examples=("verify small", "verify small --dense Qwen/Qwen3-0.6B"),
+    FILES,
+    examples=(
+        "verify small",
+        "verify small --dense Qwen/Qwen3-0.6B",
+        "verify broken.gguf --dense model.gguf --mend -o mended.gguf",
+    ),
     without=("offload",),
     Verify=VerifySettings,
     Model=ModelSettings,
 )
 def verify(given: Given) -> None:
-    """Compare a cut checkpoint with its dense model, whose removed blocks are bypassed."""
+    """Find what is wrong with the files of a model, and compare a cut one with bypass on its dense model.
+
+    Ends with status 1 if there is a fault; --mend writes a copy without it.
+    """
     from streamliner.runs.ranks import check_alone
-    from streamliner.verbs.verify import verify_folder
+    from streamliner.verbs.verify import verify_files
 
     check_alone("verify")
-    cut = given.argument(CUT)
-    check = verify_folder(cut, given.settings(VerifySettings), given.settings(ModelSettings)).to_json()
+    cut, settings = given.argument(FILES), given.settings(VerifySettings)
+    result = verify_files(cut, settings, given.settings(ModelSettings))
+    faults, mended = result["faults"], result["mended"]
 
     def table() -> None:
-        print_verification(check, "bypass on the dense model")
-        print_line(f"{cut} is right.")
+        if faults:
+            print_line(f"{counted(len(faults), 'fault')} in {cut}")
+            for each in faults:
+                print_line(f"- {each['where']}: {each['what']} --mend: {each['mend'] or 'cannot be mended.'}")
+            beyond = sum(not each["mend"] for each in faults)
+            if mended:
+                print_line(f"A copy without them: {mended}")
+            elif not beyond:
+                print_line("Add --mend -o OUT for a copy without them.")
+            elif settings.dense is None:
+                print_line(f"{beyond} cannot be mended from these files alone. With --dense MODEL more can be.")
+            return
+        if result["unchecked"]:
+            print_line(f"Not checked whether all tensors are there: {result['unchecked']}")
+        if result["verification"]:
+            print_verification(result["verification"], "bypass on the dense model")
+            print_line(f"{cut} is right.")
+        else:
+            print_line(f"No fault was found in the files of {cut}.")
+            print_line(f"Its logits were not compared. {result['not_compared']}")
 
-    given.show(check, cut, table)
+    given.show(result, mended or cut, table)
+    if faults and not mended:
+        sys.exit(1)

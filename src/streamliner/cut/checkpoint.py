@@ -8,10 +8,11 @@ no tensor is renamed, left out or changed stays the same file, byte for byte: th
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -104,15 +105,28 @@ def prepare_checkpoint(
     tensors = {name: _slice(name, file_of[old].unchanged(old), removal) for name, old in names.items()}
     for change in changes:
         _fold(tensors, change, prefix)
+    extra = extra_blocks(file_of, prefix, len(structure))
+    left_out = tuple(f"{name} (multi-token prediction, trained behind all blocks)" for name in extra)
+    known, metadata = [file.path.name for file in files], _index_metadata(files, structure, removed)
+    return in_shards(folder, configs, tensors, known, metadata, max_shard_bytes, left_out)
+
+
+def in_shards(
+    folder: Path,
+    configs: dict[str, Any],
+    tensors: dict[str, NewTensor],
+    weight_files: Iterable[str],
+    metadata: Mapping[str, Any] = MappingProxyType({}),
+    max_shard_bytes: int | None = None,
+    left_out: tuple[str, ...] = (),
+) -> CheckpointCut:
+    """A checkpoint of these tensors, before it is written; `metadata` is that of its index."""
     shards, index = _shards(tensors, max_shard_bytes), None
     if len(shards) > 1:
         weight_map = {name: shard.name for shard in shards for name in shard.tensors}
-        metadata = _index_metadata(files, structure, removed) | {"total_size": sum(shard.nbytes for shard in shards)}
-        index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-    known = frozenset({INDEX_FILE, *(file.path.name for file in files)})
-    extra = extra_blocks(file_of, prefix, len(structure))
-    left_out = tuple(f"{name} (multi-token prediction, trained behind all blocks)" for name in extra)
-    return CheckpointCut(folder, configs, shards, index, known, left_out)
+        described = {**metadata, "total_size": sum(shard.nbytes for shard in shards)}
+        index = {"metadata": described, "weight_map": dict(sorted(weight_map.items()))}
+    return CheckpointCut(folder, configs, shards, index, frozenset({INDEX_FILE, *weight_files}), left_out)
 
 
 def write_checkpoint(cut: CheckpointCut, out: Path, *, link: bool = False) -> dict[str, Any]:
@@ -148,10 +162,14 @@ def write_checkpoint(cut: CheckpointCut, out: Path, *, link: bool = False) -> di
     return {"left_out": left_out} | ({"linked": made | {"not_linked": not_linked}} if link else {})
 
 
-def find_prefix(names: Iterable[str], structure: Structure) -> str:
-    """Where the blocks are in a checkpoint with tensors of these names; an UnsupportedModelError if they are not."""
+def find_prefix(names: Iterable[str], structure: Structure, num_blocks: int | None = None) -> str:
+    """Where the blocks are in a checkpoint with tensors of these names; an UnsupportedModelError if they are not.
+
+    `num_blocks` are the blocks that must be there, by default all.
+    """
     in_memory = names_in_memory(structure.shell, names)
-    return stack_prefix(in_memory, structure.stack.path, len(structure), in_memory)
+    count = len(structure) if num_blocks is None else num_blocks
+    return stack_prefix(in_memory, structure.stack.path, count, in_memory)
 
 
 def block_bytes(folder: Path, structure: Structure) -> tuple[list[int], int]:

@@ -62,10 +62,10 @@ def _cut_config_json(
     path = config_path(config, stack.config) or ()
     if path:
         content |= cut_outer_config(config.to_dict(), removed, len(stack))
-    part = _part_of_file(content, path, cut, stack)
+    part = part_of_file(content, path, cut, stack)
     part |= _changed_fields(part, cut, stack, removal)
     part |= with_legacy_rope(part)
-    _follow_pattern(part, cut)
+    follow_pattern(part, cut)
     for where in (content,) if part is content else (content, part):  # each once: numbers must not move twice
         if "quantization_config" in where:
             where["quantization_config"] = renamed_modules(where["quantization_config"], names)
@@ -73,7 +73,7 @@ def _cut_config_json(
     return content
 
 
-def _follow_pattern(part: dict[str, Any], cut: dict[str, Any]) -> None:
+def follow_pattern(part: dict[str, Any], cut: dict[str, Any]) -> None:
     """Change or remove a period of sliding and full attention beside the list of kinds that says otherwise."""
     kinds = cut.get("layer_types")
     for key in PATTERNS:
@@ -86,7 +86,7 @@ def _follow_pattern(part: dict[str, Any], cut: dict[str, Any]) -> None:
                 del part[key]
 
 
-def _part_of_file(content: dict[str, Any], path: tuple[str, ...], cut: dict[str, Any], stack: Stack) -> dict[str, Any]:
+def part_of_file(content: dict[str, Any], path: tuple[str, ...], cut: dict[str, Any], stack: Stack) -> dict[str, Any]:
     """The dict within the file that describes the stack. It is created where the file leaves it to the defaults."""
     part = content
     for name in path:
@@ -130,15 +130,19 @@ def _check_read_back(content: dict[str, Any], structure: Structure, removed: tup
 
 def config_difference(found: Any, structure: Structure, removed: tuple[int, ...]) -> str:
     """In what the config `found` is not that of the cut model, or ""."""
+    for key, (value, wanted) in config_differences(found, structure, removed).items():
+        return f"{key} = {value!r} instead of {wanted!r}"
+    return ""
+
+
+def config_differences(found: Any, structure: Structure, removed: tuple[int, ...]) -> dict[str, tuple[Any, Any]]:
+    """Field -> (its value in the config `found`, that in the config of the cut model), where these differ."""
     config: Any = structure.shell.config
-    wanted = cut_config_object(config, structure.stack, removed)
+    wanted = cut_config_object(config, structure.stack, removed) if removed else config
     path = config_path(config, structure.stack.config) or ()
     parts = (reduce(getattr, path, each).to_dict() for each in (found, wanted))
     found, wanted = (_comparable(json.loads(json.dumps(part, default=str))) for part in parts)
-    for key in sorted(wanted):
-        if found.get(key) != wanted[key]:
-            return f"{key} = {found.get(key)!r} instead of {wanted[key]!r}"
-    return ""
+    return {key: (found.get(key), wanted[key]) for key in sorted(wanted) if found.get(key) != wanted[key]}
 
 
 def _comparable(value: Any) -> Any:

@@ -40,6 +40,12 @@ class KeptTensor:
             return pieces(self.file, self.place.begin, self.place.nbytes)
         return (self.new[at : at + READ_BYTES] for at in range(0, len(self.new), READ_BYTES))
 
+    def begins_as(self, other: "KeptTensor", count: int) -> bool:
+        """Whether the first `count` bytes in both files are the same."""
+        size = min(count, self.place.nbytes)
+        one, another = (b"".join(pieces(each.file, each.place.begin, size)) for each in (self, other))
+        return one == another
+
 
 @dataclass(frozen=True)
 class GgufCut:
@@ -86,6 +92,11 @@ def replace_in_gguf(file: Path, new: Mapping[str, tuple[int, bytes]], changed: d
     for name, place in header.places.items():
         kind, data = new.get(name, (place.kind, None))
         tensors.append(KeptTensor(name, name, file, replace(place, kind=kind), data))
+    return with_other_head(file, header, tensors, changed)
+
+
+def with_other_head(file: Path, header: Header, tensors: Sequence[KeptTensor], changed: dict[str, Any]) -> GgufCut:
+    """A file of these tensors, before it is written, with the keys of `file` but for those in `changed`."""
     return GgufCut(_head(file, header, tensors, changed), header.alignment, tuple(tensors), changed, file, ())
 
 

@@ -16,9 +16,9 @@ def stack_prefix(
 ) -> str:
     """Where the blocks are in a checkpoint: P such that its tensors are called `P.{0..N-1}.*`.
 
-    `names` are those of all its tensors. In memory the blocks are at `stack_path`; the last part of the path must be
-    the same on disk, unless loading renames the tensors: `in_memory` has their names then. An UnsupportedModelError if
-    no prefix fits, or if several do.
+    `names` are those of all its tensors; with `num_blocks` 0 any of the blocks may be missing. In memory the blocks are
+    at `stack_path`; the last part of the path must be the same on disk, unless loading renames the tensors: `in_memory`
+    has their names then. An UnsupportedModelError if no prefix fits, or if several do.
     """
     last = stack_path.split(".")[-1]
     pattern = re.compile(rf"((?:[^.]+\.)*?{re.escape(last)})\.(\d+)\.")
@@ -35,7 +35,7 @@ def stack_prefix(
     best = [prefix for prefix, likeness in fitting.items() if likeness == max(fitting.values())]
     if len(best) != 1:
         raise UnsupportedModelError(
-            f"The {num_blocks} blocks of {stack_path} are not found in the checkpoint: "
+            f"The {f'{num_blocks} ' if num_blocks else ''}blocks of {stack_path} are not found in the checkpoint: "
             f"{len(best)} groups of tensor names fit, among {sorted(found) or 'none'}."
         )
     return best[0]

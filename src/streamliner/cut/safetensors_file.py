@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from streamliner.cut.file_copy import FILE_BLOCK, copy_range, write_all
+from streamliner.cut.file_copy import FILE_BLOCK, copy_range, pieces, write_all
 from streamliner.errors import ModelError
 from streamliner.model.source import INDEX_FILE, check_safetensors_file, read_index
 
@@ -61,6 +62,14 @@ class NewTensor:
         with safe_open(self.file.path, framework="pt") as opened:
             return opened.get_tensor(self.old_name)  # type: ignore[no-any-return]
 
+    def has_bytes_of(self, other: NewTensor, most: int | None = None) -> bool:
+        """Whether the bytes in both files, or the first `most` of them, are the same."""
+        return all(one == another for one, another in zip_longest(self._pieces(most), other._pieces(most)))
+
+    def _pieces(self, most: int | None) -> Iterator[bytes]:
+        begin, size = self.file.tensors[self.old_name]["data_offsets"][0], self.file.num_bytes(self.old_name)
+        return pieces(self.file.path, self.file.data_start + begin, size if most is None else min(most, size))
+
     @property
     def offsets(self) -> list[float]:
         """Where the old tensor begins and ends in its file; after all others for a tensor that is not there."""
@@ -81,13 +90,13 @@ def read_checkpoint(folder: Path) -> list[TensorFile]:
     A ModelError if a file is broken or missing.
     """
     if (folder / "model.safetensors").is_file():
-        return [_read_file(folder / "model.safetensors")]
+        return [read_file(folder / "model.safetensors")]
     if not (folder / INDEX_FILE).is_file():
         raise ModelError(f"{folder} has neither model.safetensors nor {INDEX_FILE}.")
     weight_map = read_index(folder)
     files = []
     for name in sorted(set(weight_map.values())):
-        file = _read_file(folder / name)
+        file = read_file(folder / name)
         # A shard may have tensors that the index takes from another shard, or not at all.
         for tensor in [tensor for tensor in file.tensors if weight_map.get(tensor) != name]:
             del file.tensors[tensor]
@@ -95,7 +104,8 @@ def read_checkpoint(folder: Path) -> list[TensorFile]:
     return files
 
 
-def _read_file(path: Path) -> TensorFile:
+def read_file(path: Path) -> TensorFile:
+    """What the header of a safetensors file says; a ModelError if the file is broken."""
     check_safetensors_file(path)
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

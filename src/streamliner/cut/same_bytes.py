@@ -1,11 +1,8 @@
 """Compare the tensors of a cut checkpoint with those of the dense one, for a format that cannot run on this machine."""
 
-from collections.abc import Iterator
-from itertools import zip_longest
 from pathlib import Path
 
 from streamliner.cut.checkpoint import find_prefix
-from streamliner.cut.file_copy import pieces
 from streamliner.cut.folds import block_axis
 from streamliner.cut.names import renamed_tensors
 from streamliner.cut.rules import Removal
@@ -39,12 +36,5 @@ def compare_checkpoint(folder: Path, out: Path, structure: Structure, removed: t
 
 
 def _is_same(file: TensorFile, name: str, other: TensorFile, other_name: str) -> bool:
-    headers = (file.tensors[name], other.tensors[other_name])
-    if any(headers[0][key] != headers[1][key] for key in ("dtype", "shape")):
-        return False
-    return all(one == another for one, another in zip_longest(_pieces(file, name), _pieces(other, other_name)))
-
-
-def _pieces(file: TensorFile, name: str) -> Iterator[bytes]:
-    begin, _ = file.tensors[name]["data_offsets"]
-    return pieces(file.path, file.data_start + begin, file.num_bytes(name))
+    one, another = file.unchanged(name), other.unchanged(other_name)
+    return (one.dtype, one.shape) == (another.dtype, another.shape) and one.has_bytes_of(another)

@@ -50,6 +50,14 @@ class Structure:
         """Names of the tensors that belong to no block."""
         return tuple(self._dense.outside)
 
+    def kinds(self) -> list[str]:
+        """What each block is built like: equal for blocks that could take each other's place."""
+        plain = [
+            {key: value for key, value in block.items() if key.rpartition(".")[2] not in INDEX_NAMES}
+            for block in self._dense.blocks
+        ]
+        return [as_json(block) for block in plain]
+
     def refusal(self, removed: tuple[int, ...]) -> str:
         """Why these blocks cannot be removed, or "" if they can. Answers are kept."""
         key = tuple(sorted(removed))

@@ -56,6 +56,16 @@ def shared_parameters(blocks: Iterable[nn.Module]) -> list[list[tuple[int, str]]
     return [each for each in places.values() if len(each) > 1]
 
 
+def tied_head(model: nn.Module) -> tuple[str, str] | None:
+    """Names of the weights of the output head and of the embeddings where these are one parameter; otherwise None."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
+    weight = getattr(head, "weight", None)
+    if weight is None or weight is not getattr(embeddings, "weight", None):
+        return None
+    paths = {id(module): f"{path}.weight" for path, module in model.named_modules()}
+    return paths[id(head)], paths[id(embeddings)]
+
+
 def count_parameters(module: nn.Module) -> int:
     """Parameters, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())
