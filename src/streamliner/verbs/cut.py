@@ -56,9 +56,7 @@ def cut(model: ModelLike, plan: Plan | Iterable[int]) -> PreTrainedModel:
 
 def cut_to_disk(session: Session, plan: Plan | Iterable[int], out: str | Path, settings: CutSettings) -> dict[str, Any]:
     """`cut_to_folder`, or `cut_to_gguf` where `out` is the name of a GGUF file."""
-    if is_gguf_name(out) and (settings.link or settings.max_shard_size is not None):
-        given = "--link" if settings.link else "--max-shard-size"
-        raise OutputError(f"{given} is for folders of safetensors files, and {out} is a GGUF file.", "Leave it out.")
+    check_files_made(session, out, settings)
     to_disk = cut_to_gguf if is_gguf_name(out) else cut_to_folder
     return to_disk(session, plan, out, settings)
 
@@ -116,6 +114,16 @@ def _gguf_reference(session: Session, removed: tuple[int, ...], reporter: Report
         return None, str(error.args[0])
     finally:
         session.release()  # from here on only the cut model is needed
+
+
+def check_files_made(session: Session, out: str | Path, settings: CutSettings) -> None:
+    """Raise OutputError, before any work, if a setting says how to write files that there will not be."""
+    given = "--link" if settings.link else "--max-shard-size"
+    if is_gguf_name(out) and (settings.link or settings.max_shard_size is not None):
+        raise OutputError(f"{given} is for folders of safetensors files, and {out} is a GGUF file.", "Leave it out.")
+    if settings.link and session.source.kind not in ("folder", "hub"):
+        found = f"--link is for folders of safetensors files, and {session.source.name} is not one."
+        raise OutputError(found, "Leave it out.")
 
 
 def check_cut_output(
@@ -263,9 +271,6 @@ def _prepared(
     if session.source.kind in ("folder", "hub"):
         check_safetensors(session.source)
         return prepare_checkpoint(checkpoint_folder(session.source), structure, removed, settings.max_shard_bytes)
-    if settings.link:
-        found = f"--link is for folders of safetensors files, and {session.source.name} is not one."
-        raise OutputError(found, "Leave it out.")
     return None
 
 

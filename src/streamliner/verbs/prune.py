@@ -26,7 +26,7 @@ from streamliner.search.found import Found
 from streamliner.search.plan import Plan, read_plan
 from streamliner.settings import BenchmarkSettings, CutSettings, PruneSettings, SearchSettings
 from streamliner.verbs.benchmark import benchmark_models
-from streamliner.verbs.cut import check_cut_output, cut_to_disk
+from streamliner.verbs.cut import check_cut_output, check_files_made, cut_to_disk
 from streamliner.verbs.fold_loop import FoldLoop
 from streamliner.verbs.heal import heal_to_disk
 from streamliner.verbs.search import search_session
@@ -77,6 +77,7 @@ def prune(
     """
     _check_loop(settings, healing, prune_settings)
     check_cut_output(session, out, overwrite=settings.overwrite)
+    check_files_made(session, out, prune_settings.cutting(settings))
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run")
     structure = Structure(session.shell)
     check_files(session.source, structure)  # before hours of search
@@ -85,7 +86,7 @@ def prune(
         if healing is not None:
             check_gguf_healing(session.source.gguf_files[0], healing)
     settings = dataclasses.replace(settings, run=folder)
-    cutting = CutSettings(verify=prune_settings.verify, overwrite=settings.overwrite, quiet=settings.quiet)
+    cutting = prune_settings.cutting(settings)
     if healing is None:
         found = search_session(session, settings)
         if session.ranks.rank:  # one process writes
@@ -100,7 +101,10 @@ def prune(
 
 
 def _check_loop(settings: SearchSettings, healing: HealSettings | None, prune_settings: PruneSettings) -> None:
-    """Raise UserError if there is to be a fold in the loop that cannot be."""
+    """Raise UserError for settings that contradict each other: of a fold in the loop, and of files that are not cut."""
+    if healing is not None and (prune_settings.link or prune_settings.max_shard_size is not None):
+        given = "--link" if prune_settings.link else "--max-shard-size"
+        raise HealingError(f"{given} is for files that are cut, and healed ones are written anew.", "Leave it out.")
     if prune_settings.fold_every is None:
         return
     if healing is None or healing.fold is None:
