@@ -14,6 +14,8 @@ from streamliner.format import human_bytes
 from streamliner.model.compat import offload_hook
 
 HALVES = (torch.bfloat16, torch.float16)
+WORTH_IT = 1.5
+"""How many times as fast another precision must be to be spoken of."""
 
 
 def best_device() -> torch.device:
@@ -167,7 +169,7 @@ def faster_precision(dtype: torch.dtype, device: torch.device) -> tuple[torch.dt
         ratio = product_seconds(dtype, device) / product_seconds(other, device)
     except RuntimeError:  # the device does not have one of them
         return None
-    return (other, ratio) if ratio >= 1.5 else None
+    return (other, ratio) if ratio >= WORTH_IT else None
 
 
 def product_seconds(dtype: torch.dtype, device: torch.device) -> float:

@@ -12,9 +12,12 @@ import torch
 from streamliner.errors import EvaluationError, ModelError, TextError, UserError, first_line
 from streamliner.model.blocks import Blocks
 from streamliner.model.devices import (
+    HALVES,
+    WORTH_IT,
     best_device,
     enough_memory,
     faster_precision,
+    free_and_total,
     is_spread,
     offload_map,
     release_cached_memory,
@@ -22,7 +25,7 @@ from streamliner.model.devices import (
 from streamliner.model.load import auto_class, check_gguf_tensors, load_config, load_model, load_tokenizer
 from streamliner.model.mark import read_mark
 from streamliner.model.parts import count_parameters, weight_bytes
-from streamliner.model.precision import precision
+from streamliner.model.precision import precision, quantised_by
 from streamliner.model.shell import make_shell
 from streamliner.model.source import HUB_ID, ModelSource, explained, locate, weight_file_bytes
 from streamliner.model.stack import Stack, find_stack
@@ -138,6 +141,38 @@ class Session:
         if self.settings.offload:
             return offload_map(shell, self.stack.path, self.settings.offload, self.settings.device)
         return "auto" if self.settings.device == "auto" else None
+
+    def choose_precision(self, reporter: Reporter, *, known: str | None = None) -> None:
+        """Decide, unless `--dtype` did, in which precision losses are measured: the one in which this device is fast.
+
+        Weights of a GGUF file are quantised anyway, so float32 and bfloat16 are both good for them. A checkpoint in
+        half precision is loaded in float32 where products are faster in that and memory is plenty, never the other
+        way round. `known` is the `dtype` of a run that continues: its losses must be comparable.
+        """
+        quantised = bool(quantised_by(self.config))
+        if self.settings.dtype != "auto" or self.model is not None or self.blocks is not None or quantised:
+            return
+        if known is None:
+            stored = torch.float32 if self.source.kind == "gguf" else getattr(self.config, "dtype", None)
+            known, ratio = self._faster_than(stored) if stored in (torch.float32, *HALVES) else ("auto", 1.0)
+            if known != "auto":
+                own = str(stored).removeprefix("torch.")
+                found = f"matrix products take 1/{ratio:.1f} of the time that they take here in {own}"
+                reporter.say(f"Measuring in {known}: {found} (--dtype {own} to measure in that).")
+        self.settings = replace(self.settings, dtype=known)
+
+    def _faster_than(self, stored: torch.dtype) -> tuple[str, float]:
+        """A `dtype` for weights that are stored in another one, and how many times as fast it is here."""
+        if self.settings.device == "auto" or self.settings.offload:
+            return "auto", 1.0
+        device = torch.device(self.settings.device) if self.settings.device else best_device()
+        faster = faster_precision(stored, device)
+        ratio = self.ranks.of_first(faster[1] if faster else 1.0)  # the processes must agree
+        if self.source.kind == "gguf":
+            return ("bfloat16", ratio) if ratio >= WORTH_IT else ("auto", 1.0)
+        known = free_and_total(device)
+        plenty = known is not None and 4 * self.parameters < known[1] / 4
+        return ("float32", ratio) if stored in HALVES and ratio >= WORTH_IT and plenty else ("auto", 1.0)
 
     def load(self, reporter: Reporter | None = None) -> Blocks:
         """The blocks of the model, which is loaded by the first call."""

@@ -34,6 +34,14 @@ def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
     return path
 
 
+def run_precision(folder: Path) -> str | None:
+    """The `dtype` that the search in a run folder was made with; None if there is no search in it."""
+    try:
+        return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["model"]["dtype"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
 def run_windows(folder: Path) -> int | None:
     """The number of windows of the search in a run folder; None if there is no search in it."""
     try:

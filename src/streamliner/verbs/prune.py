@@ -29,7 +29,7 @@ from streamliner.verbs.benchmark import benchmark_models
 from streamliner.verbs.cut import check_cut_output, check_files_made, cut_to_disk
 from streamliner.verbs.fold_loop import FoldLoop
 from streamliner.verbs.heal import heal_to_disk
-from streamliner.verbs.search import search_session
+from streamliner.verbs.search import choose_precision, search_session
 from streamliner.verbs.targets import ROUNDS
 
 
@@ -88,6 +88,10 @@ def prune(
     settings = dataclasses.replace(settings, run=folder)
     cutting = prune_settings.cutting(settings)
     if healing is None:
+        if (
+            is_gguf_name(out) or session.source.kind != "gguf"
+        ):  # a folder made of a GGUF file is in what it is loaded in
+            choose_precision(session, settings)
         found = search_session(session, settings)
         if session.ranks.rank:  # one process writes
             return Pruned(found, {})

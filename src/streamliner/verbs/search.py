@@ -19,7 +19,7 @@ from streamliner.model.fingerprint import fingerprint
 from streamliner.model.session import Session, open_model
 from streamliner.model.stack import has_encoder
 from streamliner.runs.files import SCHEMA_VERSIONS, write_json
-from streamliner.runs.folder import check_run_folder, environment, run_windows
+from streamliner.runs.folder import check_run_folder, environment, run_precision, run_windows
 from streamliner.runs.journal import Journal, open_journal
 from streamliner.runs.lock import one_writer
 from streamliner.runs.reporter import Reporter
@@ -63,7 +63,15 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
     References:
         arXiv 2402.09025 (SLEB), arXiv 2403.19135 (LLM-Streamline); see `streamliner methods` for the others.
     """
-    return search_session(open_model(model), settings)
+    session = open_model(model)
+    choose_precision(session, settings)
+    return search_session(session, settings)
+
+
+def choose_precision(session: Session, settings: SearchSettings) -> None:
+    """Decide in which precision the losses are measured: as in the run that continues, otherwise one that is fast."""
+    known = None if settings.run is None or settings.overwrite else run_precision(Path(settings.run))
+    session.choose_precision(Reporter(settings.quiet or session.ranks.rank > 0), known=known)
 
 
 def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | None = None) -> Found:
