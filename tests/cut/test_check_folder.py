@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from families import FAMILIES, make_model
+from quantised_files import LAYOUTS, write_quantised
 from streamliner.cut.check_folder import check_folder
 from streamliner.cut.checkpoint import cut_checkpoint, write_checkpoint
 from streamliner.cut.structure import Structure
@@ -254,3 +255,32 @@ def test_sound_folders_have_no_fault(family, dense_folders, folder_of):
     found = check_folder(folder, open_model(dense))
     assert (found.faults, found.removed) == ((), REMOVED)
     assert not check_folder(folder).faults
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sound_quantised_folders_have_no_fault(layout, tmp_path):
+    """Transformers cannot be asked about all of them here, so their blocks are compared with each other."""
+    dense = write_quantised(layout, tmp_path / "dense")
+    out = tmp_path / "cut"
+    out.mkdir()
+    cut_checkpoint(dense, out, Structure(open_model(dense).shell), REMOVED)
+    assert not check_folder(dense).faults
+    assert not check_folder(out).faults
+    found = check_folder(out, open_model(dense))
+    assert (found.faults, found.removed) == ((), REMOVED)
+
+
+def test_settings_of_quantisation_that_name_removed_blocks_are_found_and_mended(tmp_path):
+    dense = write_quantised("gptq", tmp_path / "dense")
+    out, mended = tmp_path / "cut", tmp_path / "mended"
+    out.mkdir()
+    mended.mkdir()
+    cut_checkpoint(dense, out, Structure(open_model(dense).shell), REMOVED)
+    right = json.loads((out / "config.json").read_text())["quantization_config"]
+    old = json.loads((dense / "config.json").read_text())["quantization_config"]
+    change_config(out, quantization_config=old | {"modules_in_block_to_quantize": [["model.layers.5.mlp.up_proj"]]})
+    found = check_folder(out, open_model(dense))
+    assert [fault.where for fault in found.faults] == ["config.json: quantization_config"]
+    write_checkpoint(found.mended, mended)
+    assert not check_folder(mended, open_model(dense)).faults
+    assert right.keys() <= json.loads((mended / "config.json").read_text())["quantization_config"].keys()

@@ -17,12 +17,14 @@ from streamliner.cut.checkpoint import CheckpointCut, find_prefix, in_shards
 from streamliner.cut.faults import NEEDS_DENSE, Checkup, Fault, numbered_with_holes
 from streamliner.cut.kept_blocks import SAMPLE_BYTES, folder_blocks, match_blocks, removed_blocks
 from streamliner.cut.names import renamed_tensors
+from streamliner.cut.quantised import renamed_metadata
 from streamliner.cut.rules import FIELDS, Removal, none_left
 from streamliner.cut.safetensors_file import NewTensor, TensorFile, read_checkpoint, read_file
 from streamliner.cut.structure import Structure
 from streamliner.errors import ModelError, UserError
 from streamliner.model.fit import fit
-from streamliner.model.parts import tied_head
+from streamliner.model.parts import modules_with_parameters, tied_head
+from streamliner.model.precision import quantised_by
 from streamliner.model.session import Session
 from streamliner.model.source import INDEX_FILE, checkpoint_folder, read_index
 
@@ -66,27 +68,40 @@ def check_folder(folder: Path, dense: Session | None = None, *, trust_remote_cod
         if "Python code" in str(error.args[0]):
             raise  # it can be looked at with --trust-remote-code
         return Checkup((*weights.faults, Fault(str(folder), _reason(error))))
-    return _Examination(folder, content, weights, origin, source).checkup()
+    other_format = dense is not None and bool(quantised_by(dense.config)) != ("quantization_config" in content)
+    return _Examination(folder, content, weights, origin, source, other_format=other_format).checkup()
 
 
 class _Examination:
     """The comparison of a checkpoint with what it should be."""
 
     def __init__(
-        self, folder: Path, content: dict[str, Any], weights: Weights, origin: Origin, dense: list[TensorFile] | None
+        self,
+        folder: Path,
+        content: dict[str, Any],
+        weights: Weights,
+        origin: Origin,
+        dense: list[TensorFile] | None,
+        *,
+        other_format: bool,
     ) -> None:
         self.folder, self.content, self.weights, self.origin = folder, content, weights, origin
+        self.other_format = other_format  # quantised and the dense model is not, or the other way round
         self.dense = {name: file for file in dense or () for name in file.tensors}
         self.faults = [*weights.faults, *origin.faults]
         self.trained: list[str] = []
         pattern = re.compile(re.escape(origin.prefix) + r"\.(\d+)\.")
         numbers = {old: new for new, old in enumerate(origin.indices)}
         self.tensors: dict[str, NewTensor] = {}
-        for name, file in weights.file_of.items():
-            match = pattern.match(name)
-            new = numbers.get(int(match[1]), int(match[1])) if match else 0
-            moved = f"{origin.prefix}.{new}.{name[match.end() :]}" if match else name
-            self.tensors[moved] = file.unchanged(name)
+        there = Removal(origin.indices, max(origin.indices) + 1)
+        for file in weights.files:
+            metadata = renamed_metadata(file.metadata, origin.prefix, there)
+            described = replace(file, metadata=metadata, other_metadata=metadata != file.metadata)
+            for name in file.tensors:
+                match = pattern.match(name)
+                new = numbers.get(int(match[1]), int(match[1])) if match else 0
+                moved = f"{origin.prefix}.{new}.{name[match.end() :]}" if match else name
+                self.tensors[moved] = described.unchanged(name)
 
     def checkup(self) -> Checkup:
         """All that is wrong."""
@@ -109,15 +124,14 @@ class _Examination:
     def _compare_with_dense(self, removed: tuple[int, ...]) -> None:
         """Names, shapes and beginnings of tensors with those of the dense model; what is missing is taken from it."""
         structure, prefix = self.origin.structure, self.origin.prefix
-        if not self.dense or find_prefix(self.dense, structure) != prefix:
+        if not self.dense or self.other_format or find_prefix(self.dense, structure) != prefix:
             return  # other names on disk: what is missing shows when it is loaded
         removal = Removal.of(removed, len(structure))
         for name, old in renamed_tensors(self.dense, prefix, removal, structure.shared_with_kept(removed)).items():
             wanted = self.dense[old].unchanged(old)
             found = self.tensors.get(name)
             if found is None:
-                if not self.content.get("quantization_config"):
-                    self._take(name, wanted, "It is missing.")
+                self._take(name, wanted, "It is missing.")
             elif found.shape != wanted.shape and found.dtype == wanted.dtype:
                 shapes = f"Its shape is {list(found.shape)}, and {list(wanted.shape)} in the dense model."
                 self._take(name, wanted, shapes)
@@ -149,7 +163,7 @@ class _Examination:
                 own.tie_word_embeddings = False
             found = fit(type(shell), own, {name: tensor.shape for name, tensor in self.tensors.items()})
         if found is None:
-            self._compare_siblings()
+            self._check_modules()
             return
         for name in found.missing:
             self.faults.append(Fault(name, "It is missing: transformers would fill it with random numbers."))
@@ -166,37 +180,21 @@ class _Examination:
         few = len(self.origin.indices) // 2
         return [name for name in names if tails[re.sub(r"\.\d+\.", ".N.", name, count=1)] <= few]
 
-    def _compare_siblings(self) -> None:
-        """Blocks of one kind must have the same tensors: for formats that transformers cannot be asked about."""
-        removed = self.origin.removed or ()
-        kept = Removal.of(removed, len(self.origin.structure)).kept
-        kinds, own = self.origin.structure.kinds(), dict[int, dict[str, tuple[int, ...]]]()
-        pattern = re.compile(re.escape(self.origin.prefix) + r"\.(\d+)\.")
-        for name, tensor in self.tensors.items():
-            if match := pattern.match(name):
-                own.setdefault(int(match[1]), {})[name[match.end() :]] = tensor.shape
-        for kind in sorted(set(kinds)):
-            blocks = [own[new] for new, old in enumerate(kept) if kinds[old] == kind and new in own]
-            for tail in sorted({tail for block in blocks for tail in block}):
-                usual, count = Counter(block.get(tail) for block in blocks).most_common(1)[0]
-                for new, block in own.items():
-                    if (
-                        new < len(kept)
-                        and kinds[kept[new]] == kind
-                        and block.get(tail) != usual
-                        and count * 2 > len(blocks)
-                    ):
-                        self.faults.append(_odd(f"{self.origin.prefix}.{new}.{tail}", block.get(tail), usual))
+    def _check_modules(self) -> None:
+        """Whether each module has some tensor: of formats that transformers cannot be asked about here.
+
+        How many tensors stand for a weight differs from format to format, and within one if some are not converted.
+        """
+        structure, prefix = self.origin.structure, self.origin.prefix
+        for new, old in enumerate(Removal.of(self.origin.removed or (), len(structure)).kept):
+            for module in modules_with_parameters(structure.stack.modules[old]):
+                name = f"{prefix}.{new}.{module}"
+                if not any(each.startswith(f"{name}.") for each in self.tensors):
+                    self.faults.append(Fault(name, "It has no tensor."))
 
     def _mended(self, config: dict[str, Any]) -> CheckpointCut:
         known = [*(file.path.name for file in self.weights.files), *self.weights.others]
         return in_shards(self.folder, {"config.json": config}, self.tensors, known)
-
-
-def _odd(name: str, found: tuple[int, ...] | None, usual: tuple[int, ...] | None) -> Fault:
-    if found is None or usual is None:
-        return Fault(name, "It is missing." if found is None else "Other blocks of its kind do not have it.")
-    return Fault(name, f"Its shape is {list(found)}, and {list(usual)} in other blocks of its kind.")
 
 
 def _by_values(weights: Weights, structure: Structure, dense: list[TensorFile]) -> Origin:

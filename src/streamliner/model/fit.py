@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from streamliner.errors import is_out_of_memory
+from streamliner.model.load import silenced_transformers
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,12 @@ def fit(model_class: Any, config: Any, shapes: Mapping[str, tuple[int, ...]]) ->
     None if it cannot tell: where it merges tensors on loading, and one of them is not there.
     """
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    arguments = {"ignore_mismatched_sizes": True, "output_loading_info": True, "device_map": {"": "meta"}}
     try:
-        _, info = model_class.from_pretrained(
-            None,
-            config=copy.deepcopy(config),
-            state_dict=tensors,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            device_map={"": "meta"},
-            dtype=torch.float32,
-        )
+        with silenced_transformers():
+            _, info = model_class.from_pretrained(
+                None, config=copy.deepcopy(config), state_dict=tensors, dtype=torch.float32, **arguments
+            )
     except Exception as error:  # transformers raises errors of many types
         if is_out_of_memory(error):
             raise

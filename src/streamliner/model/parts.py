@@ -56,6 +56,11 @@ def shared_parameters(blocks: Iterable[nn.Module]) -> list[list[tuple[int, str]]
     return [each for each in places.values() if len(each) > 1]
 
 
+def modules_with_parameters(module: nn.Module) -> list[str]:
+    """Paths of the modules in `module` that have parameters of their own."""
+    return [path for path, part in module.named_modules() if path and any(True for _ in part.parameters(recurse=False))]
+
+
 def tied_head(model: nn.Module) -> tuple[str, str] | None:
     """Names of the weights of the output head and of the embeddings where these are one parameter; otherwise None."""
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
