@@ -1,0 +1,217 @@
+"""An accelerator that exists only in the tests: CPU memory under another device's name, which refuses to be mixed.
+
+torch lets Python register a backend of its own ("PrivateUse1"). Its tensors wrap CPU tensors, so they have real values and
+whole runs work on them, while everything above sees tensors of `emulated:0` and `emulated:1`. What a GPU refuses is
+refused here: an operation on tensors of two devices, except numbers of the CPU and index lists, and float64 where there is
+none. What makes a GPU wait is counted in `DEVICE.waits`, with the line of streamliner that caused it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME, GIGABYTE = "emulated", 10**9
+ATEN = torch.ops.aten
+COPIES = (ATEN.copy_, ATEN._to_copy, ATEN.to)
+INDEXED = (ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._unsafe_index)
+IN_HALF = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
+IN_FLOAT32 = ("softmax.int", "log_softmax.int", "layer_norm", "mse_loss", "cross_entropy_loss")
+"""What autocast runs in half precision, and what in float32: the beginning of the lists of CUDA."""
+
+
+class EmulatedTensor(torch.Tensor):
+    """A tensor on an emulated device; its values are in `held`, on the CPU."""
+
+    @staticmethod
+    def __new__(cls, held, device):
+        options = {"strides": held.stride(), "storage_offset": held.storage_offset(), "dtype": held.dtype}
+        made = torch.Tensor._make_wrapper_subclass(cls, held.size(), **options, device=device)
+        made.held = held
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return DEVICE.run(func, *args, **(kwargs or {}))
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            copied = self.detach().clone().requires_grad_(self.requires_grad)
+            if isinstance(self, torch.nn.Parameter):
+                copied._is_param = True
+            memo[id(self)] = copied
+        return memo[id(self)]
+
+    def __repr__(self):
+        return f"{NAME}({self.held})"
+
+    @property
+    def data(self):
+        return self.detach()
+
+    @data.setter
+    def data(self, other):
+        torch.Tensor.data.__set__(self, other)
+        self.held = other.held
+
+    def untyped_storage(self):
+        return self.held.untyped_storage()
+
+    def data_ptr(self):
+        return self.held.data_ptr()
+
+
+class Device:
+    """What torch asks the module of a device, `torch.cuda` for GPUs; and what the tests ask the emulation."""
+
+    def __init__(self):
+        self.count, self.has_float64, self.free = 0, True, GIGABYTE  # no devices: `emulated` makes some
+        self.waits: Counter[tuple[str, str]] = Counter()  # (operation, line of streamliner) -> how often
+
+    def run(self, func, *args, **kwargs):
+        """An operation on emulated tensors, or one that makes one."""
+        leaves = tree_leaves((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        ours = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, EmulatedTensor)}
+        asked = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
+        packet = func.overloadpacket
+        if packet not in COPIES:
+            self._refuse_mixing(func, tensors)
+        if packet in INDEXED and any(each.ndim and each.device.type == "cpu" for each in tensors):
+            self._note("upload of indices")
+        masked = packet in INDEXED and any(each.dtype in (torch.bool, torch.uint8) for each in tree_leaves(args[1]))
+        tags = set(func.tags)
+        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & tags and packet not in INDEXED
+        if ours and (masked or waits):
+            self._note(packet.__name__.strip("_"))
+        first = tensors[0] if tensors else None
+        device = asked or (first.device if packet is ATEN.copy_ else next((t.device for t in ours.values()), None))
+        if packet in COPIES and {device.type, *(each.device.type for each in tensors)} == {"cpu", NAME}:
+            self._note("upload" if device.type == NAME else "download")
+        plain_args, plain_kwargs = tree_map(self._plain, (args, kwargs))
+        result = func(*plain_args, **{key: value for key, value in plain_kwargs.items() if key != "pin_memory"})
+        return tree_map(lambda made: self._wrapped(made, device, ours), result)
+
+    def _plain(self, value):
+        if isinstance(value, torch.device):
+            return torch.device("cpu")
+        return value.held if isinstance(value, EmulatedTensor) else value
+
+    def _wrapped(self, made, device, ours):
+        if not isinstance(made, torch.Tensor):
+            return made
+        if device.type != NAME:
+            return made.clone() if id(made) in ours else made
+        if made.dtype == torch.float64 and not self.has_float64:
+            raise TypeError(f"Cannot convert a tensor of {NAME} to float64, which it does not support.")
+        same = ours.get(id(made))
+        return same if same is not None and same.device == device else EmulatedTensor(made, device)
+
+    def _refuse_mixing(self, func, tensors):
+        found = {str(each.device) for each in tensors}
+        if len(found) < 2:
+            return
+        index_lists = func.overloadpacket in INDEXED
+        for each in tensors[1:] if index_lists else tensors:
+            number = each.ndim == 0 and (torch.Tag.pointwise in func.tags or index_lists)
+            if each.device.type == "cpu" and (number or (index_lists and each.dtype in (torch.int64, torch.bool))):
+                found.discard("cpu")
+        if len(found) > 1:
+            raise RuntimeError(f"Expected all tensors to be on the same device, not on {' and '.join(sorted(found))}: {func}")
+
+    def _note(self, what):
+        frame = sys._getframe(2)
+        while frame is not None and "/streamliner/" not in frame.f_code.co_filename:
+            frame = frame.f_back
+        where = frame and f"{frame.f_code.co_filename.rpartition('/streamliner/')[2]}:{frame.f_lineno}"
+        self.waits[what, where or ""] += 1
+
+    # What torch and we ask of the module of a device.
+    def is_available(self):
+        return self.count > 0
+
+    def device_count(self):
+        return self.count
+
+    def synchronize(self, device=None):
+        self._note("synchronize")
+
+    def mem_get_info(self, device=None):
+        return self.free, 2 * self.free
+
+    def get_amp_supported_dtype(self):
+        return [torch.bfloat16, torch.float16]
+
+    def is_initialized(self):
+        return True
+
+    def current_device(self):
+        return 0
+
+    def _is_in_bad_fork(self):
+        return False
+
+    def manual_seed_all(self, seed):
+        """Random numbers are those of the CPU's generator."""
+
+    def empty_cache(self):
+        """Nothing is kept."""
+
+
+DEVICE = Device()
+_libraries = []
+
+
+def register():
+    """Tell torch of the backend, once in a process; without a device it changes nothing for other tests."""
+    if _libraries:
+        return
+    _setup_privateuseone_for_python_backend(NAME, DEVICE)
+    everything, autocast = (torch.library.Library(name, "IMPL") for name in ("_", "aten"))
+    _libraries.extend((everything, autocast))
+    everything.fallback(DEVICE.run, "PrivateUse1")
+    everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    for names, half in ((IN_HALF, True), (IN_FLOAT32, False)):
+        for name in names:
+            autocast.impl(name, _autocast(name, half=half), "AutocastPrivateUse1")
+
+
+def _autocast(name, *, half):
+    packet, _, overload = name.partition(".")
+    op = getattr(getattr(ATEN, packet), overload or "default")
+
+    def cast(value):
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.device.type != NAME:
+            return value
+        return value.to(torch.get_autocast_dtype(NAME) if half else torch.float32)
+
+    def run(*args, **kwargs):
+        with torch.autocast(NAME, enabled=False):
+            return op(*tree_map(cast, args), **tree_map(cast, kwargs))
+
+    return run
+
+
+@contextmanager
+def emulated(devices=1, *, has_float64=True, free=GIGABYTE):
+    """While open, there are that many emulated devices, and they are the best there are. Yields `DEVICE`."""
+    register()
+    DEVICE.count, DEVICE.has_float64, DEVICE.free = devices, has_float64, free
+    DEVICE.waits.clear()
+    with ExitStack() as stack:
+        # Otherwise moving a module would make new parameters, as for no device of torch's own.
+        stack.callback(torch.__future__.set_swap_module_params_on_conversion, False)
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # torch would start a thread for one device
+        for name in ("synchronize", "device_count"):
+            stack.enter_context(patch.object(torch.accelerator, name, getattr(DEVICE, name)))
+        stack.callback(setattr, DEVICE, "count", 0)
+        yield DEVICE
