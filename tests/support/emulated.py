@@ -11,10 +11,10 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from unittest.mock import patch
 
 import torch
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME, GIGABYTE = "emulated", 10**9
@@ -59,7 +59,7 @@ class EmulatedTensor(torch.Tensor):
 
     @data.setter
     def data(self, other):
-        torch.Tensor.data.__set__(self, other)
+        DATA.__set__(self, other)
         self.held = other.held
 
     def untyped_storage(self):
@@ -78,32 +78,34 @@ class Device:
 
     def run(self, func, *args, **kwargs):
         """An operation on emulated tensors, or one that makes one."""
-        leaves = tree_leaves((args, kwargs))
+        leaves = list(_leaves((args, kwargs)))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         ours = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, EmulatedTensor)}
-        asked = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
-        packet = func.overloadpacket
-        if packet not in COPIES:
+        device = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
+        packet, tags = func.overloadpacket, func.tags
+        if device is None:
+            device = args[0].device if packet is ATEN.copy_ else next(iter(ours.values())).device
+        if packet in COPIES:
+            if {device.type, *(each.device.type for each in tensors)} == {"cpu", NAME}:
+                self._note("upload" if device.type == NAME else "download")
+        else:
             self._refuse_mixing(func, tensors)
-        if packet in INDEXED and any(each.ndim and each.device.type == "cpu" for each in tensors):
-            self._note("upload of indices")
-        masked = packet in INDEXED and any(each.dtype in (torch.bool, torch.uint8) for each in tree_leaves(args[1]))
-        tags = set(func.tags)
-        waits = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & tags and packet not in INDEXED
-        if ours and (masked or waits):
+        if packet in INDEXED:
+            lists = [each for each in args[1] if each is not None]
+            if any(each.ndim and each.device.type == "cpu" for each in lists):
+                self._note("upload of indices")
+            if any(each.dtype in (torch.bool, torch.uint8) for each in lists):
+                self._note("index by a mask")
+        elif torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
             self._note(packet.__name__.strip("_"))
-        first = tensors[0] if tensors else None
-        device = asked or (first.device if packet is ATEN.copy_ else next((t.device for t in ours.values()), None))
-        if packet in COPIES and {device.type, *(each.device.type for each in tensors)} == {"cpu", NAME}:
-            self._note("upload" if device.type == NAME else "download")
-        plain_args, plain_kwargs = tree_map(self._plain, (args, kwargs))
-        result = func(*plain_args, **{key: value for key, value in plain_kwargs.items() if key != "pin_memory"})
-        return tree_map(lambda made: self._wrapped(made, device, ours), result)
+        kwargs.pop("pin_memory", None)
+        made = func(*_mapped(self._plain, args), **_mapped(self._plain, kwargs))
+        return _mapped(lambda value: self._wrapped(value, device, ours), made)
 
     def _plain(self, value):
-        if isinstance(value, torch.device):
-            return torch.device("cpu")
-        return value.held if isinstance(value, EmulatedTensor) else value
+        if isinstance(value, EmulatedTensor):
+            return value.held
+        return CPU if isinstance(value, torch.device) else value
 
     def _wrapped(self, made, device, ours):
         if not isinstance(made, torch.Tensor):
@@ -166,8 +168,32 @@ class Device:
         """Nothing is kept."""
 
 
-DEVICE = Device()
-_libraries = []
+def _leaves(value):
+    if isinstance(value, (tuple, list, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+def _mapped(function, value):
+    if isinstance(value, dict):
+        return {key: _mapped(function, each) for key, each in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(function, each) for each in value)
+    return function(value)
+
+
+def _set_data(tensor, other):
+    """torch lets a tensor of the CPU become one of a GPU; here it must also become one of another class."""
+    if isinstance(other, EmulatedTensor):
+        torch.utils.swap_tensors(tensor, EmulatedTensor(other.held, other.device))
+    else:
+        DATA.__set__(tensor, other)
+
+
+CPU, DATA, DEVICE = torch.device("cpu"), torch.Tensor.data, Device()
+_libraries: list[torch.library.Library] = []
 
 
 def register():
@@ -175,18 +201,24 @@ def register():
     if _libraries:
         return
     _setup_privateuseone_for_python_backend(NAME, DEVICE)
-    everything, autocast = (torch.library.Library(name, "IMPL") for name in ("_", "aten"))
-    _libraries.extend((everything, autocast))
-    everything.fallback(DEVICE.run, "PrivateUse1")
+    everything, aten = (torch.library.Library(name, "IMPL") for name in ("_", "aten"))
+    _libraries.extend((everything, aten))
+    for name in ("empty.memory_format", "empty_strided"):
+        aten.impl(name, partial(DEVICE.run, _op(name)), "PrivateUse1")
+    aten.impl("_copy_from", lambda source, target, *_: DEVICE.run(ATEN.copy_.default, target, source), "PrivateUse1")
     everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for names, half in ((IN_HALF, True), (IN_FLOAT32, False)):
         for name in names:
-            autocast.impl(name, _autocast(name, half=half), "AutocastPrivateUse1")
+            aten.impl(name, _autocast(name, half=half), "AutocastPrivateUse1")
+
+
+def _op(name):
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(ATEN, packet), overload or "default")
 
 
 def _autocast(name, *, half):
-    packet, _, overload = name.partition(".")
-    op = getattr(getattr(ATEN, packet), overload or "default")
+    op = _op(name)
 
     def cast(value):
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.device.type != NAME:
@@ -195,7 +227,7 @@ def _autocast(name, *, half):
 
     def run(*args, **kwargs):
         with torch.autocast(NAME, enabled=False):
-            return op(*tree_map(cast, args), **tree_map(cast, kwargs))
+            return op(*_mapped(cast, args), **_mapped(cast, kwargs))
 
     return run
 
@@ -213,5 +245,6 @@ def emulated(devices=1, *, has_float64=True, free=GIGABYTE):
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # torch would start a thread for one device
         for name in ("synchronize", "device_count"):
             stack.enter_context(patch.object(torch.accelerator, name, getattr(DEVICE, name)))
+        stack.enter_context(patch.object(torch.Tensor, "data", property(DATA.__get__, _set_data), create=True))
         stack.callback(setattr, DEVICE, "count", 0)
         yield DEVICE
