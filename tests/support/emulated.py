@@ -127,7 +127,9 @@ class Device:
             if each.device.type == "cpu" and (number or (index_lists and each.dtype in (torch.int64, torch.bool))):
                 found.discard("cpu")
         if len(found) > 1:
-            raise RuntimeError(f"Expected all tensors to be on the same device, not on {' and '.join(sorted(found))}: {func}")
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, not on {' and '.join(sorted(found))}: {func}"
+            )
 
     def _note(self, what):
         frame = sys._getframe(2)
@@ -242,7 +244,9 @@ def emulated(devices=1, *, has_float64=True, free=GIGABYTE):
         # Otherwise moving a module would make new parameters, as for no device of torch's own.
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, False)
         torch.__future__.set_swap_module_params_on_conversion(True)
-        stack.enter_context(torch.autograd.set_multithreading_enabled(False))  # torch would start a thread for one device
+        stack.enter_context(
+            torch.autograd.set_multithreading_enabled(False)
+        )  # torch would start a thread for one device
         for name in ("synchronize", "device_count"):
             stack.enter_context(patch.object(torch.accelerator, name, getattr(DEVICE, name)))
         stack.enter_context(patch.object(torch.Tensor, "data", property(DATA.__get__, _set_data), create=True))

@@ -1,9 +1,14 @@
 """Devices: where the parts of a model are, weights that are loaded when needed, the precision that is fast here."""
 
+import errno
+import gc
 import os
+import re
+import shutil
 import timeit
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +19,14 @@ from streamliner.format import human_bytes
 from streamliner.model.compat import offload_hook
 
 HALVES = (torch.bfloat16, torch.float16)
+UNKNOWN_SHARE, LEAST_SHARE = 2_000_000_000, 1 << 26
+"""Bytes for the work next to a model where the device does not say what is free; the least where it does."""
 
 
 def best_device() -> torch.device:
-    """cuda if there is one, otherwise mps, otherwise cpu."""
-    other = "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device("cuda" if torch.cuda.is_available() else other)
+    """The accelerator that torch finds here (cuda, mps, xpu), otherwise cpu."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device(found.type if found else "cpu")
 
 
 def is_spread(model: nn.Module) -> bool:
@@ -28,12 +35,10 @@ def is_spread(model: nn.Module) -> bool:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has finished its work; for cuda, until all GPUs have."""
-    if device.type == "cuda":
-        for number in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(number)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    """Wait until a device has finished its work; for an accelerator, until all of its kind have."""
+    if device.type != "cpu":
+        for number in range(torch.accelerator.device_count()):
+            torch.accelerator.synchronize(number)
 
 
 @contextmanager
@@ -49,15 +54,55 @@ def enough_memory(doing: str, help: str) -> Iterator[None]:
 
 
 def _free_memory() -> str:
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return f"The GPU has {human_bytes(total)}, of which {human_bytes(free)} are free now."
-    names = ("SC_PAGE_SIZE", "SC_AVPHYS_PAGES", "SC_PHYS_PAGES")
-    try:
-        page, free, total = map(os.sysconf, names)
-    except (ValueError, AttributeError):  # macOS and Windows do not say
+    device = best_device()
+    known = memory(device)
+    what = "The machine" if device.type == "cpu" else "The GPU"
+    if known is None or known[0] is None:
         return ""
-    return f"The machine has {human_bytes(page * total)}, of which {human_bytes(page * free)} are free now."
+    return f"{what} has {human_bytes(known[1])}, of which {human_bytes(known[0])} are free now."
+
+
+def memory(device: torch.device) -> tuple[int | None, int] | None:
+    """Bytes that are free now, and all bytes, of a device or of the machine; None for what it does not say."""
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return max(0, total - torch.mps.driver_allocated_memory()), total
+    if device.type != "cpu":
+        ask = getattr(torch.get_device_module(device), "mem_get_info", None)
+        return ask(device) if ask else None
+    try:
+        return _available(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, AttributeError):  # Windows does not say
+        return None
+
+
+def _available() -> int | None:
+    """Bytes that Linux could give to this process, files that it only keeps for later included; None elsewhere."""
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+        with suppress(OSError, ValueError):  # a container may be given less than the machine has
+            group = Path("/sys/fs/cgroup")
+            most, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+            kept = re.search(
+                r"^inactive_file (\d+)$", (group / "memory.stat").read_text(encoding="ascii"), re.MULTILINE
+            )
+            found = min(found, most - used + int(kept[1] if kept else 0))
+        return max(0, found)
+    return None
+
+
+def share_of_free_memory(device: torch.device) -> int:
+    """Bytes for the work next to a loaded model: half of what an accelerator has free, a quarter of a machine's.
+
+    Rounded down to a power of two, so that it seldom changes from run to run: sums over batches of another size round
+    differently. UNKNOWN_SHARE where the device does not say. Processes of one machine share its memory.
+    """
+    known = memory(device)
+    if known is None or known[0] is None:
+        return UNKNOWN_SHARE
+    share = known[0] // 2 if device.type != "cpu" else known[0] // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(LEAST_SHARE, 1 << max(0, share.bit_length() - 1))
 
 
 def can_be_in_float32(model: nn.Module) -> bool:
@@ -70,12 +115,8 @@ def can_be_in_float32(model: nn.Module) -> bool:
     if not kinds & set(HALVES) or kinds - {*HALVES, torch.float32} or len(devices) != 1:
         return False
     device, needed = devices.pop(), 6 * sum(p.numel() for p in parameters)
-    if device.type == "cuda":
-        return needed < torch.cuda.get_device_properties(device).total_memory / 2
-    try:
-        return needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-    except (ValueError, AttributeError):  # Windows does not say
-        return False
+    known = memory(device)
+    return known is not None and needed < known[1] / 2
 
 
 @contextmanager
@@ -91,12 +132,20 @@ def in_float32(model: nn.Module) -> Iterator[None]:
             tensor.data = data
 
 
-def release_cached_memory() -> None:
-    """Return GPU memory that torch keeps for later use but no tensor needs."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
+def release_memory() -> None:
+    """Free what nobody refers to any more: modules in circles, as accelerate makes them, and memory that torch keeps."""
+    gc.collect()
+    device = best_device()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def reserve(file: int, name: str, size: int) -> None:
+    """Make sure that the open `file` has room for `size` bytes: a full disk is an error here, later a crash."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    elif shutil.disk_usage(os.path.dirname(name)).free < size:  # macOS and Windows
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
 
 
 def offload_map(shell: nn.Module, stack_path: str, offload: str, device: str | None) -> dict[str, str]:

@@ -17,7 +17,7 @@ from streamliner.model.devices import (
     faster_precision,
     is_spread,
     offload_map,
-    release_cached_memory,
+    release_memory,
 )
 from streamliner.model.load import auto_class, check_gguf_tensors, load_config, load_model, load_tokenizer
 from streamliner.model.mark import read_mark
@@ -159,7 +159,7 @@ class Session:
         """Free the memory of the loaded model, unless it is the user's own."""
         if self.model is None:
             self.blocks = None
-            release_cached_memory()
+            release_memory()
 
 
 def open_model(
