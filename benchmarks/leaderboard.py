@@ -271,7 +271,7 @@ def closing(rows: Sequence[dict[str, Any]]) -> str:
 HEAD = """# Leaderboard
 
 Which search, which repair in closed form and which healing makes the best model of the same depth. Made by
-`python benchmarks/leaderboard.py page` from the files in [leaderboard/](leaderboard), one for each row and seed.
+`python benchmarks/leaderboard.py page` from the files in `leaderboard/`, one for each row and seed.
 
 Rules of entry:
 

@@ -20,6 +20,7 @@ from streamliner.heal_settings import HealSettings
 from streamliner.model.devices import faster_precision
 from streamliner.model.load import silenced_transformers
 from streamliner.model.session import open_model
+from streamliner.model.threads import best_threads
 from streamliner.runs.outputs import output_folder
 from streamliner.settings import PruneSettings, SearchSettings
 from streamliner.verbs.prune import prune
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--remove", default="6")
     arguments = parser.parse_args()
     start, folder = time.monotonic(), arguments.folder
+    choose_threads()
     with silenced_transformers():
         dense = get_model(folder)
         search = SearchSettings(
@@ -72,6 +74,13 @@ def main() -> None:
     check = pruned.cut["verification"]
     print(f"\nVerified: logits differ from bypass by {check['max_logit_difference']:g}; cached generation agrees.")
     print(f"Done in {time.monotonic() - start:.0f} s. Load it with AutoModelForCausalLM.from_pretrained('{healed}').")
+
+
+def choose_threads() -> None:
+    """Use as many threads as help now: with other programs running, two may be many times slower than one."""
+    allowed, best = torch.get_num_threads(), best_threads()
+    torch.set_num_threads(best)
+    print(f"Using {best} of {allowed} CPU threads: measured just now, more do not help.")
 
 
 def get_model(folder: Path) -> Path:

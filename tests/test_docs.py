@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+import streamliner as sl
 from command import run
 from places import TINY
 from streamliner.cli import app
@@ -21,10 +23,21 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 CLI = (ROOT / "docs" / "cli.md").read_text()
 VERBS = get_command(app).commands
+TUTORIALS = ("first-model", "heal", "own-method")
+RUN = ("README.md", *(f"docs/tutorials/{name}.md" for name in TUTORIALS), "docs/how-to.md")
 
 
-def code(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def code(language, text=README):
+    """Blocks of code that run on any machine: those that need more have a title that says what."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands_of(blocks):
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("streamliner ")]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -49,6 +62,7 @@ def test_no_documented_flag_is_gone():
     parameters = [parameter for verb in VERBS.values() for parameter in verb.params]
     known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     known |= {old for names in RENAMED.values() for old in names}  # told under "Renamed flags"
+    known |= {"--prune-layers"}  # llama.cpp's
     for text in (CLI, README):
         assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
 
@@ -77,6 +91,37 @@ def rows_of(module, folder):
         yield row["entry"]
 
 
+def test_the_table_of_the_readme_is_of_measurements():
+    """Each of its figures stands in a file of the leaderboard or of the report on Gemma."""
+    rows = [json.loads(file.read_text()) for file in (ROOT / "docs" / "leaderboard").rglob("*.json")]
+    found = {shown(t["increase"], t["standard_error"]) for row in rows for t in row["texts"].values()}
+    compared = json.loads((ROOT / "docs" / "gemma-3-270m" / "evaluation.json").read_text())["compared"]
+    found |= {shown(t["mean"], t["standard_error"]) for each in compared for t in each["loss_behind"].values()}
+    figures = re.findall(r"\d\.\d{3} ± \d\.\d{3}", README)
+    assert len(figures) == 14
+    assert set(figures) <= found
+
+
+def shown(value, error):
+    return f"{value:.3f} ± {error:.3f}"
+
+
+def test_the_reference_of_settings_is_what_the_code_says():
+    module = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))
+    assert module["PAGE"].read_text() == module["page"](), "make it again: python docs/make_reference.py"
+
+
+def test_the_reference_of_python_has_every_public_name():
+    named = re.findall(
+        r"^::: (streamliner[\w.]*)$", (ROOT / "docs" / "reference" / "python.md").read_text(), re.MULTILINE
+    )
+    assert {name.rpartition(".")[2] for name in named} >= {*sl.__all__} - {"__version__", "Blocks"}
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 120
+
+
 def test_every_method_is_documented():
     text = (ROOT / "docs" / "methods.md").read_text()
     assert set(re.findall(r"^\| `([\w-]+)`", text, re.MULTILINE)) == set(method_names())
@@ -89,32 +134,48 @@ def test_fields_named_in_the_docs_have_rules():
     assert named <= set(FIELDS)
 
 
-def test_the_commands_of_the_readme_run(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_on_a_page_has_its_flags(page):
+    if (page.name == "README.md" and page.parent.name == "gemma-3-270m") or page.name == "report.md":
+        return  # the commands of an earlier release, as they were typed
+    for verb, *arguments in commands_of(re.findall(r"```sh[^\n]*\n(.*?)```", page.read_text(), re.DOTALL)):
+        if not verb.startswith("-"):
+            known = {o for parameter in VERBS[verb].params for o in (*parameter.opts, *parameter.secondary_opts)}
+            known |= {"--help"}
+            assert {word.partition("=")[0] for word in arguments if re.match(r"--?[a-z]", word)} <= known, verb
+
+
+SMALLER = {
+    ("search", "prune"): ("--num-samples", "2", "--sequence-length", "64"),
+    ("benchmark",): ("--prompt-tokens", "16", "--new-tokens", "4", "--repeats", "1"),
+    ("evaluate",): ("--sequence-length", "64", "--num-samples", "2", "--no-cache"),
+    ("heal",): ("--sequence-length", "64", "--validation-windows", "2", "--fold-tokens", "1k"),
+}
+TRAINING = ("--tokens", "512", "--global-batch-size", "2", "--micro-batch", "1", "--validation-windows", "2")
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_the_commands_of_a_page_run(capsys, tmp_path, monkeypatch, name):
+    """One after the other, on the fixture, with less text: what a reader types works, in this order."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    commands = [line for block in code("sh") for line in block.splitlines() if line.startswith("streamliner")]
-    assert len(commands) >= 6
-    outputs = 0
-    for command in commands:
-        arguments = shlex.split(command, comments=True)[1:]
-        if arguments[0] in ("heal", "evaluate", "benchmark"):
-            arguments[1] = "OUT1"
-        elif "OUT" in arguments:
-            outputs += 1
-            arguments[arguments.index("OUT")] = f"OUT{outputs}"
-        if arguments[0] in ("search", "prune"):
-            arguments += ["--num-samples", "2", "--sequence-length", "64"]
-        if arguments[0] == "benchmark":
-            arguments += ["--prompt-tokens", "16", "--new-tokens", "4", "--repeats", "1"]
-        if arguments[0] == "evaluate":
-            arguments += ["--sequence-length", "64", "--num-samples", "2", "--no-cache"]
-        if arguments[0] == "heal" or "--heal" in arguments:
-            arguments += ["--tokens", "512", "--global-batch-size", "2", "--validation-windows", "2"]
-        if arguments[0] == "heal":
-            arguments += ["--sequence-length", "64"]
-        run(capsys, *(str(TINY) if argument == "MODEL" else argument for argument in arguments))
-    for output in ("OUT3", "OUT4", "HEALED"):
-        assert (tmp_path / output / "model.safetensors").exists()
+    text = (ROOT / name).read_text()
+    for file, source in re.findall(r'```python title="(\w+\.py)"\n(.*?)```', text, re.DOTALL):
+        (tmp_path / file).write_text(source)
+    if "heal.md" in name:
+        run(capsys, "cut", TINY, "--blocks", "5,6", "-o", "small", "--no-verify", "-q")
+    commands = commands_of(code("sh", text))
+    assert commands
+    for arguments in commands:
+        verb = arguments[0]
+        if "--config" not in arguments:
+            arguments += next((more for verbs, more in SMALLER.items() if verb in verbs), ())
+        if {"--heal", "--tokens"} & {*arguments} or (verb == "heal" and "--recipe" in arguments):
+            arguments += TRAINING
+        if any("--dtype" in parameter.opts for parameter in VERBS[verb].params):
+            arguments += ("--dtype", "float32")  # some machines are eighty times slower in bfloat16
+        small = {"MODEL": str(TINY), "200MB": "2MB"}
+        run(capsys, *(small.get(argument, argument) for argument in arguments))
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
@@ -128,7 +189,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_links_and_targets_exist():
-    for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for file in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
             assert (file.parent / target).exists(), f"{file.name}: {target}"
     makefile = (ROOT / "Makefile").read_text()

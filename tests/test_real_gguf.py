@@ -23,6 +23,7 @@ from llama_server import LlamaServer
 from streamliner.cut.gguf import compare_gguf, prepare_gguf, write_gguf
 from streamliner.cut.memory import cut_model
 from streamliner.cut.structure import Structure
+from streamliner.model.compat import quick_gguf
 from streamliner.model.gguf_header import read_header
 from streamliner.model.load import load_model, load_tokenizer
 from streamliner.model.session import open_model
@@ -86,6 +87,16 @@ def test_the_cut_file_computes_in_llama_cpp_what_transformers_computes(dense, tm
     assert worst < ROUNDING
     starts = range(0, PROMPTS * 100, 100)
     assert [at for at in starts if not same_text(server, small, tokenizer, text[at : at + PROMPT])] == []
+
+
+def test_the_config_is_that_of_transformers_alone(dense):
+    """Which reads the file with the reader of the gguf library."""
+    from transformers import AutoConfig
+
+    path = dense[0]
+    own = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    with quick_gguf():
+        assert AutoConfig.from_pretrained(path.parent, gguf_file=path.name).to_dict() == own.to_dict()
 
 
 def same_text(server, small, tokenizer, prompt):

@@ -5,7 +5,7 @@ They work on models in memory, and on names of models: hub ids, folders and GGUF
 
 from typing import Any
 
-from streamliner.errors import UserError
+from streamliner.errors import UserError, did_you_mean
 from streamliner.fields import flags_of, with_keywords
 from streamliner.heal_settings import HealSettings
 from streamliner.runs.yaml_config import read_recipe
@@ -31,5 +31,5 @@ def recipe(name: str, verb: str, **changes: Any) -> dict[str, Any]:
     """
     takes: dict[str, type] = {"search": SearchSettings, "heal": HealSettings}
     if verb not in takes:
-        raise UserError(f"{verb} takes no recipe.", f"Write one of {', '.join(takes)}.")
+        raise UserError(f"{verb} takes no recipe.", did_you_mean(verb, takes, f"Write one of {', '.join(takes)}."))
     return read_recipe(name, flags_of(takes[verb]), changes) | changes

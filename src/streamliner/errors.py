@@ -1,5 +1,8 @@
 """Every error that a user can cause. The message says what is wrong and what was found; `hint` says what to do next."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class StreamlinerError(Exception):
     """A failure that is explained without a traceback. Ends the command line tool with `exit_code`."""
@@ -57,6 +60,10 @@ class MethodError(UserError):
     """There is no such search method, or it has no such setting."""
 
 
+class PluginError(UserError):
+    """A package with a plug-in is broken, or has a name that is taken."""
+
+
 class PlanError(UserError):
     """The plan cannot be read or is for another model."""
 
@@ -86,6 +93,13 @@ class NotEnoughMemoryError(StreamlinerError):
 
 class VerificationError(StreamlinerError):
     """What was written or measured does not match the definition of removal. Nothing was kept."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint for a name that does not exist: the known one most like it, then `otherwise`."""
+    spelled = {each.lower().replace("_", "-"): each for each in known}
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), spelled, 1)
+    return f"Did you mean {spelled[near[0]]}? {otherwise}".strip() if near else otherwise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from streamliner.errors import UserError
+from streamliner.errors import UserError, did_you_mean
+from streamliner.plugins import find_plugin, plugins
 
 P = ParamSpec("P")
 Subject = TypeVar("Subject")
@@ -32,6 +33,7 @@ class Flag:
         names: the flags; empty for `--field-name`.
         metavar: what the help shows for the value.
         choices: the values allowed; empty for any.
+        plugins: the kind of plug-ins whose names are allowed too.
         minimum: the least value allowed.
         repeatable: whether the flag may be given several times.
         weighted: whether these are names with weights, "NAME[=W]": the setting is then a mapping.
@@ -42,6 +44,7 @@ class Flag:
     names: tuple[str, ...] = ()
     metavar: str | None = None
     choices: tuple[str, ...] = ()
+    plugins: str = ""
     minimum: float | None = None
     repeatable: bool = False
     weighted: bool = False
@@ -86,9 +89,17 @@ def check_values(settings: Any) -> None:
             continue
         name = long_name(type(settings), field)
         if flag.choices and value not in flag.choices:
-            raise UserError(f"{name} has no {value}.", f"Choose one of {', '.join(flag.choices)}.")
+            _check_plugin(name, flag, str(value))
         if flag.minimum is not None and not value >= flag.minimum:
             raise UserError(f"{name} must be at least {flag.minimum:g}, not {value}.")
+
+
+def _check_plugin(name: str, flag: Flag, value: str) -> None:
+    """Raise UserError unless a plug-in has the name that is none of the flag's choices."""
+    if not flag.plugins or find_plugin(flag.plugins, value, flag.choices) is None:
+        known = (*flag.choices, *(each.name for each in plugins(flag.plugins)))
+        choose = f"Choose one of {', '.join(known)}."
+        raise UserError(f"{name} has no {value}.", did_you_mean(value, known, choose))
 
 
 def recorded(settings: Any) -> dict[str, Any]:
@@ -142,6 +153,15 @@ def number(text: str | float, flag: str, unit: str) -> int:
     if count < 1:
         raise UserError(f"{flag} {text} is not a number of {unit}.", f"Write for instance {flag} 500M or 2G.")
     return count
+
+
+def seconds(text: str | float, flag: str) -> float:
+    """A time: "90s", "10m", "2h", or seconds as a number; a UserError if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([smh]?)", str(text).strip(), re.IGNORECASE)
+    found = float(match[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[match[2].lower()] if match else 0.0
+    if not found:
+        raise UserError(f"{flag} {text} is not a time.", f"Write for instance {flag} 90s, 10m or 2h.")
+    return found
 
 
 def names(value: str | Iterable[str]) -> tuple[str, ...]:

@@ -46,7 +46,9 @@ def with_error(value: float | None, error: float | None, digits: str = ".4f") ->
     """A number with its standard error, where there is one."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    return f"{value:{digits}}" + ("" if error is None or not math.isfinite(error) else f" ± {error:{digits}}")
+    if error is None or not math.isfinite(error):
+        return f"{value:{digits}}"
+    return f"{value:{digits}} ± {error:{digits.lstrip('+')}}"
 
 
 def share_with_error(value: float | None, error: float | None) -> str:
@@ -64,6 +66,13 @@ def human_bytes(count: int | None) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
+
+
+def duration(seconds: float) -> str:
+    """Such as "45 s", "14 min" or "3.2 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.3g} h"
 
 
 def short_names(names: Sequence[str]) -> list[str]:

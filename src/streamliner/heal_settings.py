@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamliner.errors import HealingError
+from streamliner.errors import HealingError, did_you_mean
 from streamliner.fields import check_values, default_of, flag, long_name, names, number, weights
 from streamliner.settings import ANSWERS_ONLY, BATCH_SIZE, LENGTH, OVERWRITE, QUIET, SEED, VERIFY
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
@@ -31,7 +31,12 @@ class HealSettings:
     fold: str | None = flag(None, "Repair in closed form, before any training", choices=FOLD_NAMES)
     fold_blocks: str = flag("gaps", "Blocks to fold: those before gaps, or all later", choices=("gaps", "later"))
     fold_tokens: int | str | None = flag(None, "Tokens to fit a fold on (default: by its size)", metavar="N")
-    network: str = flag(None, "Network in place of removed blocks (default: block; with --fold none)", choices=NETWORKS)
+    network: str = flag(
+        None,
+        "Network in place of removed blocks (default: block; with --fold none)",
+        choices=NETWORKS,
+        plugins="network",
+    )
     network_depth: int = flag(1, "Blocks of a network", minimum=1)
     init: str = flag("first", "Initial weights of a block network", choices=INITS)
     residual: bool = flag(True, "x + f(norm(x)); otherwise f(x) alone (swiglu, ffn)")
@@ -77,8 +82,9 @@ class HealSettings:
         losses, _, _ = self.losses, self.texts, self.trackers
         wrong = next((name for name in losses if name not in STREAM_LOSSES + HEAD_LOSSES), None)
         if wrong is not None or not losses:
-            known = ", ".join(STREAM_LOSSES + HEAD_LOSSES)
-            raise HealingError(f"--loss has no {wrong or 'value'}.", f"Choose one of {known}.")
+            known = STREAM_LOSSES + HEAD_LOSSES
+            hint = did_you_mean(wrong or "", known, f"Choose one of {', '.join(known)}.")
+            raise HealingError(f"--loss has no {wrong or 'value'}.", hint)
         if self.network != "block" and self.init != "first":
             raise HealingError("--init is for block networks.", "Add --network block, or leave it out.")
         self._check_whole_blocks()
@@ -87,7 +93,7 @@ class HealSettings:
                 "There is nothing to train.",
                 "Choose a --network, --lora RANK, --train-blocks N, --train-head, or a --fold.",
             )
-        if self.fold and (self.network not in ("block", "none") or self.init != "first" or self.network_depth > 1):
+        if self.fold and (self.custom_network or self.init != "first" or self.network_depth > 1):
             raise HealingError("A fold goes with --network block of one block, which starts from it, or with none.")
         if not self.fold and (self.fold_tokens is not None or self.fold_blocks != "gaps"):
             raise HealingError(
@@ -122,8 +128,13 @@ class HealSettings:
         text = str(self.train_blocks)
         if text != "all" and not text.isdigit():
             raise HealingError(f"--train-blocks {text} is not a number of blocks.", "Write --train-blocks 4, or all.")
-        if self.whole_blocks and self.network not in ("block", "none"):
+        if self.whole_blocks and self.custom_network:
             raise HealingError("--train-blocks goes with --network block, or none.")
+
+    @property
+    def custom_network(self) -> bool:
+        """Whether networks have no attention, so that a checkpoint may have to carry their code."""
+        return self.network not in ("block", "none")
 
     @property
     def trains(self) -> bool:

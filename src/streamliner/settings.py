@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.errors import EvaluationError, MethodError, RemovalError
-from streamliner.fields import check_values, default_of, flag, long_name, names, number, pairs
+from streamliner.fields import check_values, default_of, flag, long_name, names, number, pairs, seconds
 from streamliner.text.calibration import NUM_SAMPLES, CalibrationSet
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
 
@@ -87,6 +87,7 @@ class SearchSettings:
     protect_last: int | None = flag(None, "Blocks to keep at the end (default: the method's)")
     num_samples: int = flag(NUM_SAMPLES, "Windows of text")
     sequence_length: int | None = flag(None, LENGTH)
+    time_limit: str | float | None = flag(None, "Most time of the search: 10m; fewer windows if needed", metavar="TIME")
     batch_size: int = flag(1, BATCH_SIZE, minimum=1)
     memory_budget: int | str = flag("2GB", "Memory besides the model: 500MB, 2GB", metavar="BYTES")
     seed: int = flag(0, SEED)
@@ -99,6 +100,7 @@ class SearchSettings:
         if self.search_effort and "effort" in pairs(self.set, "--set"):
             raise MethodError("The effort is given twice, by --search-effort and --set effort.")
         number(self.memory_budget, "--memory-budget", "bytes")
+        _ = self.time_limit_seconds  # raises if it is none
         given = [name for name in AMOUNTS if getattr(self, name) is not None]
         if len(given) > 1:
             flags = " and ".join(long_name(SearchSettings, name) for name in given)
@@ -129,6 +131,11 @@ class SearchSettings:
         """`memory_budget` in bytes."""
         return number(self.memory_budget, "--memory-budget", "bytes")
 
+    @property
+    def time_limit_seconds(self) -> float | None:
+        """`time_limit` in seconds."""
+        return None if self.time_limit is None else seconds(self.time_limit, "--time-limit")
+
 
 @dataclass(frozen=True)
 class CutSettings:
@@ -136,9 +143,28 @@ class CutSettings:
 
     plan: str | None = flag(None, "Plan file or run folder", metavar="FILE")
     blocks: str | Iterable[int] | None = flag(None, "Blocks to remove, such as 3,7,9", metavar="LIST")
+    max_shard_size: int | str | None = flag(None, "Largest weight file: 5GB (default: as before)", metavar="BYTES")
+    link: bool = flag(False, "Link unchanged weight files: editing one may edit both")
     verify: bool = flag(True, VERIFY)
     overwrite: bool = flag(False, OVERWRITE)
     quiet: bool = flag(False, QUIET, "--quiet", "-q")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        _ = self.max_shard_bytes  # raises if it is none
+
+    @property
+    def max_shard_bytes(self) -> int | None:
+        """`max_shard_size` in bytes."""
+        return None if self.max_shard_size is None else number(self.max_shard_size, "--max-shard-size", "bytes")
+
+
+@dataclass(frozen=True)
+class HubSettings:
+    """Whether a result is uploaded too."""
+
+    push_to_hub: str | None = flag(None, "Upload the result to this repository too", metavar="USER/NAME")
+    private: bool = flag(False, "Create that repository as a private one")
 
 
 @dataclass(frozen=True)
@@ -214,7 +240,7 @@ class BenchmarkSettings:
     context_tokens: int | None = flag(None, "Prompt tokens in generation (default: 64; CPU: 32)", minimum=1)
     new_tokens: int | None = flag(None, "Generated tokens (default: 128; CPU: 32)", minimum=1)
     repeats: int | None = flag(None, "Measurements of each model (default: 7)", minimum=1)
-    engine: str = flag("transformers", "Program that runs the models", choices=ENGINES)
+    engine: str = flag("transformers", "Program that runs the models", choices=ENGINES, plugins="engine")
     output: str | Path | None = flag(None, RESULT, "--output", "-o", metavar="FILE")
     overwrite: bool = flag(False, OVERWRITE)
     quiet: bool = flag(False, QUIET, "--quiet", "-q")

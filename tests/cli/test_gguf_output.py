@@ -102,7 +102,12 @@ def test_a_plan_travels_between_the_formats_of_a_model(capsys, dense, tmp_path, 
     there, here = (dense, TINY) if way == "file to folder" else (TINY, dense)
     run(capsys, "search", there, "--remove", "2", "-o", tmp_path / "run", *QUICK)
     out = tmp_path / ("out" if here == TINY else "out.gguf")
-    run(capsys, "cut", here, "--plan", tmp_path / "run", "-o", out)
+    messages = run(capsys, "cut", here, "--plan", tmp_path / "run", "-o", out)[1]
+    found = {
+        "file to folder": "GGUF, mostly F32 there, bfloat16 here",
+        "folder to file": "bfloat16 there, GGUF, mostly F32",
+    }
+    assert found[way] in " ".join(messages.split())
     assert read_plan(out).removed == read_plan(tmp_path / "run").removed
     other = tmp_path / ("out.gguf" if here == TINY else "out")  # and the plan that the result carries
     run(capsys, "cut", there, "--plan", out, "-o", other, "--no-verify")
@@ -139,9 +144,6 @@ def test_a_split_file_is_cut_and_its_bytes_compared(capsys, tmp_path):
     [
         (["cut", TINY, "--blocks", "3", "-o", "OUT"], "nothing is converted here"),
         (["prune", TINY, "--remove", "1", "-o", "OUT"], "nothing is converted here"),
-        (["prune", "DENSE", "--remove", "1", "--heal", "-o", "OUT"], "healed weights are written as a folder"),
-        (["prune", "DENSE", "--remove", "1", "--fold", "auto", "-o", "OUT"], "healed weights are written as a folder"),
-        (["heal", "SMALL", "-o", "HEALED"], "is a GGUF file, and a folder"),
         (["cut", "DENSE", "--blocks", "3", "-o", "DENSE", "--overwrite"], "is the model itself"),
         (["cut", "DENSE", "--blocks", "3", "-o", "LINK", "--overwrite"], "is the model itself"),
         (["cut", "DENSE", "--blocks", "3", "-o", "TAKEN", "--overwrite"], "streamliner did not write it"),
@@ -161,7 +163,7 @@ def test_what_cannot_be_is_said_and_leaves_nothing(capsys, monkeypatch, dense, s
     shutil.copy(small, files["OURS"])
     files["HALF"].write_bytes(dense.read_bytes()[:1_000_000])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    files |= {"DENSE": dense, "SMALL": small, "HEALED": tmp_path / "healed"}
+    files |= {"DENSE": dense}
     _, err = run(
         capsys, *(files.get(each, each) for each in arguments), *(QUICK if arguments[0] == "prune" else ()), status=2
     )
@@ -212,7 +214,7 @@ def test_a_full_disk_is_said_before_and_while_writing(capsys, monkeypatch, dense
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
-        assert "the disk has 1 MB left" in run(capsys, *arguments, status=2)[1]
+        assert "has 1 MB left" in run(capsys, *arguments, status=2)[1]
 
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

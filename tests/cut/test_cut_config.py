@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from streamliner.cut.config import cut_config, cut_outer_config, with_legacy_rope
-from streamliner.cut.names import renamed_modules
 from streamliner.cut.rules import FIELDS, refused
 from streamliner.errors import UnsupportedModelError
 
@@ -143,30 +142,6 @@ def test_an_unknown_list_with_an_entry_per_block_is_refused():
 def test_a_list_of_the_wrong_length_is_refused():
     with pytest.raises(UnsupportedModelError, match="layer_types has 3 entries for 4 blocks"):
         cut_config({"layer_types": ["a"] * 3}, (1,), 4)
-
-
-def test_module_names_in_a_quantization_config_follow():
-    config = {
-        "modules_to_not_convert": ["lm_head", "model.layers.1.mlp", "model.layers.3.self_attn", "model.layers.10"],
-        "dynamic": {"layers.3.mlp": {"bits": 8}, "layers.1": {}},
-        "bits": 4,
-    }
-    numbers = {0: 0, 2: 1, 3: 2, 10: 3}
-    paths = ("model.language_model.layers", "language_model.model.layers")
-    assert renamed_modules(config, paths, numbers) == {
-        "modules_to_not_convert": ["lm_head", "model.layers.2.self_attn", "model.layers.3"],
-        "dynamic": {"layers.2.mlp": {"bits": 8}},
-        "bits": 4,
-    }
-    tower = ["vision_tower.encoder.layers.1.fc", "encoder.layers.3"]
-    assert renamed_modules([*tower, "language_model.layers.3.q", "layers.1"], paths, numbers) == [
-        *tower,
-        "language_model.layers.2.q",
-    ]
-    assert renamed_modules(["re:.*gate", "-:lm_head"], paths, numbers) == ["re:.*gate", "-:lm_head"]
-    for expression in ("re:.*layers\\.3\\.mlp", r"-:model\.layers\.20\..*", r"+:.*\.18\..*gate.*", "model.layers.6*"):
-        with pytest.raises(UnsupportedModelError, match="by the expression"):
-            renamed_modules([expression], paths, numbers)
 
 
 def test_legacy_rope():

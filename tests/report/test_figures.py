@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from streamliner.report.figures import Point, Series, linear_ticks, log_ticks, plot_lines, plot_matrix
+from streamliner.report.figures import Point, Series, linear_ticks, log_ticks, plot_lines
+from streamliner.report.heat_map import plot_matrix, plot_rounds
 from streamliner.report.render import as_html
 from streamliner.report.section import Section
 
@@ -60,3 +61,27 @@ def test_values_that_cannot_be_drawn_are_left_out():
     assert some.count("<circle") == 2
     assert 'aria-label="a &lt; b values"' in some
     assert plot_matrix([[1.0, 0.5], [0.5, 1.0]], [1], "caption", "values").parts.count('class="cell"') == 4
+
+
+def test_a_large_matrix_is_small_on_the_page():
+    """127 blocks have 128 depths; a page with two searches of them stays below 2 MB."""
+    matrix = [[1 - abs(i - j) / 200 for j in range(128)] for i in range(128)]
+    parts = plot_matrix(matrix, [3], "caption", "values").parts
+    assert len(parts) < 500_000
+    assert parts.count("M") == 128 * 128
+
+
+def test_rounds_have_a_row_each_and_their_lowest_marked():
+    rounds = [{1: 2.0, 2: 2.5, 4: 2.1}, {1: 2.4, 4: 2.2}]
+    parts = plot_rounds(rounds, [1, 4], "caption", "values").parts
+    assert parts.count('class="cell"') == 5
+    assert parts.count('class="chosen"') == 2
+    assert "<title>round 2, block 4: 2.2</title>" in parts
+    opacities = [float(text) for text in re.findall(r'fill-opacity="([\d.]+)"', parts)]
+    assert opacities[0] == opacities[4] == 0.04, "the lowest of each round is the lightest"
+    assert max(opacities) == opacities[1] == 1.0, "block 2 is the furthest above the lowest of its round"
+
+
+def test_a_dot_says_its_value_under_the_pointer():
+    figure = plot_lines([Series("sleb", [Point(1, 24.5, 0.5)])], "x", "y", "caption", "values")
+    assert "<title>sleb, 1: 24.5 ± 0.5</title>" in figure.parts

@@ -12,8 +12,10 @@ from html.parser import HTMLParser
 import pytest
 
 from command import run
-from streamliner.report.render import as_html, as_markdown
+from streamliner.report.read import Results
+from streamliner.report.render import as_html, as_markdown, lain
 from streamliner.report.section import Section
+from streamliner.report.sections.headline import headline_sections
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -47,11 +49,11 @@ def test_the_page_contains_everything_and_loads_nothing(page):
     text = page[0].read_text()
     seen = Seen(text)
     assert seen.links == ["data:,"]
-    assert "script" not in seen.tags
+    assert seen.tags.count("script") == 1
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", text)
     assert len(text) < 2_000_000
     assert [heading.partition(":")[0] for heading in seen.headings] == [
-        *("Summary", "Frontier", "Search", "Search", "Healing", "Evaluation", "Speed", "How to reproduce")
+        *("In short", "Summary", "Frontier", "Search", "Search", "Healing", "Evaluation", "Speed", "How to reproduce")
     ]
     assert seen.tags.count("table") >= 8
     assert len(seen.labels) == 9  # two searches, a matrix, the healing; perplexity twice, speed twice, parameters
@@ -80,6 +82,33 @@ def test_markdown_shows_text_as_text():
     text = as_markdown([section], "pictures")
     assert r"a \[b\](http://c)" in text
     assert r"\<img src=x> \!\[y\](http://z)" in text
+
+
+def test_a_card_says_what_was_lost_and_won(page, evaluation, benchmark):
+    behind = evaluation["compared"][0]["loss_behind"]["python-docs:test"]
+    for text in (path.read_text() for path in page):
+        assert f"{behind['mean']:+.3f} ± {behind['standard_error']:.3f} nats on python-docs:test" in text.replace(
+            "\\", ""
+        )
+        assert "2 of 12 blocks fewer" in text
+        assert "times as fast" in text
+
+
+@pytest.mark.parametrize(
+    ("increase", "verdict"), [(0.01, "Hardly"), (0.1, "A little"), (0.4, "Clearly"), (2, "Much"), (None, "Much")]
+)
+def test_the_verdict_follows_the_loss(evaluation, increase, verdict):
+    for each in evaluation["compared"][0]["loss_behind"].values():
+        each["mean"] = increase
+    (section,) = headline_sections(Results(evaluations=[evaluation]))
+    assert section.cards[0].verdict.startswith(verdict)
+
+
+def test_a_wide_table_of_few_models_lies_on_its_side():
+    names = [f"column {number}" for number in range(9)]
+    table = [names, [str(number) for number in range(9)]]
+    assert lain(table)[0] == ["column 0", "0"]
+    assert lain(lain(table)) == lain(table), "a long one stays"
 
 
 def test_samples_keep_their_lines():
@@ -113,6 +142,28 @@ def test_a_real_browser_reports_no_problem(page, tmp_path, size):
     console, shot = look(page[0], tmp_path, size)
     assert console == []
     assert shot.stat().st_size > 10_000
+
+
+def test_another_script_would_not_run(page, tmp_path):
+    """The policy names the one script of the page by its hash."""
+    other = tmp_path / "other.html"
+    other.write_text(page[0].read_text().replace("<body>", "<body><script>console.log('ran')</script>"))
+    console, _ = look(other, tmp_path)
+    assert any("Content Security Policy" in line for line in console)
+    assert not any("ran" in line.split('"')[1] for line in console)
+
+
+@needs_chromium
+def test_a_click_on_a_head_sorts_the_table(page, tmp_path):
+    rows = [["model", "value"], ["a", "1,000"], ["b", "20 ± 3"], ["c", "3"]]
+    text = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", as_html([Section("x", tables=[rows])]))
+    click = "<script>document.querySelectorAll('th')[1].click();</script></body>"
+    clicking = tmp_path / "clicking.html"
+    clicking.write_text(text.replace("</body>", click))
+    options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom")
+    command = [CHROMIUM, *options, clicking.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert re.findall(r"<tr><td>(\w)</td>", done.stdout) == ["c", "b", "a"]
 
 
 @needs_chromium

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from streamliner.measure.deadline import Deadline
 from streamliner.measure.loss import Loss
 from streamliner.search.race import Race
 from streamliner.search.registry import make_method
@@ -20,6 +21,7 @@ class Table:
         self.num_blocks, self.num_windows, self.windows_at_once = num_blocks, num_windows, 1
         self.table, self.measured, self.said = table, [], []
         self.resolution, self.exact, self.say = 0.0, {}, self.said.append
+        self.deadline = Deadline()
 
     def losses(self, removals, windows=None):
         windows = range(self.num_windows) if windows is None else windows

@@ -1,9 +1,9 @@
 """An accelerator that exists only in the tests: CPU memory under another device's name, which refuses to be mixed.
 
-torch lets Python register a backend of its own ("PrivateUse1"). Its tensors wrap CPU tensors, so they have real values and
-whole runs work on them, while everything above sees tensors of `emulated:0` and `emulated:1`. What a GPU refuses is
-refused here: an operation on tensors of two devices, except numbers of the CPU and index lists, and float64 where there is
-none. What makes a GPU wait is counted in `DEVICE.waits`, with the line of streamliner that caused it.
+torch lets Python register a backend of its own ("PrivateUse1"). Its tensors wrap CPU tensors, so they have real values
+and whole runs work on them, while everything above sees tensors of `emulated:0` and `emulated:1`. What a GPU refuses is
+refused here: an operation on tensors of two devices, except numbers of the CPU and index lists, and float64 where there
+is none. What makes a GPU wait is counted in `DEVICE.waits`, with the line of streamliner that caused it.
 """
 
 from __future__ import annotations

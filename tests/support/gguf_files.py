@@ -39,11 +39,18 @@ GEMMA = NAMES | {
 
 
 def write_gguf(
-    folder: Path, path: Path, add: Callable[[gguf.GGUFWriter], None] | None = None, *, parts: int = 1
+    folder: Path,
+    path: Path,
+    add: Callable[[gguf.GGUFWriter], None] | None = None,
+    *,
+    parts: int = 1,
+    kinds: dict[str, str] | None = None,
 ) -> Path:
     """Convert a Llama checkpoint with a byte-level BPE tokenizer to `path`, in float32; `add` adds keys and tensors.
 
     Split into several `parts`, the file names end as those of llama.cpp's do. Returns the path, or that of the first.
+    `kinds` are other types of matrices by a part of their names, "Q4_1" for "ffn_up" say, or for "", which is in all;
+    the first counts. In a type that gguf cannot write, a matrix is zero.
     """
     config = json.loads((folder / "config.json").read_text())
     tensors = load_file(folder / "model.safetensors")
@@ -62,7 +69,8 @@ def write_gguf(
     writer.add_vocab_size(config["vocab_size"])
     _add_tokenizer(writer, folder)
     for name, tensor in tensors.items():
-        writer.add_tensor(_name(name), _value(name, tensor.float(), config).numpy())
+        kind = next((kinds[part] for part in kinds or () if part in _name(name) and tensor.ndim > 1), "F32")
+        _add(writer, _name(name), _value(name, tensor.float(), config).numpy(), kind)
     if add:
         add(writer)
     _finish(writer)
@@ -136,6 +144,15 @@ def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path) -> None:
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_eos_token_id(config["eos_token_id"])
     writer.add_add_bos_token(True)
+
+
+def _add(writer: gguf.GGUFWriter, name: str, values: np.ndarray, kind: str) -> None:
+    number = gguf.GGMLQuantizationType[kind]
+    try:
+        data = gguf.quantize(values, number)
+    except NotImplementedError:
+        data = np.zeros(gguf.quant_shape_to_byte_shape(values.shape, number), np.uint8)
+    writer.add_tensor(name, data, raw_dtype=number)
 
 
 def _finish(writer: gguf.GGUFWriter) -> None:

@@ -551,9 +551,9 @@ def write_public(name: str, folder: Path) -> dict[str, Any]:
     weights |= _next_token_layer(config, weights)
     method = config.get("quantization_config", {}).get("quant_method")
     if method == "fp8":
-        weights = dict(item for pair in weights.items() for item in _fp8(*pair))
+        weights = dict(item for pair in weights.items() for item in fp8_tensors(*pair))
     elif method == "mxfp4":
-        weights = dict(item for pair in weights.items() for item in _mxfp4(*pair))
+        weights = dict(item for pair in weights.items() for item in mxfp4_tensors(*pair))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return config
 
@@ -573,14 +573,14 @@ def _next_token_layer(config: dict[str, Any], weights: dict[str, torch.Tensor]) 
     return found
 
 
-def _fp8(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+def fp8_tensors(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     if not name.endswith("proj.weight") and "proj_with_mqa" not in name and "_a_proj" not in name:
         return [(name, tensor)]
     shape = [-(-size // 16) for size in tensor.shape]
     return [(name, tensor.to(torch.float8_e4m3fn)), (f"{name}_scale_inv", torch.ones(shape))]
 
 
-def _mxfp4(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+def mxfp4_tensors(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
         return [(name, tensor)]
     experts, inner, outer = tensor.shape

@@ -9,10 +9,13 @@ from streamliner.benchmark.engines.vllm import VllmEngine
 from streamliner.benchmark.workload import Workload, complete_workload
 from streamliner.errors import EvaluationError
 from streamliner.model.session import Session
+from streamliner.plugins import Plugin, find_plugin
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import BenchmarkSettings
 
 BY_NAME: dict[str, type[Engine]] = {"transformers": TransformersEngine, "vllm": VllmEngine, "llama.cpp": LlamaCppEngine}
+NEEDED = ("prompt_generates", "find_device", "prompt", "generate", "seconds", "only_first_block", "memory_use")
+"""What the class of an engine has."""
 
 
 def load_engines(
@@ -22,9 +25,10 @@ def load_engines(
 
     Raises:
         EvaluationError: the engine is not installed, or it cannot run these models.
+        PluginError: the engine is a plug-in, and broken.
         TextError: the workload needs more positions than a model has.
     """
-    engine = BY_NAME[settings.engine]
+    engine = engine_class(settings.engine)
     device = engine.find_device(sessions)
     generated = 1 if engine.prompt_generates else 0
     longest = min(session.window_length() for session in sessions)
@@ -41,3 +45,18 @@ def load_engines(
             "Add --dtype, such as --dtype bfloat16.",
         )
     return engines, workload
+
+
+def engine_class(name: str) -> type[Engine]:
+    """The engine of that name, one that settings allow; a PluginError if it is a broken plug-in."""
+    plugin = find_plugin("engine", name, BY_NAME)
+    return BY_NAME[name] if plugin is None else engine_of_plugin(plugin)
+
+
+def engine_of_plugin(plugin: Plugin) -> type[Engine]:
+    """The engine that a plug-in brings; a PluginError if it is broken."""
+    engine = plugin.load()
+    missing = [name for name in NEEDED if not hasattr(engine, name)]
+    if not isinstance(engine, type) or missing:
+        raise plugin.wrong(f"is not a class with {', '.join(missing or NEEDED)} (see `Engine` in benchmark/engine.py).")
+    return engine

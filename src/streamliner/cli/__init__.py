@@ -4,9 +4,23 @@ import json
 import sys
 
 import typer
+from rich.markup import escape
 
 from streamliner._version import __version__
-from streamliner.cli import answer, benchmark, cut, evaluate, heal, inspect, methods, prune, report, search, verify
+from streamliner.cli import (
+    answer,
+    benchmark,
+    cut,
+    doctor,
+    evaluate,
+    heal,
+    inspect,
+    methods,
+    prune,
+    report,
+    search,
+    verify,
+)
 from streamliner.cli.console import Reported
 from streamliner.cli.interrupt import interruptible
 from streamliner.cli.renamed import renamed
@@ -21,9 +35,11 @@ app = typer.Typer(
     "Start with: streamliner inspect MODEL, then streamliner prune MODEL --remove 20% -o OUT. "
     "A MODEL is a hub id, a folder or a GGUF file.",
 )
-VERBS = (inspect, search, cut, prune, answer, heal, evaluate, benchmark, report, verify, methods)
+VERBS = (inspect, search, cut, prune, answer, heal, evaluate, benchmark, report, verify, methods, doctor)
 for verb in VERBS:  # in the order of --help
-    app.command()(getattr(verb, verb.__name__.rpartition(".")[2]))
+    function = getattr(verb, verb.__name__.rpartition(".")[2])
+    lines = (escape(f"streamliner {example}") for example in function.examples)
+    app.command(epilog="\n\n".join(["[bold]Examples[/]", *lines]))(function)
 
 
 def _version(asked: bool) -> None:

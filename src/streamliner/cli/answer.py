@@ -11,7 +11,15 @@ SOURCE = Argument("source", "Text with questions: conversations, or plain texts 
 FILE = Argument("output", "File of JSON lines to write", "FILE", flags=("--output", "-o"))
 
 
-@command(MODEL, SOURCE, FILE, without=("offload",), Answer=AnswerSettings, Model=ModelSettings)
+@command(
+    MODEL,
+    SOURCE,
+    FILE,
+    examples=("answer Qwen/Qwen3-0.6B questions.jsonl -o answers.jsonl",),
+    without=("offload",),
+    Answer=AnswerSettings,
+    Model=ModelSettings,
+)
 def answer(given: Given) -> None:
     """Let MODEL answer the conversations in SOURCE: training text in the model's own words, for heal --answers-only.
 

@@ -7,7 +7,13 @@ from streamliner.format import counted
 from streamliner.settings import BenchmarkSettings, ModelSettings
 
 
-@command(MODELS, without=("offload",), Benchmark=BenchmarkSettings, Model=ModelSettings)
+@command(
+    MODELS,
+    examples=("benchmark small --dense Qwen/Qwen3-0.6B", "benchmark small.gguf --dense big.gguf --engine llama.cpp"),
+    without=("offload",),
+    Benchmark=BenchmarkSettings,
+    Model=ModelSettings,
+)
 def benchmark(given: Given) -> None:
     """Time prompts and generation, the models in turn, next to the speed-up to expect from the removed blocks.
 

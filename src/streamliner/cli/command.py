@@ -22,7 +22,7 @@ METAVARS = {bool: " ", int: "N", float: "X"}
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 DISK_HINT = "Make room or choose another place; what a run folder has is kept, and the same command continues."
 """Errors of a disk, which say nothing about the program."""
-OUTPUT_FIELDS = ("run", "output", "verify", "overwrite", "quiet")
+OUTPUT_FIELDS = ("run", "output", "verify", "overwrite", "quiet", "push_to_hub", "private")
 
 CONFIG = Annotated[Path | None, typer.Option(help="YAML file of settings", metavar="FILE", rich_help_panel=OUTPUT)]
 RECIPE = Annotated[str | None, typer.Option(help="Settings by name: best, good, quick", metavar="NAME")]
@@ -110,12 +110,17 @@ Verb = Callable[[Given], None]
 
 
 def command(
-    *arguments: Argument, without: tuple[str, ...] = (), recipes: bool = False, **panels: type
+    *arguments: Argument,
+    examples: tuple[str, ...],
+    without: tuple[str, ...] = (),
+    recipes: bool = False,
+    **panels: type,
 ) -> Callable[[Verb], Callable[..., None]]:
     """Make a typer command of a function that takes what was given.
 
     Args:
         arguments: the positional arguments and required options.
+        examples: command lines that the help ends with, without "streamliner".
         without: fields that this verb does not have.
         recipes: whether it takes `--recipe`.
         panels: settings classes by the heading under which the help shows their flags. A field that two classes share
@@ -156,6 +161,7 @@ def command(
         context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
         callback.__signature__ = inspect.Signature([context, *parameters, *extra])  # type: ignore[attr-defined]
         callback.__annotations__ = {each.name: each.annotation for each in (context, *parameters, *extra)}
+        callback.examples = examples  # type: ignore[attr-defined]
         callback.__name__, callback.__doc__ = verb.__name__.removesuffix("_"), verb.__doc__
         return callback
 
@@ -185,7 +191,8 @@ def _was_typed(ctx: typer.Context, name: str) -> bool:
 def _option(settings: type, name: str, flag: Flag, panel: str) -> inspect.Parameter:
     default = default_of(settings, name)
     kind = kind_of(settings, name)
-    help_text = flag.help + (f": {', '.join(flag.choices)}" if flag.choices and ":" not in flag.help else "")
+    choices = ", ".join((*flag.choices, *["a plug-in"] * bool(flag.plugins)))
+    help_text = flag.help + (f": {choices}" if choices and ":" not in flag.help else "")
     if isinstance(default, (int, float, str)) and not isinstance(default, bool):
         help_text += f" [dim](default: {default})[/]"
     names = flag.names if flag.names or (kind is bool and default) else (f"--{name.replace('_', '-')}",)

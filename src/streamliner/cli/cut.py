@@ -5,12 +5,23 @@ from typing import Any
 from streamliner.cli.command import MODEL, Argument, Given, command
 from streamliner.cli.console import print_line, print_tables
 from streamliner.format import Table, human_bytes
-from streamliner.settings import CutSettings, ModelSettings
+from streamliner.settings import CutSettings, HubSettings, ModelSettings
 
-OUT = Argument("output", "Folder for the checkpoint; of GGUF, also a .gguf file", "OUT", ("--output", "-o"))
+OUT = Argument("output", "Folder, .gguf file (of GGUF), or hub:USER/NAME", "OUT", ("--output", "-o"))
 
 
-@command(MODEL, OUT, Cut=CutSettings, Model=ModelSettings)
+@command(
+    MODEL,
+    OUT,
+    examples=(
+        "cut Qwen/Qwen3-0.6B --plan runs/sleb -o small",
+        "cut Qwen/Qwen3-0.6B --blocks 3,7,9 -o small",
+        "cut model.gguf --plan runs/sleb -o small.gguf",
+    ),
+    Cut=CutSettings,
+    Hub=HubSettings,
+    Model=ModelSettings,
+)
 def cut(given: Given) -> None:
     """Write the checkpoint without the blocks of a plan, and verify it against bypass on the dense model.
 
@@ -19,12 +30,20 @@ def cut(given: Given) -> None:
     from streamliner.model.session import open_model
     from streamliner.runs.ranks import check_alone
     from streamliner.verbs.cut import chosen_plan, cut_to_disk
+    from streamliner.verbs.publish import find_destination, publish
 
     check_alone("cut")
-    settings, out = given.settings(CutSettings), given.argument(OUT)
-    model, choose = given.argument(MODEL), chosen_plan(settings)
-    result = cut_to_disk(open_model(model, given.settings(ModelSettings)), choose, out, settings)
-    given.show(result, out, lambda: print_cut(result))
+    settings, model = given.settings(CutSettings), given.argument(MODEL)
+    choose = chosen_plan(settings)
+    place = find_destination(given.argument(OUT), given.settings(HubSettings), overwrite=settings.overwrite)
+    result = cut_to_disk(open_model(model, given.settings(ModelSettings)), choose, place.out, settings)
+    hub = publish(place, result)
+
+    def table() -> None:
+        print_cut(result)
+        print_hub(hub)
+
+    given.show(result | hub, place.out, table)
 
 
 def print_cut(result: dict[str, Any]) -> None:
@@ -37,6 +56,8 @@ def print_cut(result: dict[str, Any]) -> None:
     print_tables([Table(rows, f"Removed blocks: {', '.join(map(str, result['removed']))}")])
     if left_out := result.get("left_out"):  # cut by an earlier release of a run that continues, it is not there
         print_line(f"Left out: {', '.join(left_out)}.")
+    if linked := result.get("linked"):
+        print_line(_linked(linked))
     if "tensors_equal" in result:
         print_line(f"{result['tensors_equal']} tensors are those of the dense file, byte for byte.")
     if reason := result.get("logits_not_compared"):
@@ -44,6 +65,15 @@ def print_cut(result: dict[str, Any]) -> None:
     else:
         print_verification(result["verification"], "bypass on the dense model")
     print_line(f"Written to {result['output']}")
+
+
+def _linked(linked: dict[str, Any]) -> str:
+    """What `--link` did."""
+    made = ((linked["reflinks"], "reflinks"), (linked["hard_links"], "hard links (editing one edits both)"))
+    parts = [f"{count} of {linked['shards']} weight files are {what}" for count, what in made if count]
+    parts += [f"not linked: {linked['not_linked']}"] if linked["not_linked"] else []
+    parts += [] if linked["unchanged"] else ["No weight file stays as it is, so none is linked"]
+    return f"{'; '.join(parts)}."
 
 
 def print_verification(check: dict[str, Any] | None, reference: str) -> None:
@@ -57,3 +87,11 @@ def print_verification(check: dict[str, Any] | None, reference: str) -> None:
         f"Verified in {check['dtype']} on {check['tokens']} tokens: reloads with clean keys; logits differ by at most "
         f"{check['max_logit_difference']:.2g} from {reference}; {Verification.from_json(check).generation}."
     )
+
+
+def print_hub(found: dict[str, Any]) -> None:
+    """Where a result was uploaded to; nothing if it was not."""
+    if hub := found.get("hub"):
+        print_line(f"Uploaded to {hub['url']}")
+        if hub["licence"] is None:
+            print_line("The dense model's card names no licence, so this one does not either: add it there.")

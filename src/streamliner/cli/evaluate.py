@@ -5,7 +5,16 @@ from streamliner.cli.console import print_tables
 from streamliner.settings import EvaluateSettings, ModelSettings
 
 
-@command(MODELS, without=("offload",), Evaluate=EvaluateSettings, Model=ModelSettings)
+@command(
+    MODELS,
+    examples=(
+        "evaluate small --dense Qwen/Qwen3-0.6B --perplexity wikitext2:test",
+        "evaluate small healed --dense Qwen/Qwen3-0.6B --tasks arc_easy",
+    ),
+    without=("offload",),
+    Evaluate=EvaluateSettings,
+    Model=ModelSettings,
+)
 def evaluate(given: Given) -> None:
     """Measure perplexity and tasks, all models on the same windows and questions, and compare them with the dense one.
 

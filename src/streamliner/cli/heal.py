@@ -4,28 +4,46 @@ from typing import Any
 
 from streamliner.cli.command import Argument, Given, command
 from streamliner.cli.console import print_line, print_tables
-from streamliner.cli.cut import OUT, print_verification
+from streamliner.cli.cut import OUT, print_hub, print_verification
 from streamliner.format import Table, number
 from streamliner.heal.folds.fold_table import fold_table
 from streamliner.heal_settings import HealSettings
-from streamliner.settings import ModelSettings
+from streamliner.settings import HubSettings, ModelSettings
 
-CUT = Argument("cut", "Folder that streamliner cut or prune wrote", "CUT")
+CUT = Argument("cut", "Folder or GGUF file that streamliner cut", "CUT")
 
 
-@command(CUT, OUT, without=("offload",), recipes=True, Heal=HealSettings, Model=ModelSettings)
+@command(
+    CUT,
+    OUT,
+    examples=("heal small --loss kd --data my.jsonl --tokens 2M -o healed", "heal small --fold refit -o folded"),
+    without=("offload",),
+    recipes=True,
+    Heal=HealSettings,
+    Hub=HubSettings,
+    Model=ModelSettings,
+)
 def heal(given: Given) -> None:
     """Train networks in place of removed blocks, or repair them in closed form. A killed run continues.
 
     Each run of removed blocks gets a lightweight network in the place of the kept block before it: with 8 blocks
     removed in a row, 9 blocks become 1. The healed model has as many blocks as the cut one.
     """
-    from streamliner.verbs.heal import heal_to_folder
+    from streamliner.verbs.heal import heal_to_disk
+    from streamliner.verbs.publish import find_destination, publish
 
-    out, model_settings = given.argument(OUT), given.settings(ModelSettings)
-    result = heal_to_folder(given.argument(CUT), out, given.settings(HealSettings), model_settings)
-    if result:  # empty in all processes but the first
-        given.show(result, out, lambda: print_healed(result))
+    settings, model_settings = given.settings(HealSettings), given.settings(ModelSettings)
+    place = find_destination(given.argument(OUT), given.settings(HubSettings), overwrite=settings.overwrite)
+    result = heal_to_disk(given.argument(CUT), place.out, settings, model_settings)
+    if not result:  # in all processes but the first
+        return
+    hub = publish(place, result)
+
+    def table() -> None:
+        print_healed(result)
+        print_hub(hub)
+
+    given.show(result | hub, place.out, table)
 
 
 def print_healed(result: dict[str, Any]) -> None:
@@ -63,6 +81,19 @@ def print_healed(result: dict[str, Any]) -> None:
             f"Each network is stored as a stock block whose attention outputs zero: "
             f"{result['unused_parameters']:,} unused parameters stored."
         )
+    if stored := result.get("stored"):
+        print_line(stored_note(stored))
     print_verification(result["verification"], "the healed model in memory")
     print_line(f"Written to {result['output']}")
     print_line(f"Judge it on other text: streamliner evaluate {result['output']} --dense MODEL --perplexity SOURCE")
+
+
+def stored_note(stored: dict[str, Any]) -> str:
+    """In which types of a GGUF file the healed tensors were written."""
+    types = ", ".join(f"{count} in {kind}" for kind, count in stored["changed"].items()) or "none"
+    note = f"Tensors that changed: {types}; all others as in the cut file."
+    if stored["largest_error"]:
+        note += f" Rounding to these types changed each by at most {stored['largest_error']:.2%} (root mean square)."
+    if names := stored["in_float16"]:
+        note += f" F16, as the gguf library cannot write the type that they had: {', '.join(names)}."
+    return note

@@ -8,7 +8,13 @@ from streamliner.format import Table, human_bytes
 from streamliner.settings import InspectSettings, ModelSettings
 
 
-@command(MODEL, without=("dtype", "device", "offload"), Model=ModelSettings, Inspect=InspectSettings)
+@command(
+    MODEL,
+    examples=("inspect Qwen/Qwen3-0.6B", "inspect model.gguf"),
+    without=("dtype", "device", "offload"),
+    Model=ModelSettings,
+    Inspect=InspectSettings,
+)
 def inspect(given: Given) -> None:
     """Show a model's blocks, which can be removed, and what that saves. Reads no weights."""
     from streamliner.model.session import open_model

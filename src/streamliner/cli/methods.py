@@ -1,25 +1,34 @@
 """`streamliner methods`."""
 
+from textwrap import indent
 from typing import Any
+
+from rich.markup import escape
 
 from streamliner.cli.command import Given, command
 from streamliner.cli.console import console, print_line
 from streamliner.settings import InspectSettings
 
 
-@command(Methods=InspectSettings)
+@command(examples=("methods", "methods --json"), Methods=InspectSettings)
 def methods(given: Given) -> None:
-    """List the search methods, what they minimise, and their settings for --set."""
+    """List the search methods, what they minimise, their settings for --set, and what plug-ins bring."""
     from streamliner.verbs.methods import methods as list_methods
 
     found = list_methods()
-    given.show(found, "\n".join(method["name"] for method in found), lambda: print_methods(found))
+    given.show(found, "\n".join(each["name"] for each in found if "score" in each), lambda: print_methods(found))
 
 
 def print_methods(found: list[dict[str, Any]]) -> None:
-    """A paragraph for each method."""
-    for method in found:
-        console.print(f"[bold]{method['name']}[/]  {method['paper']}", soft_wrap=True)
-        settings = ", ".join(f"{key}={value}" for key, value in method["settings"].items())
-        for line in (method["summary"], f"score: {method['score']}", f"settings: {settings}\n"):
-            print_line(f"  {line}")
+    """A paragraph for each method and each plug-in."""
+    for each in found:
+        own = each["package"].startswith("streamliner ")
+        head = each.get("paper", "") if own else f"({each['kind']} of the package {each['package']})"
+        console.print(f"[bold]{escape(each['name'])}[/]  {escape(head)}", soft_wrap=True)
+        lines = [each.get("error") or each["summary"]]
+        if "score" in each:
+            settings = ", ".join(f"{key}={value}" for key, value in each["settings"].items())
+            lines += [f"score: {each['score']}", f"settings: {settings}"]
+        for line in lines:
+            print_line(indent(line, "  "))
+        print_line("")

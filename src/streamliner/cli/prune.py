@@ -2,22 +2,28 @@
 
 from streamliner.cli.command import MODEL, Given, command
 from streamliner.cli.console import print_tables
-from streamliner.cli.cut import OUT, print_cut
+from streamliner.cli.cut import OUT, print_cut, print_hub
 from streamliner.cli.heal import print_healed
 from streamliner.errors import UserError
 from streamliner.fields import flags_of, long_name
 from streamliner.heal_settings import HealSettings
-from streamliner.settings import ModelSettings, PruneSettings, SearchSettings
+from streamliner.settings import HubSettings, ModelSettings, PruneSettings, SearchSettings
 
 
 @command(
     MODEL,
     OUT,
+    examples=(
+        "prune Qwen/Qwen3-0.6B --remove 20% -o small",
+        "prune Qwen/Qwen3-0.6B --remove 4 --heal --tokens 2M -o small",
+        "prune Qwen/Qwen3-0.6B --target-speedup 1.25 --recipe quick -o fast",
+    ),
     without=("dense",),
     recipes=True,
     Search=SearchSettings,
     Prune=PruneSettings,
     Heal=HealSettings,
+    Hub=HubSettings,
     Model=ModelSettings,
 )
 def prune(given: Given) -> None:
@@ -28,12 +34,16 @@ def prune(given: Given) -> None:
     """
     from streamliner.model.session import open_model
     from streamliner.verbs.prune import prune as run_prune
+    from streamliner.verbs.publish import find_destination, publish
 
-    session = open_model(given.argument(MODEL), given.settings(ModelSettings))
     search_settings, prune_settings = given.settings(SearchSettings), given.settings(PruneSettings)
-    pruned = run_prune(session, given.argument(OUT), search_settings, _heal_settings(given), prune_settings)
+    place = find_destination(given.argument(OUT), given.settings(HubSettings), overwrite=search_settings.overwrite)
+    session = open_model(given.argument(MODEL), given.settings(ModelSettings))
+    pruned = run_prune(session, place.out, search_settings, _heal_settings(given), prune_settings)
     if session.ranks.rank:  # one process of several prints
         return
+
+    hub = publish(place, pruned.cut)
 
     def table() -> None:
         print_tables(pruned.found.tables())
@@ -42,8 +52,9 @@ def prune(given: Given) -> None:
             print_healed(pruned.healed)
         if pruned.speed is not None:
             print_tables(pruned.speed.tables())
+        print_hub(hub)
 
-    given.show(pruned.to_json(), given.argument(OUT), table)
+    given.show(pruned.to_json() | hub, place.out, table)
 
 
 def _heal_settings(given: Given) -> HealSettings | None:

@@ -7,7 +7,7 @@ from streamliner.settings import ReportSettings
 SOURCES = Argument("sources", "Run folders; JSON files of evaluate and benchmark", "RUN...", several=True)
 
 
-@command(SOURCES, Report=ReportSettings)
+@command(SOURCES, examples=("report runs/sleb evaluation.json benchmark.json -o report.html",), Report=ReportSettings)
 def report(given: Given) -> None:
     """Show runs on one page: searches, frontier, healing, evaluation, speed, and how to repeat them."""
     from streamliner.verbs.report import report as write

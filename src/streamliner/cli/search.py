@@ -7,7 +7,17 @@ from streamliner.settings import ModelSettings, SearchSettings
 RUN = Argument("run", "Run folder for journal, frontier and plan", "RUN", ("--output", "-o"))
 
 
-@command(MODEL, RUN, Search=SearchSettings, Model=ModelSettings)
+@command(
+    MODEL,
+    RUN,
+    examples=(
+        "search Qwen/Qwen3-0.6B --remove 20% -o runs/sleb",
+        "search Qwen/Qwen3-0.6B --method streamline --remove 4 -o runs/s",
+        "search Qwen/Qwen3-0.6B --remove 4 --calibration my.txt -o runs/m",
+    ),
+    Search=SearchSettings,
+    Model=ModelSettings,
+)
 def search(given: Given) -> None:
     """Search for the blocks to remove. Writes a plan; a killed search continues with the same command."""
     from streamliner.model.session import open_model

@@ -7,7 +7,13 @@ from streamliner.cli.heal import CUT
 from streamliner.settings import ModelSettings, VerifySettings
 
 
-@command(CUT, without=("offload",), Verify=VerifySettings, Model=ModelSettings)
+@command(
+    CUT,
+    examples=("verify small", "verify small --dense Qwen/Qwen3-0.6B"),
+    without=("offload",),
+    Verify=VerifySettings,
+    Model=ModelSettings,
+)
 def verify(given: Given) -> None:
     """Compare a cut checkpoint with its dense model, whose removed blocks are bypassed."""
     from streamliner.runs.ranks import check_alone

@@ -1,61 +1,151 @@
 """Cut a checkpoint on disk: rewrite its safetensors files by names and bytes.
 
-No model is built, and no more than one tensor is in memory. Bytes are copied as they are, so any dtype and any
-quantised format comes along. Only tensors that a fold changes (`folds.py`) or that have slices for blocks are read.
+No model is built. Bytes are copied as they are (`file_copy.py`), so any dtype and any quantised format comes along.
+Only tensors that a fold changes (`folds.py`) or that have slices for blocks are read, one at a time. A shard in which
+no tensor is renamed, left out or changed stays the same file, byte for byte: those before the first removed block.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from streamliner.cut.config_file import cut_config_files, write_config
+from streamliner.cut.file_copy import share_file
 from streamliner.cut.folds import BLOCK_AXIS, Change, block_axis, keep_slices
 from streamliner.cut.names import extra_blocks, renamed_tensors, stack_prefix
+from streamliner.cut.quantised import renamed_metadata
 from streamliner.cut.rules import Removal
-from streamliner.cut.safetensors_file import FLOATS, NewTensor, TensorFile, read_checkpoint, write_file
+from streamliner.cut.safetensors_file import (
+    FLOATS,
+    NewTensor,
+    TensorFile,
+    in_file_order,
+    read_checkpoint,
+    unchanged_file,
+    write_file,
+)
 from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.compat import names_in_memory
+from streamliner.model.parts import count_parameters
 from streamliner.model.source import INDEX_FILE, ModelSource, check_one_file, check_safetensors
 from streamliner.model.stack import check_indices
+from streamliner.runs.files import write_through
 from streamliner.runs.outputs import MARK
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
 
 
-def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple[int, ...]) -> list[str]:
-    """Write into the existing empty folder `out` the checkpoint in `folder` without the blocks `removed`.
+@dataclass(frozen=True)
+class Shard:
+    """A safetensors file to write."""
+
+    name: str
+    tensors: dict[str, NewTensor]  # by their new names
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The strings in the headers of the files that the tensors come from."""
+        return {key: text for tensor in self.tensors.values() for key, text in tensor.file.metadata.items()}
+
+
+@dataclass(frozen=True)
+class CheckpointCut:
+    """A cut checkpoint, before it is written."""
+
+    folder: Path  # of the dense one
+    configs: dict[str, Any]  # JSON files by name
+    shards: tuple[Shard, ...]
+    index: dict[str, Any] | None  # None for one file
+    weight_files: frozenset[str]  # of the dense checkpoint, with the index
+    left_out: tuple[str, ...]  # tensors, in words
+
+    def needed(self, *, link: bool) -> int:
+        """Bytes of the weights to write; with `link` without those of the files that stay as they are."""
+        return sum(shard.nbytes for shard in self.shards if not (link and unchanged_file(shard.tensors)))
+
+
+def cut_checkpoint(folder: Path, out: Path, structure: Structure, removed: tuple[int, ...]) -> None:
+    """`prepare_checkpoint`, then `write_checkpoint`."""
+    write_checkpoint(prepare_checkpoint(folder, structure, removed), out)
+
+
+def prepare_checkpoint(
+    folder: Path, structure: Structure, removed: tuple[int, ...], max_shard_bytes: int | None = None
+) -> CheckpointCut:
+    """Find out all about the checkpoint in `folder` without the blocks `removed`; only tensors that change are read.
 
     `folder` has config.json, and one safetensors file or several with their index; names of tensors may differ from
-    those in memory before the last part of the stack's path. Other files are copied byte for byte, but for weights in
-    other formats. Returns what was left out, in words.
-    A ModelError if one is broken or missing, an UnsupportedModelError if config or tensors cannot follow the removal.
+    those in memory before the last part of the stack's path. By default tensors stay in the files that they are in;
+    `max_shard_bytes` packs them into files of that size, or of one tensor that is larger.
+    A ModelError if a file is broken or missing, an UnsupportedModelError if config or tensors cannot follow.
     """
     removed = check_indices(removed, len(structure))
     removal = Removal.of(removed, len(structure))
     changes = structure.changes(removed)
     files = read_checkpoint(folder)
+    prefix = find_prefix([name for file in files for name in file.tensors], structure)
+    files = [_with_metadata(file, renamed_metadata(file.metadata, prefix, removal)) for file in files]
     file_of = {name: file for file in files for name in file.tensors}
-    prefix = find_prefix(file_of, structure)
-    configs = cut_config_files(folder, structure, removed, prefix)
+    configs = cut_config_files(folder, structure, removed, prefix, file_of)
     names = renamed_tensors(file_of, prefix, removal, structure.shared_with_kept(removed))
     tensors = {name: _slice(name, file_of[old].unchanged(old), removal) for name, old in names.items()}
     for change in changes:
         _fold(tensors, change, prefix)
-    _write_weights(tensors, files, out)
-    for name, config in configs.items():
-        write_config(out / name, config)
-    known = {INDEX_FILE, *(file.path.name for file in files)}
-    others = [
-        f"{name} (the same weights in another file)" for name in copy_other_files(folder, out) if name not in known
-    ]
+    shards, index = _shards(tensors, max_shard_bytes), None
+    if len(shards) > 1:
+        weight_map = {name: shard.name for shard in shards for name in shard.tensors}
+        metadata = _index_metadata(files, structure, removed) | {"total_size": sum(shard.nbytes for shard in shards)}
+        index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+    known = frozenset({INDEX_FILE, *(file.path.name for file in files)})
     extra = extra_blocks(file_of, prefix, len(structure))
-    return [f"{name} (multi-token prediction, trained behind all blocks)" for name in extra] + others
+    left_out = tuple(f"{name} (multi-token prediction, trained behind all blocks)" for name in extra)
+    return CheckpointCut(folder, configs, shards, index, known, left_out)
+
+
+def write_checkpoint(cut: CheckpointCut, out: Path, *, link: bool = False) -> dict[str, Any]:
+    """Write a cut checkpoint into the existing empty folder `out`, with the other files of the dense one.
+
+    Other files are copied byte for byte, but for weights in other formats. With `link` weight files that stay as they
+    are become reflinks, or hard links where the file system has none.
+    Returns a JSON value: what was left out, in words, and how many files were made how. An OSError names the file that
+    cannot be read or written.
+    """
+    made = {"shards": len(cut.shards), "unchanged": 0, "reflinks": 0, "hard_links": 0}
+    not_linked, waiting = "", []
+    with ThreadPoolExecutor(1) as pool:  # the disk writes one file while the next one is copied into its cache
+        for shard in cut.shards:
+            target = out / shard.name
+            if link and (file := unchanged_file(shard.tensors)):
+                made["unchanged"] += 1
+                try:
+                    made[share_file(file.path, target)] += 1
+                    continue
+                except OSError as error:
+                    not_linked = str(error.strerror)
+            write_file(target, shard.tensors, shard.metadata)
+            waiting.append(pool.submit(write_through, target))
+    for each in waiting:
+        each.result()
+    if cut.index:
+        write_config(out / INDEX_FILE, cut.index)
+    for name, config in cut.configs.items():
+        write_config(out / name, config)
+    others = [name for name in copy_other_files(cut.folder, out) if name not in cut.weight_files]
+    left_out = [*cut.left_out, *(f"{name} (the same weights in another file)" for name in others)]
+    return {"left_out": left_out} | ({"linked": made | {"not_linked": not_linked}} if link else {})
 
 
 def find_prefix(names: Iterable[str], structure: Structure) -> str:
@@ -144,15 +234,33 @@ def _fold(tensors: dict[str, NewTensor], change: Change, prefix: str) -> None:
             tensors[name] = replace(near, shape=tuple(tensor.shape), make=make(name))
 
 
-def _write_weights(tensors: dict[str, NewTensor], files: list[TensorFile], out: Path) -> None:
-    """Write as many files as tensors come from, and their index if there are several."""
-    groups = [(file, {name: new for name, new in tensors.items() if new.file is file}) for file in files]
-    groups = [(file, group) for file, group in groups if group]
-    weight_map, total = dict[str, str](), 0
-    for number, (file, group) in enumerate(groups, 1):
-        name = "model.safetensors" if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
-        total += write_file(out / name, file, group)
-        weight_map |= dict.fromkeys(group, name)
-    if len(groups) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_config(out / INDEX_FILE, index)
+def _with_metadata(file: TensorFile, metadata: dict[str, str]) -> TensorFile:
+    return replace(file, metadata=metadata, other_metadata=metadata != file.metadata)
+
+
+def _shards(tensors: dict[str, NewTensor], max_bytes: int | None) -> tuple[Shard, ...]:
+    """As many files as tensors come from, or as `max_bytes` needs."""
+    groups: list[dict[str, NewTensor]] = []
+    size, last = 0, None
+    for name, tensor in in_file_order(tensors).items():
+        size += tensor.nbytes
+        if not groups or (tensor.file is not last if max_bytes is None else size > max_bytes):
+            groups.append({})
+            size = tensor.nbytes
+        groups[-1][name], last = tensor, tensor.file
+    count = len(groups)
+    names = [f"model-{number:05}-of-{count:05}.safetensors" for number in range(1, count + 1)]
+    return tuple(map(Shard, names if count > 1 else ["model.safetensors"], groups))
+
+
+def _index_metadata(files: list[TensorFile], structure: Structure, removed: tuple[int, ...]) -> dict[str, Any]:
+    """What the index of the dense checkpoint says besides the places of the tensors, for the cut one."""
+    folder = files[0].path.parent
+    if files[0].path.name == "model.safetensors" or not (folder / INDEX_FILE).is_file():
+        return {}
+    found = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8")).get("metadata")
+    metadata = dict(found) if isinstance(found, dict) else {}
+    if isinstance(metadata.get("total_parameters"), int):  # those that quantised tensors stand for
+        metadata["total_parameters"] -= count_parameters(structure.shell)
+        metadata["total_parameters"] += count_parameters(structure.cut_shell(removed))
+    return metadata

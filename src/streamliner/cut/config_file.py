@@ -6,19 +6,17 @@ or are for other engines. So the rules run on the complete config of the class, 
 
 import json
 import tempfile
+from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from streamliner.cut.config import cut_config, cut_config_object, cut_fields, cut_outer_config, with_legacy_rope
-from streamliner.cut.names import renamed_modules
+from streamliner.cut.quantised import QUANTIZATION_FILES, ModuleNames, renamed_modules
 from streamliner.cut.rules import FIELDS, Removal, per_block
 from streamliner.cut.structure import REPORT, Structure
 from streamliner.errors import UnsupportedModelError
 from streamliner.model.stack import COUNTS, DECODER_COUNTS, Stack, config_path
-
-QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json")
-"""Files of ModelOpt and GPTQ next to config.json, which name modules too."""
 
 PATTERNS = ("sliding_window_pattern", "_sliding_window_pattern")
 """Periods of sliding and full attention, which say nothing where a config lists the kinds of blocks."""
@@ -33,17 +31,20 @@ NOT_COMPARED = (
 )
 
 
-def cut_config_files(folder: Path, structure: Structure, removed: tuple[int, ...], prefix: str) -> dict[str, Any]:
+def cut_config_files(
+    folder: Path, structure: Structure, removed: tuple[int, ...], prefix: str, tensors: Collection[str]
+) -> dict[str, Any]:
     """File name -> content for the cut model: config.json, and files of quantisation settings if there are any.
 
-    `folder` is the dense checkpoint, `prefix` where the blocks are in it. An UnsupportedModelError if a key cannot
-    follow, or if the file would be read as a different config than intended.
+    `folder` is the dense checkpoint, `tensors` are the names in it, `prefix` where its blocks are. An
+    UnsupportedModelError if a key cannot follow, or if the file would be read as a different config than intended.
     """
-    numbers, paths = Removal.of(removed, len(structure)).numbers, (structure.stack.path, prefix)
+    removal, paths = Removal.of(removed, len(structure)), (structure.stack.path, prefix)
+    names = ModuleNames(tensors, paths, removal)
     files = (folder / name for name in ("config.json", *QUANTIZATION_FILES))
     found = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()}
-    config = _cut_config_json(found.pop("config.json"), structure, removed, paths)
-    return {"config.json": config} | {name: renamed_modules(value, paths, numbers) for name, value in found.items()}
+    config = _cut_config_json(found.pop("config.json"), structure, removed, names)
+    return {"config.json": config} | {name: renamed_modules(value, names) for name, value in found.items()}
 
 
 def write_config(file: Path, value: Any) -> None:
@@ -52,7 +53,7 @@ def write_config(file: Path, value: Any) -> None:
 
 
 def _cut_config_json(
-    content: dict[str, Any], structure: Structure, removed: tuple[int, ...], paths: tuple[str, ...]
+    content: dict[str, Any], structure: Structure, removed: tuple[int, ...], names: ModuleNames
 ) -> dict[str, Any]:
     """Change `content` to that of the cut model."""
     config: Any = structure.shell.config
@@ -67,7 +68,7 @@ def _cut_config_json(
     _follow_pattern(part, cut)
     for where in (content,) if part is content else (content, part):  # each once: numbers must not move twice
         if "quantization_config" in where:
-            where["quantization_config"] = renamed_modules(where["quantization_config"], paths, removal.numbers)
+            where["quantization_config"] = renamed_modules(where["quantization_config"], names)
     _check_read_back(content, structure, removed)
     return content
 

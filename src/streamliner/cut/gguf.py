@@ -3,14 +3,14 @@
 Kept tensors and keys are copied as they are; `gguf_keys.py` says which keys change. A split file becomes one file.
 """
 
-import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from streamliner.cut.file_copy import READ_BYTES, copy_range, pieces, write_all
 from streamliner.cut.folds import block_axis
 from streamliner.cut.gguf_keys import cut_keys
 from streamliner.cut.rules import Removal
@@ -20,7 +20,6 @@ from streamliner.model.gguf_header import ARRAY, BOOL, NUMBERS, STRING, Header, 
 from streamliner.model.mark import GGUF_MARK
 from streamliner.model.stack import check_indices
 
-COPY_BYTES = 4 << 20
 BLOCK = re.compile(r"blk\.(\d+)\.")
 FOLDER_HINT = "Write a folder of safetensors files instead: -o NAME, without .gguf"
 
@@ -33,6 +32,13 @@ class KeptTensor:
     old_name: str
     file: Path  # where it is
     place: TensorPlace
+    new: bytes | None = None  # in place of what is there, in the type that `place` says
+
+    def pieces(self) -> Iterator[bytes]:
+        """What will be written, a few megabytes at a time. A ModelError if the file ends too early."""
+        if self.new is None:
+            return pieces(self.file, self.place.begin, self.place.nbytes)
+        return (self.new[at : at + READ_BYTES] for at in range(0, len(self.new), READ_BYTES))
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,15 @@ def prepare_gguf(files: Sequence[Path], structure: Structure, removed: tuple[int
     return GgufCut(head, header.alignment, tensors, changed, files[0], left_out)
 
 
+def replace_in_gguf(file: Path, new: Mapping[str, tuple[int, bytes]], changed: dict[str, Any]) -> GgufCut:
+    """The same file, before it is written, with other tensors: type and bytes by name, and keys with other values."""
+    header, tensors = read_header(file), []
+    for name, place in header.places.items():
+        kind, data = new.get(name, (place.kind, None))
+        tensors.append(KeptTensor(name, name, file, replace(place, kind=kind), data))
+    return GgufCut(_head(file, header, tensors, changed), header.alignment, tuple(tensors), changed, file, ())
+
+
 def check_gguf(files: Sequence[Path], structure: Structure) -> None:
     """Raise UnsupportedModelError, before a search, if no block can be removed from the file."""
     refusals = []
@@ -88,15 +103,16 @@ def check_gguf(files: Sequence[Path], structure: Structure) -> None:
 
 
 def write_gguf(cut: GgufCut, target: Path) -> None:
-    """Write the file, and wait until it is on the disk."""
-    with target.open("wb") as writer:
-        writer.write(cut.head)
+    """Write the file; what stays is copied by the system itself where it can."""
+    with target.open("wb", buffering=0) as writer:
+        write_all(writer, cut.head)
         for tensor in cut.tensors:
-            for chunk in _chunks(tensor.file, tensor.place):
-                writer.write(chunk)
-            writer.write(bytes(-tensor.place.nbytes % cut.alignment))
-        writer.flush()
-        os.fsync(writer.fileno())
+            if tensor.new is None:
+                with tensor.file.open("rb", buffering=0) as reader:
+                    copy_range(reader, tensor.place.begin, tensor.place.nbytes, writer)
+            else:
+                write_all(writer, tensor.new)
+            write_all(writer, bytes(-tensor.place.nbytes % cut.alignment))
 
 
 def compare_gguf(file: Path, cut: GgufCut) -> int:
@@ -121,7 +137,7 @@ def compare_gguf(file: Path, cut: GgufCut) -> int:
     for tensor in cut.tensors:
         place = found.places[tensor.name]
         alike = (place.shape, place.kind) == (tensor.place.shape, tensor.place.kind)
-        pairs = zip(_chunks(file, place), _chunks(tensor.file, tensor.place), strict=True) if alike else ()
+        pairs = zip(pieces(file, place.begin, place.nbytes), tensor.pieces(), strict=True) if alike else ()
         if not alike or any(here != there for here, there in pairs):
             raise VerificationError(f"The tensor {tensor.name} of the written file is not {tensor.old_name}.")
     return len(cut.tensors)
@@ -213,22 +229,6 @@ def _encoded(name: str, value: Any, header: Header, file: Path) -> bytes:
 def _text(value: str) -> bytes:
     encoded = value.encode()
     return struct.pack("<Q", len(encoded)) + encoded
-
-
-def _chunks(file: Path, place: TensorPlace) -> Iterator[bytes]:
-    """The bytes of a tensor, a few megabytes at a time. A ModelError if the file ends too early."""
-    with file.open("rb") as reader:
-        reader.seek(place.begin)
-        yield from _exactly(reader, place.nbytes, file)
-
-
-def _exactly(reader: IO[bytes], size: int, file: Path) -> Iterator[bytes]:
-    while size:
-        chunk = reader.read(min(size, COPY_BYTES))
-        if not chunk:
-            raise ModelError(f"The GGUF file {file} ends too early.", "Download or copy it again.")
-        size -= len(chunk)
-        yield chunk
 
 
 def _padded(size: int, alignment: int) -> int:

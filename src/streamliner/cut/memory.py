@@ -11,6 +11,7 @@ from streamliner.cut.names import renamed_tensors
 from streamliner.cut.rules import Removal
 from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
+from streamliner.model.precision import quantised_by
 from streamliner.model.shell import fill_shell, scales_weights_by_block
 from streamliner.model.stack import check_indices
 from streamliner.types import PreTrainedModel
@@ -22,6 +23,10 @@ def cut_model(model: PreTrainedModel, removed: tuple[int, ...] | list[int]) -> P
     A RemovalError if the blocks do not exist, an UnsupportedModelError if the cut model would not be the dense model
     with the blocks bypassed.
     """
+    if method := quantised_by(model.config):
+        found = f"The weights of this model are quantised in memory ({method}), so they have no place in a stock model."
+        hint = "Cut its checkpoint, which keeps them as they are: streamliner cut FOLDER --blocks 3,7 -o OUT"
+        raise UnsupportedModelError(found, hint)
     structure = Structure.of(model)
     removed = check_indices(removed, len(structure))
     changes = structure.changes(removed)

@@ -1,9 +1,8 @@
-"""Where the blocks are in a checkpoint, and the new names of tensors and modules when blocks are removed."""
+"""Where the blocks are in a checkpoint, and the new names of tensors when blocks are removed."""
 
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 from streamliner.cut.rules import Removal
 from streamliner.errors import UnsupportedModelError
@@ -85,34 +84,3 @@ def extra_blocks(names: Iterable[str], prefix: str, num_blocks: int) -> list[str
         elif match is None and (match := MULTI_TOKEN_PREDICTION.search(name)):
             found.add(name[: match.end()].rstrip("."))
     return sorted(found)
-
-
-def renamed_modules(value: Any, paths: tuple[str, ...], numbers: dict[int, int]) -> Any:
-    """Module names in a `quantization_config`, in lists and as keys, with the blocks' new numbers.
-
-    `paths` say where the stack is, in memory and on disk; a name may leave out the beginning. Names in another stack,
-    such as an image tower's, stay; names in removed blocks, which `numbers` does not have, are dropped. An
-    UnsupportedModelError if a regular expression names blocks by number.
-    """
-    if isinstance(value, dict):
-        pairs = ((_renamed(key, paths, numbers), renamed_modules(item, paths, numbers)) for key, item in value.items())
-        return {key: item for key, item in pairs if key is not None}
-    if isinstance(value, list):
-        items = [(_renamed if isinstance(item, str) else renamed_modules)(item, paths, numbers) for item in value]
-        return [item for item in items if item is not None]
-    return value
-
-
-def _renamed(name: str, paths: tuple[str, ...], numbers: dict[int, int]) -> str | None:
-    """The new name, or None for a module in a removed block."""
-    last = re.escape(paths[0].split(".")[-1])
-    if re.search(r"[\\*?+^$\[(|]", name) and re.search(rf"({last}\W*\.?|\\\.)\d", name):
-        raise UnsupportedModelError(f"quantization_config names blocks by the expression {name}.")
-    match = re.search(rf"(?:^|(?<=\.)|(?<=[-+:])){last}\.(\d+)(?=\.|$)", name)
-    if match is None:
-        return name
-    before = re.sub(r"^[-+:]+", "", name[: match.start()]).rstrip(".")
-    if before and not any(f".{path.rpartition('.')[0]}".endswith(f".{before}") for path in paths):
-        return name
-    number = numbers.get(int(match[1]))
-    return None if number is None else f"{name[: match.start(1)]}{number}{name[match.end(1) :]}"

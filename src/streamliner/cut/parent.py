@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from streamliner.errors import ModelError, PlanError
-from streamliner.model.fingerprint import checkpoint_hash
+from streamliner.model.fingerprint import SAMPLED, checkpoint_hash
 from streamliner.model.mark import is_gguf, read_mark
 from streamliner.model.session import Session, open_model
 from streamliner.runs.files import PLAN_ATTRIBUTE
@@ -39,6 +39,7 @@ def dense_model_of(cut: str | Path, dense: ModelLike | Session | None, settings:
         session = open_model(name, settings)
     except ModelError as error:
         raise ModelError(f"{cut} was cut from {name}, which cannot be opened: {error.args[0]}", hint) from error
-    if recorded.get("checkpoint") not in (None, checkpoint_hash(session.source)):
+    weights = recorded.get("checkpoint")
+    if weights and weights != checkpoint_hash(session.source, whole=not weights.startswith(SAMPLED)):
         raise ModelError(f"{name} has other weights now than when {cut} was cut from it.", hint)
     return session

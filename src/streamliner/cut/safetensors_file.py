@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from streamliner.cut.file_copy import FILE_BLOCK, copy_range, write_all
 from streamliner.errors import ModelError
 from streamliner.model.source import INDEX_FILE, check_safetensors_file, read_index
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types that can be computed with. Tensors of all others, such as quantised ones, are only copied."""
-
-COPY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class TensorFile:
     tensors: dict[str, dict[str, Any]]  # name -> dtype, shape and data_offsets, as the header has them
     metadata: dict[str, str]  # further strings in the header
     data_start: int  # the position of the first tensor's bytes
+    num_tensors: int  # in the header; `tensors` may have fewer
+    other_metadata: bool = False  # whether `metadata` is no longer that of the file
 
     def unchanged(self, name: str) -> NewTensor:
         """The tensor `name`, to be copied or loaded as it is."""
@@ -99,28 +101,72 @@ def _read_file(path: Path) -> TensorFile:
         length = int.from_bytes(stream.read(8), "little")
         header: dict[str, Any] = json.loads(stream.read(length))
     metadata = header.pop("__metadata__", {"format": "pt"})
-    return TensorFile(path, header, metadata, data_start=8 + length)
+    return TensorFile(path, header, metadata, 8 + length, len(header))
 
 
-def write_file(target: Path, source: TensorFile, tensors: Mapping[str, NewTensor]) -> int:
-    """Write `tensors`, which come from `source`, in the order they have there. Returns the bytes of the tensors."""
-    in_order = dict(sorted(tensors.items(), key=lambda item: item[1].offsets))
-    header, total = {"__metadata__": dict[str, Any](source.metadata)}, 0
+def in_file_order(tensors: Mapping[str, NewTensor]) -> dict[str, NewTensor]:
+    """The tensors in the order that their files have them, file after file by name."""
+    return dict(sorted(tensors.items(), key=lambda item: (item[1].file.path, item[1].offsets)))
+
+
+def unchanged_file(tensors: Mapping[str, NewTensor]) -> TensorFile | None:
+    """The file that has exactly these tensors, as they are and under their names; None if there is none."""
+    file = next((tensor.file for tensor in tensors.values()), None)
+    same = (tensor.file is file and tensor.old_name == name and not tensor.make for name, tensor in tensors.items())
+    whole = file and not file.other_metadata and len(tensors) == file.num_tensors and all(same)
+    return file if whole else None
+
+
+def write_file(target: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> None:
+    """Write `tensors`, in the order of the files that they come from, and `metadata` into the header.
+
+    A file that would have the tensors of another one as they are becomes a copy of it. A ModelError if one that is read
+    ends too early, an OSError if one cannot be read or written.
+    """
+    in_order = in_file_order(tensors)
+    with target.open("wb", buffering=0) as writer:
+        if file := unchanged_file(tensors):
+            _copy(file, 0, file.path.stat().st_size, writer)
+            return
+        write_all(writer, _head(in_order, metadata))
+        runs: list[list[NewTensor]] = []  # tensors whose bytes follow each other in one file are copied as one
+        for tensor in in_order.values():
+            if runs and _follows(runs[-1][-1], tensor):
+                runs[-1].append(tensor)
+            else:
+                runs.append([tensor])
+        for run in runs:
+            first, last = run[0], run[-1]
+            if first.make is None:
+                begin = int(first.offsets[0])
+                _copy(first.file, first.file.data_start + begin, int(last.offsets[1]) - begin, writer)
+            else:
+                made = first.load().to(FLOATS[first.dtype]).contiguous()
+                write_all(writer, made.flatten().view(torch.uint8).numpy().data)
+
+
+def _head(in_order: Mapping[str, NewTensor], metadata: Mapping[str, str]) -> bytes:
+    """All before the bytes of the tensors."""
+    header, total = {"__metadata__": dict[str, Any](metadata)}, 0
     for name, tensor in in_order.items():
         begin, total = total, total + tensor.nbytes
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, total]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the format aligns the data to 8 bytes
-    with source.path.open("rb") as reader, target.open("wb") as writer:
-        writer.write(len(encoded).to_bytes(8, "little") + encoded)
-        for tensor in in_order.values():
-            if tensor.make is None:
-                reader.seek(source.data_start + int(tensor.offsets[0]))
-                for left in range(tensor.nbytes, 0, -COPY_BYTES):
-                    writer.write(reader.read(min(left, COPY_BYTES)))
-            else:
-                made = tensor.load().to(FLOATS[tensor.dtype]).contiguous()
-                writer.write(made.flatten().view(torch.uint8).numpy().tobytes())
-        if writer.tell() != 8 + len(encoded) + total:
-            raise ModelError("A safetensors file ends too early.", "Download or copy it again.")
-    return total
+    # The format aligns the data to 8 bytes. Where the bytes to copy begin at such a place, the new ones begin at the
+    # same place within a block of the file system, so that Btrfs and XFS share whole blocks in place of copying them.
+    first = next(iter(in_order.values()), None)
+    begin = first.file.data_start + int(first.offsets[0]) if first and first.make is None else 0
+    align, begin = (FILE_BLOCK, begin) if begin % 8 == 0 < begin else (8, 0)
+    encoded += b" " * ((begin - 8 - len(encoded)) % align)
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+def _follows(before: NewTensor, after: NewTensor) -> bool:
+    """Whether both are copied from one file, in which the bytes of one follow those of the other."""
+    copied = before.make is None and after.make is None
+    return copied and before.file is after.file and before.offsets[1] == after.offsets[0]
+
+
+def _copy(file: TensorFile, begin: int, size: int, writer: FileIO) -> None:
+    with file.path.open("rb", buffering=0) as reader:
+        copy_range(reader, begin, size, writer)

@@ -1,6 +1,7 @@
 """Check that a cut model, in memory or in a folder, computes what the dense model does with the blocks bypassed."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -185,12 +186,19 @@ def verify_checkpoint(
 
 
 def verify_gguf(
-    file: Path, reference: Reference, structure: Structure, removed: tuple[int, ...], *, spread: bool = False
+    file: Path,
+    reference: Reference,
+    structure: Structure,
+    removed: tuple[int, ...],
+    *,
+    spread: bool = False,
+    healed: Mapping[str, Tensor] | None = None,
 ) -> Verification:
     """Load a cut GGUF file with transformers, which dequantises it, and compare it with the reference.
 
-    `structure` is that of the dense model, `spread` whether all GPUs hold the model. A VerificationError if the file
-    does not load, if its config is not that of the cut model, or as for `verify_model`.
+    `structure` is that of the dense model, `spread` whether all GPUs hold the model, `healed` tensors that it must have
+    exactly, by name. A VerificationError if the file does not load, if its config is not that of the cut model, if one
+    of these tensors differs, or as for `verify_model`.
     """
     dtype, device = str(reference.dtype).removeprefix("torch."), "auto" if spread else str(reference.device)
     try:
@@ -200,6 +208,10 @@ def verify_gguf(
     # Which blocks attend to a window shows in the logits of texts longer than that.
     if difference := config_difference(model.config, structure, removed):
         raise VerificationError(f"The written file would be read with {difference}.")
+    found = model.state_dict()
+    for name, tensor in (healed or {}).items():
+        if not torch.equal(found[name].cpu(), tensor.cpu()):
+            raise VerificationError(f"The healed tensor {name} is read from the written file as another one.")
     return verify_model(model, reference)
 
 

@@ -1,6 +1,5 @@
 """Tasks of lm-eval: accuracy, and the model's answer to each question."""
 
-import difflib
 import functools
 import hashlib
 import json
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from streamliner.errors import EvaluationError, MissingExtraError, first_line
+from streamliner.errors import EvaluationError, MissingExtraError, did_you_mean, first_line
 from streamliner.evaluate.stability import Answer, answers
 from streamliner.model.compat import continuation_tokens, lm_eval_progress
 
@@ -81,8 +80,8 @@ class Harness:
         tasks: list[Task] = []
         for name in names:
             if not self._manager.match_tasks([name]):
-                near = difflib.get_close_matches(name, self._manager.all_tasks, 1)
-                hint = f"Did you mean {near[0]}?" if near else "See: lm_eval ls tasks. Tasks of your own: --tasks-path."
+                hint = did_you_mean(name, self._manager.all_tasks)
+                hint = hint or "See: lm_eval ls tasks. Tasks of your own: --tasks-path."
                 raise EvaluationError(f"lm-eval has no task {name}.", hint)
             try:
                 found = self._manager.load([name])["tasks"]

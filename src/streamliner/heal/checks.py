@@ -12,26 +12,38 @@ from streamliner.cut.memory import cut_model
 from streamliner.cut.parent import plan_of
 from streamliner.cut.safetensors_file import read_checkpoint
 from streamliner.errors import HealingError, ModelError, OutputError
-from streamliner.model.mark import is_gguf
+from streamliner.heal.save_gguf import tensors_in_memory
+from streamliner.model.mark import is_gguf, read_mark
+from streamliner.model.precision import quantised_by
 from streamliner.model.stack import find_stack, has_encoder
-from streamliner.runs.outputs import MARK
+from streamliner.runs.outputs import is_gguf_name
 from streamliner.search.plan import Plan
 from streamliner.types import PreTrainedModel
 
 ANOTHER_MODEL = "Give the model that it was cut from as the dense one."
 
 
-def read_cut(folder: str | Path) -> tuple[Path, Plan]:
-    """The folder of a cut checkpoint that is not healed, and its plan."""
-    path = Path(folder).expanduser()
-    if is_gguf(path):
-        found = f"{folder} is a GGUF file, and a folder of safetensors files is healed."
-        raise HealingError(found, f"Cut its dense model into a folder: streamliner cut MODEL --plan {folder} -o FOLDER")
-    if not path.is_dir() or not (path / "config.json").is_file():
-        raise ModelError(f"There is no cut checkpoint {folder}.", "Make one with streamliner cut or prune.")
+def read_cut(cut: str | Path, out: str | Path) -> tuple[Path, Plan]:
+    """The folder or GGUF file of a cut model that is not healed, and its plan; `out` must be of the same kind."""
+    path, to_file = Path(cut).expanduser(), is_gguf_name(out)
+    if is_gguf(path) and not to_file:
+        found = f"{cut} is a GGUF file, and so is what is healed from it."
+        hint = f"Write -o NAME.gguf, or cut its dense model into a folder: streamliner cut MODEL --plan {cut} -o FOLDER"
+        raise HealingError(found, hint)
+    if not is_gguf(path) and not (path / "config.json").is_file():
+        raise ModelError(f"There is no cut checkpoint {cut}.", "Make one with streamliner cut or prune.")
+    if to_file and not is_gguf(path):
+        found = f"{out} would be a GGUF file, and {cut} is a folder: nothing is converted here."
+        raise HealingError(found, "Write a folder (-o NAME), or heal a GGUF file that streamliner cut.")
     plan = plan_of(path)
-    if "healing" in json.loads((path / MARK).read_text(encoding="utf-8")):
-        raise HealingError(f"{folder} is healed already.", "Give the cut checkpoint that it was made from.")
+    if not is_gguf(path) and quantised_by(json.loads((path / "config.json").read_bytes())):
+        raise HealingError(
+            f"The weights of {cut} are quantised, and healed ones would not be.",
+            f"Cut the model that it was quantised from: streamliner cut MODEL --plan {cut} -o NEW, heal NEW, then "
+            "quantise the result.",
+        )
+    if "healing" in (read_mark(path) or {}):
+        raise HealingError(f"{cut} is healed already.", "Give the cut checkpoint that it was made from.")
     return path, plan
 
 
@@ -53,15 +65,18 @@ def check_healable(name: str, model: PreTrainedModel, config: Any, *, one_device
         )
     if has_encoder(model):
         raise HealingError(f"{name} reads with an encoder, so text alone cannot train its blocks.")
-    if getattr(config, "quantization_config", None):
+    if quantised_by(config):
         raise HealingError(
-            f"The weights of {name} are quantised, and trained ones would not be.",
-            "Cut and heal the model that it was quantised from, then quantise the result.",
+            f"The weights of {name} are quantised, and healed ones would not be.",
+            "Cut and heal the model that it was quantised from (a plan is for both), then quantise the result.",
         )
 
 
 def check_checkpoint(folder: Path, dense: PreTrainedModel, removed: tuple[int, ...]) -> None:
-    """Raise ModelError unless the checkpoint in `folder` is `dense` without the blocks `removed`."""
+    """Raise ModelError unless the checkpoint or GGUF file in `folder` is `dense` without the blocks `removed`."""
+    if is_gguf(folder):
+        _check_same_weights(dense, removed, tensors_in_memory(folder, cut_model(dense, removed)), str(folder))
+        return
     found, wanted = json.loads((folder / "config.json").read_bytes()).get("model_type"), dense.config.model_type
     if found != wanted:
         raise ModelError(f"{folder} is of type {found!r}, and the dense model of type {wanted!r}.", ANOTHER_MODEL)

@@ -4,7 +4,6 @@ Its model type is new, so that nothing loads it as the stock architecture by mis
 transformers refuses it, and so do engines that do not know the type.
 """
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 from streamliner.errors import HealingError
 from streamliner.heal.graft import Graft
 from streamliner.heal.networks.feed_forward import FeedForward
-from streamliner.heal.networks.make import FEED_FORWARDS
+from streamliner.heal.networks.plugin_network import class_source
 from streamliner.model.load import auto_class
 
 FILE, PREFIX = "modeling_streamliner.py", "streamliner_"
@@ -95,14 +94,15 @@ def write_code(
                 "Choose --network block.",
             )
     networks = [_describe(graft, place) | {"place": numbers[place]} for place in sorted(graft.networks)]
-    kinds = {kind: FEED_FORWARDS[kind] for kind in sorted({network["kind"] for network in networks})}
+    found = {_kind(network): type(network) for network in graft.networks.values()}
+    kinds = {kind: found[kind] for kind in sorted(found)}
     # From the class, never from the file: it becomes part of the code.
     model_type = PREFIX + str(getattr(config_class, "model_type"))  # noqa: B009
     names = {"config": config_class.__name__, "config_module": config_class.__module__}
     names |= {"model": model_class.__name__, "model_module": model_class.__module__, "model_type": model_type}
     names["networks"] = "{" + ", ".join(f'"{kind}": {cls.__name__}' for kind, cls in kinds.items()) + "}"
     needed: list[type[nn.Module]] = [FeedForward, *kinds.values()]
-    code = HEADER.format(**names) + "\n\n".join(map(inspect.getsource, needed)) + CODE.format(**names)
+    code = HEADER.format(**names) + "\n\n".join(map(class_source, needed)) + CODE.format(**names)
     module, auto = FILE.removesuffix(".py"), auto_class(model.config).__name__
     return code, config | {
         "model_type": model_type,
@@ -117,9 +117,14 @@ def _describe(graft: Graft, place: int) -> dict[str, Any]:
     network = graft.networks[place]
     assert isinstance(network, FeedForward)
     return {
-        "kind": next(kind for kind, cls in FEED_FORWARDS.items() if type(network) is cls),
+        "kind": _kind(network),
         "size": [network.hidden_size, network.intermediate_size],
         "residual": network.residual,
         "eps": network.eps,
         "further_outputs": graft.blocks.handoffs[place].further_items,
     }
+
+
+def _kind(network: nn.Module) -> str:
+    """What the config calls a network: its class, as a plug-in's name is not for other programs."""
+    return type(network).__name__.lower()

@@ -1,7 +1,7 @@
 """One healing: what can be checked before it starts, its run folder, the training, and its result."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from streamliner.heal.checks import check_healable
 from streamliner.heal.folding import Folded, fold
 from streamliner.heal.graft import Graft, make_graft
 from streamliner.heal.merge import merge
+from streamliner.heal.networks.make import network_class
 from streamliner.heal.objective import Objective
 from streamliner.heal.save import try_out
 from streamliner.heal.state import STATE, load_tensors, open_run
@@ -44,6 +45,8 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
     """Raise UserError for all that can be found before there is a plan and before weights are loaded."""
     one_device = dense.settings.device != "auto" and not dense.settings.offload
     check_healable(dense.source.name, dense.shell, dense.config, one_device=one_device)
+    if settings.custom_network:
+        network_class(settings.network)
     if settings.lora and find_spec("peft") is None:
         raise MissingExtraError("LoRA", "heal")
     if settings.fold and dense.ranks.size > 1:
@@ -106,15 +109,22 @@ class Healing:
     reporter: Reporter
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def train(self, precision: torch.dtype | None = None) -> tuple[Graft, dict[str, Any]]:
+    def train(
+        self, precision: torch.dtype | None = None, store: Callable[[Graft], dict[str, Any]] | None = None
+    ) -> tuple[Graft, dict[str, Any]]:
         """Train to the end, or continue to it, and merge what was trained, rounded to `precision` (see `merge`).
+
+        `store` brings the healed weights into the form in which they will be written, before they are measured, and
+        returns a report with their `largest_error`.
 
         Returns the merged graft and the result, a JSON value, not yet verified; {} in all processes but the first.
         """
         with one_writer(self.folder, "heal") if not self.dense.ranks.rank else nullcontext():
-            return self._train(precision)
+            return self._train(precision, store)
 
-    def _train(self, precision: torch.dtype | None) -> tuple[Graft, dict[str, Any]]:
+    def _train(
+        self, precision: torch.dtype | None, store: Callable[[Graft], dict[str, Any]] | None
+    ) -> tuple[Graft, dict[str, Any]]:
         settings, blocks = self.prepared.settings, self.dense.load(self.reporter)
         graft = make_graft(blocks, self.removed, settings)
         accelerator = None
@@ -132,7 +142,14 @@ class Healing:
         unused = merge(graft, precision, sample_tokens(self.dense.config))
         with graft.in_place():
             perplexity["healed"] = self._perplexity(blocks)
-        return graft, {
+        stored = {}
+        if store is not None:
+            stored = {"stored": store(graft)}
+            if stored["stored"]["largest_error"]:
+                perplexity["unquantised"] = perplexity.pop("healed")
+                with graft.in_place():
+                    perplexity["healed"] = self._perplexity(blocks)
+        return graft, stored | {
             "gaps": [dataclasses.asdict(gap) for gap in graft.gaps],
             "removed": list(self.removed),
             "blocks_before": len(blocks),

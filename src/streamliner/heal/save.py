@@ -56,7 +56,7 @@ def write_healed(graft: Graft, cut_folder: Path, out: Path) -> None:
     else:
         tensors = tensors_as_on_disk(graft.blocks.model, healed)
         for file in read_checkpoint(cut_folder):
-            write_file(out / file.path.name, file, _newer_tensors(file, tensors))
+            write_file(out / file.path.name, _newer_tensors(file, tensors), file.metadata)
     copy_other_files(cut_folder, out, weights=not graft.networks)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from streamliner.errors import OutputError
 from streamliner.measure.counters import Counters, Progress
+from streamliner.measure.deadline import Deadline
 from streamliner.measure.forked import TOLERANCE, ForkedPath
 from streamliner.measure.loss import Loss
 from streamliner.measure.plain import PlainPath
@@ -44,6 +45,7 @@ class Probe:
         objective: what a loss is: "loss", the cross-entropy of the next token, or "kl", the divergence of the model's
             distribution of the next token from the dense model's. Both in nats, a mean over the same predictions.
         counters: where the cost is added; by default new ones.
+        deadline: when methods must end; by default never.
 
     Attributes:
         num_blocks: number of blocks of the dense model.
@@ -51,6 +53,7 @@ class Probe:
         windows_at_once: windows in one forward of the forked path.
         counters: what the measurements cost this process.
         progress: how far the search is.
+        deadline: when `deadline.is_over()`, a method ends with the best it knows.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Probe:
         say: Callable[[str], None] = lambda message: None,
         objective: str = "loss",
         counters: Counters | None = None,
+        deadline: Deadline | None = None,
     ) -> None:
         self.num_blocks = len(blocks)
         self.num_windows = len(calibration.windows)
@@ -76,6 +80,7 @@ class Probe:
         self._calibration, self._memory_budget = calibration, memory_budget
         self._blocks, self._windows, self._batch_size = blocks, calibration.windows, batch_size
         self._journal, self._ranks = journal, ranks or Ranks()
+        self.deadline = deadline or Deadline()
         self._refusal, self.say, self.objective = refusal, say, objective
         self._plain = PlainPath(blocks, self.counters)
         self._forked = ForkedPath(blocks, self._windows, self._plain, self.counters, memory_budget, objective)
@@ -101,7 +106,7 @@ class Probe:
             say=self.say,
             counters=self.counters,
         )
-        found.progress = self.progress
+        found.progress, found.deadline = self.progress, self.deadline
         return found
 
     def refusal(self, removed: Iterable[int]) -> str:

@@ -80,7 +80,7 @@ class Blocks:
             raise UnsupportedModelError(f"{name} does not run on text alone: {reason}") from error
 
     def _four_tokens(self) -> Tensor:
-        return torch.arange(4)[None] % self.config.vocab_size
+        return torch.arange(4)[None] % int(self.config.vocab_size)
 
     def __len__(self) -> int:
         return len(self.modules)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 # torch 2.13: no public module exports them; "Extending torch" in its own documentation imports the first from there.
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
+
+from streamliner.model.gguf_reader import QuickReader
 
 
 def offload_hook(module: nn.Module) -> Any:
@@ -88,6 +91,13 @@ def continuation_tokens(lm: Any, context: str, continuation: str) -> list[int]:
 GGUF_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "minimax-m2": "minimax_m2"}
 
 
+def gguf_tokenizer_is_separate() -> bool:
+    """Whether transformers reads the tokenizer of a GGUF file by itself, so that `quick_gguf` can be used for it."""
+    # transformers 5.24: new there.
+    own: Any = find_spec("transformers.integrations.gguf") and import_module("transformers.integrations.gguf")
+    return hasattr(own, "get_gguf_tokenizer")
+
+
 def gguf_keys_read(architecture: str) -> set[str] | None:
     """Keys of a GGUF architecture, without its name, from which transformers derives the config.
 
@@ -103,15 +113,58 @@ def gguf_keys_read(architecture: str) -> set[str] | None:
     return {key for key, field in table.items() if field not in (None, -1)}
 
 
-def gguf_tensors_read(architecture: str, shell: Any) -> set[str]:
-    """Names of the tensors of a GGUF file that transformers loads into a model; empty where it reports others."""
+def gguf_names(architecture: str, model: Any) -> dict[str, str]:
+    """Names of the tensors of a GGUF file that transformers loads into a model, with or without weights -> names there.
+
+    Empty where it reports others.
+    """
     # transformers 5.24: it silently leaves out all others.
     from transformers import modeling_gguf_pytorch_utils as loader
 
     if gguf_keys_read(architecture) is None:
-        return set()
+        return {}
     processor = loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)
-    return set(loader.get_gguf_hf_weights_map(shell, processor(config=shell.config.to_dict())))
+    with quick_gguf():
+        return dict(loader.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict())))
+
+
+def has_own_gguf_conversion(architecture: str) -> bool:
+    """Whether transformers changes the values of an architecture's tensors when it loads them from a GGUF file."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS
+
+    return gguf_keys_read(architecture) is None or architecture in TENSOR_PROCESSORS
+
+
+def loaded_from_gguf(architecture: str, config: Any, name: str, values: Any) -> Any:
+    """What transformers makes of the values of a tensor of a GGUF file, numpy arrays both."""
+    # transformers 5.24 does this only inside a load of the whole file.
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    processor = loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)
+    return processor(config=config.to_dict()).process(weights=values, name=name).weights
+
+
+@contextmanager
+def quick_gguf() -> Iterator[None]:
+    """While open, transformers loads a GGUF file with `QuickReader`, asks for the names of tensors once, shows no bar.
+
+    Not for tokenizers before transformers 5.24, which come from the same reader.
+    """
+    # transformers 5.24 asks gguf for the names of all tensors once for each module of a model, and has no argument
+    # for the reader or the bar. If a later release does not use these names, only time is lost.
+    if find_spec("gguf") is None:
+        yield
+        return
+    import gguf
+
+    names = lru_cache(maxsize=4)(gguf.get_tensor_name_map)
+    with ExitStack() as stack:
+        stack.enter_context(patch("gguf.GGUFReader", QuickReader))
+        stack.enter_context(patch("gguf.get_tensor_name_map", names))
+        loader = "transformers.modeling_gguf_pytorch_utils"
+        if find_spec(loader):
+            stack.enter_context(patch(f"{loader}.tqdm", lambda items, **options: items, create=True))
+        yield
 
 
 @contextmanager

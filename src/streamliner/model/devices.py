@@ -5,7 +5,7 @@ import gc
 import os
 import re
 import shutil
-import timeit
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,14 +55,14 @@ def enough_memory(doing: str, help: str) -> Iterator[None]:
 
 def _free_memory() -> str:
     device = best_device()
-    known = memory(device)
+    known = free_and_total(device)
     what = "The machine" if device.type == "cpu" else "The GPU"
     if known is None or known[0] is None:
         return ""
     return f"{what} has {human_bytes(known[1])}, of which {human_bytes(known[0])} are free now."
 
 
-def memory(device: torch.device) -> tuple[int | None, int] | None:
+def free_and_total(device: torch.device) -> tuple[int | None, int] | None:
     """Bytes that are free now, and all bytes, of a device or of the machine; None for what it does not say."""
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
@@ -98,7 +98,7 @@ def share_of_free_memory(device: torch.device) -> int:
     Rounded down to a power of two, so that it seldom changes from run to run: sums over batches of another size round
     differently. UNKNOWN_SHARE where the device does not say. Processes of one machine share its memory.
     """
-    known = memory(device)
+    known = free_and_total(device)
     if known is None or known[0] is None:
         return UNKNOWN_SHARE
     share = known[0] // 2 if device.type != "cpu" else known[0] // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -115,7 +115,7 @@ def can_be_in_float32(model: nn.Module) -> bool:
     if not kinds & set(HALVES) or kinds - {*HALVES, torch.float32} or len(devices) != 1:
         return False
     device, needed = devices.pop(), 6 * sum(p.numel() for p in parameters)
-    known = memory(device)
+    known = free_and_total(device)
     return known is not None and needed < known[1] / 2
 
 
@@ -133,7 +133,7 @@ def in_float32(model: nn.Module) -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Free what nobody refers to any more: modules in circles, as accelerate makes them, and memory that torch keeps."""
+    """Free what nobody refers to: circles, as accelerate makes them of modules, and memory that torch keeps."""
     gc.collect()
     device = best_device()
     if device.type != "cpu":
@@ -144,7 +144,7 @@ def reserve(file: int, name: str, size: int) -> None:
     """Make sure that the open `file` has room for `size` bytes: a full disk is an error here, later a crash."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
-    elif shutil.disk_usage(os.path.dirname(name)).free < size:  # macOS and Windows
+    elif shutil.disk_usage(Path(name).parent).free < size:  # macOS and Windows
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
 
 
@@ -195,10 +195,14 @@ def loaded_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Te
     return offload_hook(model.get_submodule(owner)).weights_map[own_name]  # type: ignore[no-any-return]
 
 
+LONG_ENOUGH = 0.1
+"""Seconds of products after which no more are timed: some processors take a second for one in bfloat16."""
+
+
 def faster_precision(dtype: torch.dtype, device: torch.device) -> tuple[torch.dtype, float] | None:
     """The precision, float32 or bfloat16, in which this device multiplies matrices much faster, and how many times.
 
-    Measured on matrices of a few megabytes in less than a second. None if it is not worth a message.
+    Measured on matrices of a megabyte or less, in a fraction of a second. None if it is not worth a message.
     """
     other = torch.float32 if dtype in (torch.bfloat16, torch.float16) else torch.bfloat16
     try:
@@ -209,6 +213,11 @@ def faster_precision(dtype: torch.dtype, device: torch.device) -> tuple[torch.dt
 
 
 def product_seconds(dtype: torch.dtype, device: torch.device) -> float:
-    """The least of five times of a matrix product."""
-    left, right = (torch.ones(rows, 1024, dtype=dtype, device=device) for rows in (256, 1024))
-    return min(timeit.repeat(lambda: (left @ right)[0, 0].item(), repeat=5, number=1))  # `item` waits for the device
+    """The least of five times of a matrix product; of fewer where they take long."""
+    left, right = (torch.ones(rows, 512, dtype=dtype, device=device) for rows in (128, 512))
+    times: list[float] = []
+    while len(times) < 5 and sum(times) < LONG_ENOUGH:
+        start = time.perf_counter()
+        (left @ right)[0, 0].item()  # `item` waits for the device
+        times.append(time.perf_counter() - start)
+    return min(times)

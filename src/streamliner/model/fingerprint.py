@@ -27,16 +27,37 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def checkpoint_hash(source: ModelSource) -> str | None:
-    """SHA-256 over the weight files, of a hub model downloaded; about a second per GB. None for a model in memory."""
+SAMPLED = "sampled:"
+"""How the hash of a checkpoint begins that was not read whole."""
+PIECES, PIECE_BYTES = 4096, 64 << 10
+
+
+def checkpoint_hash(source: ModelSource, *, whole: bool = False) -> str | None:
+    """SHA-256 over the weight files, of a hub model downloaded. None for a model in memory.
+
+    Of more than 256 MiB together, it is over the sizes of the files and 4096 pieces of 64 KiB at equal distances, which
+    takes under a second. That tells trained, merged and converted models apart, but may not see a change of some rows
+    of one tensor. With `whole` all bytes count, as in marks of before; about a second per GB.
+    """
     if source.kind == "memory":
         return None
-    digest = hashlib.sha256()
     gguf = source.kind == "gguf"
-    for path in source.gguf_files if gguf else sorted(checkpoint_folder(source).glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+    files = source.gguf_files if gguf else sorted(checkpoint_folder(source).glob("*.safetensors"))
+    distance = sum(path.stat().st_size for path in files) // PIECES
+    digest = hashlib.sha256()
+    if whole or distance <= PIECE_BYTES:
+        for path in files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{size}.".encode())
+        with path.open("rb", buffering=0) as file:
+            for begin in range(0, size, distance):
+                file.seek(begin)
+                digest.update(file.read(PIECE_BYTES))
+    return SAMPLED + digest.hexdigest()
 
 
 def fingerprint(blocks: Blocks) -> dict[str, Any]:

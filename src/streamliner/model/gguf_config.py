@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streamliner.errors import UnsupportedModelError
-from streamliner.model.compat import gguf_keys_read, gguf_tensors_read
+from streamliner.model.compat import gguf_keys_read, gguf_names
 from streamliner.model.gguf_header import ROPE_TENSORS, Header
 
 NO_EFFECT = (
@@ -81,7 +81,7 @@ def complete_config(config: Any, header: Header) -> None:
 
 def check_tensors(header: Header, shell: Any) -> None:
     """Raise UnsupportedModelError if the file has tensors that the model, without weights, has no place for."""
-    read = gguf_tensors_read(header.architecture, shell)
+    read = gguf_names(header.architecture, shell)
     lost = [name for name in header.tensors if name not in read and name not in ROPE_TENSORS] if read else []
     if lost:
         raise UnsupportedModelError(

@@ -15,6 +15,8 @@ VERSIONS = (2, 3)
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 BOOL, STRING, ARRAY, FLOAT32 = 7, 8, 9, 0
 """Versions of the format, and its types of values: numbers with their codes in `struct`; the type of a tensor."""
+FLOATS = {0: "<f4", 1: "<f2"}
+"""Types of tensors that are numbers of numpy: float32 and float16."""
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -64,6 +66,7 @@ class Header:
     alignment: int = ALIGNMENT
     entries: dict[str, Entry] = field(default_factory=dict)  # all keys, also those of the tokenizer
     places: dict[str, TensorPlace] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)  # of the lists of the tokenizer
 
     def own(self, name: str) -> Any:
         """The value of a key of the architecture, None if there is none."""
@@ -151,6 +154,25 @@ class _Cursor:
             raise ValueError("it ends too early")
         return [self.value(inner) for _ in range(count)]
 
+    def skip_list(self) -> int:
+        """Pass over a list, of texts without reading them, and return its length."""
+        inner, count = self.numbers("I")[0], self.number("Q")
+        if inner in NUMBERS:
+            size = count * struct.calcsize(NUMBERS[inner])
+            if size > len(self.data) - self.at:
+                raise ValueError("it ends too early")
+            self.at += size
+        elif inner == STRING:
+            data, at, length = self.data, self.at, struct.Struct("<Q").unpack_from
+            for _ in range(count):
+                at += 8 + length(data, at)[0]
+            if at > len(data):
+                raise ValueError("it ends too early")
+            self.at = at
+        else:
+            raise KeyError(inner)
+        return int(count)
+
 
 def _parse(cursor: _Cursor) -> Header:
     if cursor.data[:4] != b"GGUF":
@@ -159,18 +181,24 @@ def _parse(cursor: _Cursor) -> Header:
     version, tensors, count = *cursor.numbers("I"), *cursor.numbers("Q", 2)
     if version not in VERSIONS:
         raise ValueError(f"its version is {version}, and only {' and '.join(map(str, VERSIONS))} can be read")
-    keys, entries = dict[str, Any](), dict[str, Entry]()
+    keys, entries, lengths = dict[str, Any](), dict[str, Entry](), dict[str, int]()
     for _ in range(count):
         begin, name, kind_at = cursor.at, cursor.text(), cursor.at
-        value = cursor.value(cursor.number("I"))
+        kind = cursor.number("I")
+        if kind == ARRAY and name.startswith("tokenizer."):
+            lengths[name] = cursor.skip_list()
+        else:
+            keys[name] = cursor.value(kind)
+        if name in entries:
+            raise ValueError(f"it has the key {name} twice")
         entries[name] = Entry(begin, kind_at, cursor.at)
-        if not (name.startswith("tokenizer.") and isinstance(value, list)):
-            keys[name] = value
-    described = {}
+    described = dict[str, tuple[tuple[int, ...], int, int]]()
     for _ in range(tensors):
         name = cursor.text()
+        if name in described:
+            raise ValueError(f"it has the tensor {name} twice")
         shape = cursor.numbers("Q", cursor.number("I"))
-        described[name] = (shape, *cursor.numbers("I"), cursor.number("Q"))
+        described[name] = shape, cursor.number("I"), cursor.number("Q")
     alignment = keys.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or alignment < 1:
         raise ValueError(f"its alignment is {alignment!r}")
@@ -183,4 +211,4 @@ def _parse(cursor: _Cursor) -> Header:
             factors[name] = list(cursor.numbers("f", math.prod(places[name].shape)))
     # The parts of a split file after the first have no keys but those about the split.
     architecture = keys.get("general.architecture", "") if keys.get("split.no") else keys["general.architecture"]
-    return Header(architecture, keys, tuple(places), factors, version, alignment, entries, places)
+    return Header(architecture, keys, tuple(places), factors, version, alignment, entries, places, lengths)

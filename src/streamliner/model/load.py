@@ -5,7 +5,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from streamliner.errors import ModelError, UnsupportedModelError, first_line
+from streamliner.model.compat import gguf_tokenizer_is_separate, quick_gguf
 from streamliner.model.devices import best_device
 from streamliner.model.gguf_config import check_tensors, complete_config
 from streamliner.model.gguf_header import check_whole
+from streamliner.model.precision import quantised_by
 from streamliner.model.source import ModelSource, check_one_file, check_safetensors, explained, locate
 from streamliner.types import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -40,7 +42,7 @@ UNUSED_ATTRIBUTE = "streamliner_unused"
 
 
 def load_config(model: str | Path | ModelSource) -> PretrainedConfig:
-    """The config of a model; of a GGUF file the one that transformers derives from its metadata (about 15 seconds)."""
+    """The config of a model; of a GGUF file the one that transformers derives from its metadata."""
     from transformers import AutoConfig
 
     source = locate(model)
@@ -48,7 +50,8 @@ def load_config(model: str | Path | ModelSource) -> PretrainedConfig:
     header = source.gguf_header if source.kind == "gguf" else None
     for file in source.gguf_files if header else ():
         check_whole(file)
-    config = explained(source, lambda: AutoConfig.from_pretrained(**arguments))
+    with quick_gguf() if header else nullcontext():
+        config = explained(source, lambda: AutoConfig.from_pretrained(**arguments))
     if header is not None:
         complete_config(config, header)
         if "output.weight" in header.tensors:  # transformers looks for it in the first part of a split file alone
@@ -112,8 +115,10 @@ def load_tokenizer(model: str | Path | ModelSource) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     source = locate(model)
+    quick = quick_gguf() if source.kind == "gguf" and gguf_tokenizer_is_separate() else nullcontext()
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source.load_arguments())
+        with quick:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(**source.load_arguments())
     except Exception as error:  # tokenizers raise errors of their own types
         hint = "A search needs the tokenizer files next to the weights."
         absent = [name for name in ("sentencepiece", "google.protobuf") if not _is_installed(name)]
@@ -163,7 +168,14 @@ def load_model(
     spread = device_map or ("auto" if device == "auto" else None)
     if spread:
         arguments |= {"device_map": spread, "offload_folder": folder_for_converted_weights()}
-    loaded, info = explained(source, lambda: cls.from_pretrained(**arguments, output_loading_info=True))
+    try:
+        with quick_gguf() if source.kind == "gguf" else nullcontext():
+            loaded, info = explained(source, lambda: cls.from_pretrained(**arguments, output_loading_info=True))
+    except UnsupportedModelError as error:
+        if source.kind == "gguf" or not quantised_by(load_config(source)):
+            raise
+        hint = "Without the library and the device that its format needs, search the model that it was quantised from:"
+        raise UnsupportedModelError(error.args[0], f"{hint} a plan is for both.") from error.__cause__
     check_gguf_tensors(source, loaded)
     missing = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
     if missing:

@@ -22,6 +22,7 @@ from streamliner.model.devices import (
 from streamliner.model.load import auto_class, check_gguf_tensors, load_config, load_model, load_tokenizer
 from streamliner.model.mark import read_mark
 from streamliner.model.parts import count_parameters, weight_bytes
+from streamliner.model.precision import precision
 from streamliner.model.shell import make_shell
 from streamliner.model.source import HUB_ID, ModelSource, explained, locate, weight_file_bytes
 from streamliner.model.stack import Stack, find_stack
@@ -86,6 +87,11 @@ class Session:
         """The model without its weights: a plan is for all models of one type and shape, also fine-tuned ones."""
         keys = ("model_type", "hidden_size", "vocab_size")
         return {"name": self.source.name} | {key: getattr(self.stack.config, key, None) for key in keys}
+
+    @property
+    def parent(self) -> dict[str, Any]:
+        """What a plan says of the model: its identity, and in what its weights are stored."""
+        return self.identity | {"precision": precision(self.source, self.config)}
 
     @property
     def parameters(self) -> int:

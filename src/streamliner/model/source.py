@@ -75,7 +75,8 @@ class ModelSource:
         with (Path(self.path) / self.gguf_file).open("rb") as file:
             if file.read(4) != b"GGUF":
                 raise ModelError(f"{self.name} is not a GGUF file: it does not begin with the letters GGUF.")
-        return local | {"gguf_file": self.gguf_file}
+        # Whole, as transformers takes a file of that name in the current folder first.
+        return local | {"gguf_file": str(Path(self.path) / self.gguf_file)}
 
 
 def locate(

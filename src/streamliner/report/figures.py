@@ -1,4 +1,4 @@
-"""Line plots and heat maps as SVG: inside a page, whose colours they take, or as files of their own."""
+"""Line plots as SVG: inside a page, whose colours they take, or as files of their own."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -136,8 +136,10 @@ def _draw_series(series: Series, colour: str, x: Scale, y: Scale) -> Iterator[st
             ends = f'y1="{y(value - error):.1f}" y2="{y(value + error):.1f}"'
             yield f'<line class="error {colour}" x1="{x(at):.1f}" x2="{x(at):.1f}" {ends}/>'
     if len(points) <= 80 and not series.dashed:  # more dots would hide the line
-        for point in points:
-            yield f'<circle class="dot {colour}" cx="{x(point.x):.1f}" cy="{y(point.y):.1f}" r="3.5"/>'
+        for at, value, error in points:
+            text = f"{series.name}, {at:g}: {number(value)}{f' ± {number(error)}' if error else ''}"
+            place = f'cx="{x(at):.1f}" cy="{y(value):.1f}" r="3.5"'
+            yield f'<circle class="dot {colour}" {place}><title>{escape(text)}</title></circle>'
 
 
 def linear_ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
@@ -157,32 +159,3 @@ def log_ticks(low: float, high: float) -> list[float]:
     if len(found) > 7:
         found = [10.0**power for power in range(math.ceil(low), math.floor(high) + 1)]
     return found if len(found) >= 3 else linear_ticks(10**low, 10**high)
-
-
-def plot_matrix(matrix: Sequence[Sequence[float | None]], marked: Sequence[int], caption: str, values: str) -> Figure:
-    """Plot a square matrix as coloured cells, row 0 at the top, without those that are None.
-
-    The `marked` rows and columns have a mark at the border. The caption is followed by the range of the values.
-    """
-    left, top, count = 30, 6, len(matrix)
-    cell = max(4, min(24, 480 // count))
-    size = count * cell
-    finite = [value for row in matrix for value in row if value is not None] or [0.0]
-    low, high = min(finite), max(finite)
-    parts = [
-        f'<rect class="cell" x="{left + j * cell}" y="{top + i * cell}" width="{cell}" height="{cell}" '
-        f'fill-opacity="{0.04 + 0.96 * ((value - low) / ((high - low) or 1)) ** 2:.3f}">'
-        f"<title>depths {i} and {j}: {value:.4f}</title></rect>"
-        for i, row in enumerate(matrix)
-        for j, value in enumerate(row)
-        if value is not None
-    ]
-    for at in (index * cell for index in marked):
-        parts.append(f'<rect class="mark" x="{left - 4}" y="{top + at}" width="3" height="{cell}"/>')
-        parts.append(f'<rect class="mark" x="{left + at}" y="{top + size + 1}" width="{cell}" height="3"/>')
-    for index in range(0, count, max(1, count // 8)):
-        centre = index * cell + cell / 2
-        parts.append(f'<text class="tick" x="{left - 8}" y="{top + 4 + centre:.1f}" text-anchor="end">{index}</text>')
-        parts.append(f'<text class="tick" x="{left + centre:.1f}" y="{size + 24}" text-anchor="middle">{index}</text>')
-    caption += f" Lightest {low:.3f}, darkest {high:.3f}."
-    return Figure("".join(parts), (size + 40, size + 32), (), caption, values)

@@ -8,14 +8,25 @@ from streamliner.report.figures import Figure
 Table = list[list[str]]  # rows of cells; the first row names the columns
 
 
+@dataclass(frozen=True)
+class Card:
+    """A model in a few lines."""
+
+    title: str
+    lost: list[str]
+    won: list[str]
+    verdict: str
+
+
 @dataclass
 class Section:
-    """A heading with paragraphs, then tables, then figures."""
+    """A heading with cards, then paragraphs, then tables, then figures."""
 
     title: str
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    cards: list[Card] = field(default_factory=list)
 
 
 def by_column(columns: Iterable[Iterable[str]]) -> Table:

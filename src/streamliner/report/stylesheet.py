@@ -14,7 +14,7 @@ DARK = (
 FIGURE_STYLE = (
     ".grid{stroke:var(--rule);stroke-width:.7}.tick,.label{fill:var(--soft);font-size:14px}"
     ".line{fill:none;stroke-width:1.8}.dashed{stroke-dasharray:6 4}.error{stroke-width:1.2}"
-    ".cell{fill:var(--c0)}.mark{fill:var(--c1)}"
+    ".cell{fill:var(--c0)}.mark{fill:var(--c1)}.chosen{fill:var(--c1);stroke:var(--back)}"
 ) + "".join(f".s{i}{{stroke:var(--c{i})}}.dot.s{i}{{fill:var(--c{i});stroke:none}}" for i in range(NUM_COLOURS))
 """CSS of the parts of a picture."""
 
@@ -29,6 +29,12 @@ font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .45rem;text-align:left;border-bottom:1px solid var(--rule);vertical-align:top}
 td{white-space:nowrap}td.long,th{white-space:pre-wrap}td.long{overflow-wrap:anywhere}th{vertical-align:bottom}
 tr>:first-child:not(.long){position:sticky;left:0;background:var(--back)}
+th{cursor:pointer}
+.cards{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(20rem,100%),1fr))}
+.card{border:1px solid var(--rule);border-radius:6px;padding:0 1rem .5rem}
+h3{font-size:1.05rem;margin:.75rem 0 .5rem}
+h4{font-size:.8rem;margin:.5rem 0 0;color:var(--soft);text-transform:uppercase}
+.card ul{margin:.1rem 0;padding-left:1.1rem;font-size:.9rem}.card p{font-weight:600;margin:.6rem 0 .25rem}
 figure{margin:1rem 0}
 .figures{display:grid;gap:0 1.5rem;grid-template-columns:repeat(auto-fill,minmax(min(24rem,100%),1fr))}
 svg{width:100%;height:auto;display:block}
@@ -39,7 +45,7 @@ figcaption{color:var(--soft);font-size:.875rem}
 @page{size:A4 landscape;margin:12mm}
 @media print{body{max-width:none;padding:0}.wide{overflow:visible}table{font-size:.65rem}
 th,td{padding:.2rem .4rem}td:not(.long){white-space:normal}td:first-child:not(.long){white-space:nowrap}
-figure,tr{break-inside:avoid}
+figure,tr,.card{break-inside:avoid}
 h2{break-after:avoid}}
 """
     + f"@media print{{:root{{{LIGHT};--text:#000;--soft:#444;--rule:#bbb}}}}\n"

@@ -22,8 +22,7 @@ class CacheEntry:
 
     def __init__(self, use: bool, *depends_on: Any) -> None:
         releases = [__version__, *(version(name) for name in ("torch", "transformers"))]
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._path = user / "streamliner" / "evaluations" / f"{json_hash([*releases, *depends_on])}.json"
+        self._path = cache_folder() / f"{json_hash([*releases, *depends_on])}.json"
         self.value: Any = None  # the stored result
         self.warning = ""  # why it could not be stored
         if use:
@@ -42,6 +41,11 @@ class CacheEntry:
             write_json(self._path, value)
         except OSError as error:
             self.warning = f"Results are not cached: {error}"
+
+
+def cache_folder() -> Path:
+    """Where results are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "streamliner" / "evaluations"
 
 
 def json_hash(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -37,6 +38,20 @@ def write_whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_through(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; an OSError names a file that is not."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot do that for folders
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # a file may be read-only
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # a disk may notice only here that it is full
+        if not path.is_dir():  # nor can some network disks
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

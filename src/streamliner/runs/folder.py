@@ -10,6 +10,7 @@ from typing import Any
 
 from streamliner._version import __version__
 from streamliner.errors import OutputError
+from streamliner.plugins import KINDS, plugins
 
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "accelerate", "safetensors", "peft", "datasets", "gguf"),
@@ -31,6 +32,15 @@ def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
     if path.exists() and (not path.is_dir() or (found and not (path / mark).exists())):
         raise OutputError(f"{folder} exists and is not a run folder.", "Choose another name.")
     return path
+
+
+def run_windows(folder: Path) -> int | None:
+    """The number of windows of the search in a run folder; None if there is no search in it."""
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return int(found["identity"]["window_shape"][0])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def check_same_run(folder: Path, found: Any, wanted: Any) -> None:
@@ -75,6 +85,7 @@ def environment() -> dict[str, Any]:
             versions[library] = version(library)
         except PackageNotFoundError:
             continue
+    versions |= {plugin.distribution: plugin.version for kind in KINDS.values() for plugin in plugins(kind)}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     program = Path(sys.argv[0]).name  # without this machine's folders
     return {

@@ -6,11 +6,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from streamliner.errors import OutputError
 from streamliner.format import human_bytes
+from streamliner.runs.files import write_through
 from streamliner.runs.lock import held, is_free
 
 MARK = "streamliner.json"
@@ -113,7 +114,8 @@ def check_output_file(
 def _check_room(folder: Path, out: str | Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OutputError(f"{out} needs {human_bytes(needed)}, and the disk has {human_bytes(free)} left.")
+        found = f"{out} needs {human_bytes(needed)}, and the disk of {folder} has {human_bytes(free)} left."
+        raise OutputError(found, "Make room, or name a place on another disk with -o.")
 
 
 def _try_to_write(folder: Path, out: str | Path) -> None:
@@ -140,9 +142,9 @@ def _is_filled(path: Path) -> bool:
 def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `out` when the context ends, and is removed if it raises.
 
-    It is next to `out`, and takes its place in one step. A folder that cannot be replaced, such as a mount point, is
-    filled, `config.json` last. A result that cannot be put in place is kept, and the error says where.
-    A killed process leaves its temporary folder, `.NAME.partial-*`; the next run with the same output removes it.
+    It is next to `out`, and takes its place in one step once it is on the disk. A folder that cannot be replaced, such
+    as a mount point, is filled, `config.json` last. A result that cannot be put in place is kept, and the error says
+    where. A killed process leaves its temporary folder, `.NAME.partial-*`; the next run with this output removes it.
     """
     path = check_output(out, overwrite=overwrite)
     fill = _is_filled(path)
@@ -150,11 +152,13 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     home.mkdir(parents=True, exist_ok=True)
     with _partial_folder(home, hidden) as partial:
         yield partial
+        _write_all_through(partial)
         with _kept(out, partial):
             if fill:
                 _fill(path, partial)
             else:
                 _replace(path, partial, overwrite=overwrite)
+            write_through(home)
 
 
 @contextmanager
@@ -167,12 +171,13 @@ def output_file(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     with _partial_folder(path.parent, f".{path.name}") as partial:
         new = partial / path.name
         yield new
+        _write_all_through(partial)
         with _kept(out, new):
             if overwrite:
                 new.replace(path)
             else:
                 _move_to_free_name(new, path)
-            _write_through(path.parent)
+            write_through(path.parent)
 
 
 class _KeptError(OutputError):
@@ -222,14 +227,11 @@ def _move_to_free_name(new: Path, path: Path) -> None:
         new.rename(path)
 
 
-def _write_through(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system can do that for folders."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _write_all_through(folder: Path) -> None:
+    """Wait until a folder and all in it are on the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if not path.is_symlink():
+            write_through(path)
 
 
 def _replace(path: Path, partial: Path, *, overwrite: bool) -> None:

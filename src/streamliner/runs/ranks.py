@@ -31,6 +31,10 @@ class Ranks:
             torch.distributed.all_reduce(values)
         return values.cpu()
 
+    def of_first(self, value: float) -> float:
+        """What the first process has for `value`, in all of them. All processes must call it."""
+        return self.total(torch.tensor(0.0 if self.rank else value, dtype=torch.float64)).item()
+
     def wait(self) -> None:
         """Wait until all processes have called this."""
         self.total(torch.zeros(1))

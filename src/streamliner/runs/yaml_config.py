@@ -1,6 +1,5 @@
 """A run's settings as a YAML file: read for `--config`, written into the run folder so that it can be repeated."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from streamliner.errors import UserError
+from streamliner.errors import UserError, did_you_mean
 from streamliner.fields import flags_of, recorded
 from streamliner.runs.files import write_text
 
@@ -27,7 +26,8 @@ def recipe_names() -> list[str]:
 def read_recipe(name: str, known: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
     """The settings of a recipe that a verb knows, without its budget if another is `given`; a UserError without one."""
     if name not in recipe_names():
-        raise UserError(f"There is no recipe {name}.", f"Choose one of {', '.join(recipe_names())}.")
+        hint = did_you_mean(name, recipe_names(), f"Choose one of {', '.join(recipe_names())}.")
+        raise UserError(f"There is no recipe {name}.", hint)
     values = yaml.safe_load((files("streamliner") / RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     dropped = set(BUDGETS) if set(BUDGETS) & set(given) else set()
     return {key: value for key, value in values.items() if key in set(known) - dropped}
@@ -43,11 +43,8 @@ def read_config(file: Path, known: Iterable[str]) -> dict[str, Any]:
         raise UserError(f"The config file {file} holds no settings.", "Write for instance `remove: 20%` on a line.")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     for name in sorted(values.keys() - set(known)):
-        near = difflib.get_close_matches(name, known, 1)
-        raise UserError(
-            f"The config file {file} has {name}, which is no setting of this verb.",
-            f"Did you mean {near[0]}?" if near else f"Settings: {', '.join(sorted(known))}.",
-        )
+        hint = did_you_mean(name, known) or f"Settings: {', '.join(sorted(known))}."
+        raise UserError(f"The config file {file} has {name}, which is no setting of this verb.", hint)
     return {name: value for name, value in values.items() if value is not None}
 
 

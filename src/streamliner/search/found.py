@@ -24,7 +24,7 @@ class Found(Tables):
         frontier: for each number of removed blocks the best set found.
         counters: what the measurements cost.
         calibration: the calibration set.
-        model: name and shape of the model: name, model_type, hidden_size, vocab_size.
+        model: name and shape of the model: name, model_type, hidden_size, vocab_size; precision of its weights.
         num_blocks: number of blocks of the dense model.
     """
 

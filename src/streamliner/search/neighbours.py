@@ -53,7 +53,9 @@ class LocalSearch:
         race: Race[Set] = Race(self.probe, self.z, losses={start: self.losses[start]})
         unknown = [each for each in sets if each not in self.losses and self.allowed(each)]
         # As many at a time as could all be measured on all windows; most are dropped, and leave room for more.
-        while unknown and (count := int(self.budget // self.probe.num_windows)) > 0:
+        while (
+            unknown and (count := int(self.budget // self.probe.num_windows)) > 0 and not self.probe.deadline.is_over()
+        ):
             some, unknown, before = unknown[:count], unknown[count:], race.window_losses
             race.run({each: each for each in some})
             self.budget -= race.window_losses - before

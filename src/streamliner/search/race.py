@@ -25,7 +25,7 @@ class Race(Generic[Label]):
 
         mean(d) > z * stdev(d) / sqrt(n)
 
-    With z = 0 none is dropped.
+    With z = 0 none is dropped. When the time of the search is up, all are dropped but the leader.
 
     Attributes:
         losses: of the candidates that were measured on all windows.
@@ -83,14 +83,15 @@ class Race(Generic[Label]):
         dropped: dict[Label, float] = {}  # label -> mean(d)
         count = self.probe.num_windows
         comparisons = COMPARISONS_TOGETHER if self.probe.windows_at_once > 1 else COMPARISONS
-        step = math.ceil(count / comparisons) if self.z else count
+        step = math.ceil(count / comparisons) if self.z or self.probe.deadline.is_set else count
         for start in range(0, count, step):
             windows = range(start, min(start + step, count))
             found = self.probe.losses([keys[label] for label in racing], windows)
             racing = {label: losses + found[keys[label]].per_window for label, losses in racing.items()}
             self.window_losses += len(racing) * len(windows)
-            if self.z and LEAST_WINDOWS <= windows.stop < count:
-                for label, (difference, margin) in self._beaten(racing, known, windows.stop).items():
+            late = windows.stop < count and self.probe.deadline.is_over()
+            if late or (self.z and LEAST_WINDOWS <= windows.stop < count):
+                for label, (difference, margin) in self._beaten(racing, known, windows.stop, late).items():
                     del racing[label]
                     dropped[label] = difference
                     self.margin = min(self.margin, margin)
@@ -100,18 +101,22 @@ class Race(Generic[Label]):
         self.estimates |= {label: self.losses[self.best].mean + difference for label, difference in dropped.items()}
 
     def _beaten(
-        self, racing: dict[Label, tuple[float, ...]], known: dict[Label, tuple[float, ...]], count: int
+        self, racing: dict[Label, tuple[float, ...]], known: dict[Label, tuple[float, ...]], count: int, late: bool
     ) -> dict[Label, tuple[float, float]]:
-        """Those clearly worse than the leader on the first `count` windows: mean(d), and its excess over z errors."""
+        """Those clearly worse than the leader on the first `count` windows: mean(d), and its excess over z errors.
+
+        If the time is up, all but the leader.
+        """
         field = {label: losses[:count] for label, losses in (known | racing).items()}
         leader = min(field, key=lambda label: _order(fmean(field[label]), label))
         beaten = {}
         for label in racing.keys() - {leader}:
             differences = [own - best for own, best in zip(field[label], field[leader], strict=True)]
-            if not all(map(math.isfinite, differences)):
+            if not late and not all(map(math.isfinite, differences)):
                 continue  # there is no standard error; the candidate stays in the race and loses it
-            margin = fmean(differences) - self.z * stdev(differences) / math.sqrt(count)
-            if margin > 0:
+            error = stdev(differences) / math.sqrt(count) if count > 1 else 0.0
+            margin = fmean(differences) - self.z * error
+            if late or margin > 0:
                 beaten[label] = fmean(differences), margin
         return beaten
 

@@ -1,10 +1,10 @@
 """Search methods by name. The folder `methods/` is the registry: each file in it holds one method.
 
-On the command line `methods/block_influence.py` is `block-influence`. `path/to/file.py:Class` is a user's own method.
+On the command line `methods/block_influence.py` is `block-influence`. Packages may bring others (`plugins.py`), and
+`path/to/file.py:Class` is a user's own method.
 """
 
 import dataclasses
-import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -15,9 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamliner.errors import MethodError
+from streamliner.errors import MethodError, did_you_mean
+from streamliner.plugins import Plugin, find_plugin, plugins
 from streamliner.search import methods
 from streamliner.search.method import Method
+
+NEEDED = ("score", "protect_first", "protect_last", "search")
+"""What the class of a method has."""
 
 
 def method_names() -> list[str]:
@@ -31,16 +35,26 @@ def full_name(name: str) -> str:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method by name, or from `path/to/file.py:Class`. A MethodError if there is none."""
+    """The class of a method by name, or from `path/to/file.py:Class`.
+
+    Raises:
+        MethodError: there is none.
+        PluginError: it is a plug-in, and broken or ambiguous.
+    """
     if ".py:" in name:
         return _class_from_file(*name.rsplit(":", 1))
     known = method_names()
+    if (plugin := find_plugin("method", name, known)) is not None:
+        return class_of_plugin(plugin)
     if full_name(name) not in known:
-        close = difflib.get_close_matches(full_name(name), known, 1)
-        raise MethodError(
-            f"There is no method {name}." + (f" Did you mean {close[0]}?" if close else ""),
-            f"Methods: {', '.join(known)}; or path/to/file.py:Class.",
-        )
+        known += [plugin.name for plugin in plugins("method")]
+        hint = did_you_mean(name, known, f"Methods: {', '.join(known)}; or path/to/file.py:Class.")
+        raise MethodError(f"There is no method {name}.", hint)
+    return own_method(name)
+
+
+def own_method(name: str) -> type[Method]:
+    """The class of a method that comes with streamliner."""
     module = importlib.import_module(f"{methods.__name__}.{name.replace('-', '_')}")
     classes = [value for value in vars(module).values() if _is_method(value) and value.__module__ == module.__name__]
     return typing.cast(type[Method], classes[0])
@@ -54,8 +68,18 @@ def make_method(name: str, settings: Mapping[str, Any] | None = None) -> Method:
     cls, settings = method_class(name), settings or {}
     hints, fields = typing.get_type_hints(cls), {field.name for field in dataclasses.fields(cls)}
     for key in sorted(settings.keys() - fields):
-        raise MethodError(f"The method {name} has no setting {key}.", f"It has: {', '.join(sorted(fields))}.")
+        hint = did_you_mean(key, sorted(fields), f"It has: {', '.join(sorted(fields))}.")
+        raise MethodError(f"The method {name} has no setting {key}.", hint)
     return cls(**{key: _converted(name, key, value, hints[key]) for key, value in settings.items()})
+
+
+def class_of_plugin(plugin: Plugin) -> type[Method]:
+    """The method that a plug-in brings; a PluginError if it is broken."""
+    cls = plugin.load()
+    missing = [name for name in NEEDED if not hasattr(cls, name)]
+    if not _is_method(cls) or missing:
+        raise plugin.wrong(f"is not a dataclass with {', '.join(missing or NEEDED)} (see `Method`, search/method.py).")
+    return typing.cast(type[Method], cls)
 
 
 def _is_method(value: object) -> bool:
@@ -85,7 +109,8 @@ def _converted(method: str, key: str, value: Any, hint: Any) -> Any:
     """`value` as the type of the field `key`."""
     choices = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else (value,)
     if value not in choices:
-        raise MethodError(f"{key} of {method} must be one of {', '.join(choices)}, not {value}.")
+        hint = did_you_mean(str(value), choices)
+        raise MethodError(f"{key} of {method} must be one of {', '.join(choices)}, not {value}.", hint)
     if isinstance(hint, types.UnionType) or not isinstance(hint, type):
         return value
     try:

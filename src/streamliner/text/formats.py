@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from streamliner.errors import MissingExtraError, TextError
+from streamliner.errors import MissingExtraError, TextError, did_you_mean
 
 Messages = list[dict[str, str]]
 """A conversation: messages with a role and their content. The model's chat template makes text of it."""
@@ -92,7 +92,8 @@ def text_of_row(row: Any, field: str, where: str) -> Document:
             found = f"{field!r} of {where} is {'null' if row[field] is None else type(row[field]).__name__}, not text."
             raise TextError(found, "Leave out such rows, or name another field: FILE:FIELD.")
     found = f"it has: {', '.join(map(str, row))}" if isinstance(row, dict) else f"it is of type {type(row).__name__}"
-    raise TextError(f"{where} has no text field {field!r}; {found}.", "Name the field: FILE:FIELD.")
+    hint = did_you_mean(field, row if isinstance(row, dict) else (), "Name the field: FILE:FIELD.")
+    raise TextError(f"{where} has no text field {field!r}; {found}.", hint)
 
 
 def _messages(value: Any, role: str, content: str, where: str) -> Messages:

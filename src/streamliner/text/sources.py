@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from streamliner.errors import MissingExtraError, TextError, first_line
+from streamliner.errors import MissingExtraError, TextError, did_you_mean, first_line
 from streamliner.text.formats import TEXT_SUFFIXES, Document, kind_of_file, read_documents, text_of_row
 from streamliner.text.large import LargeText, as_large
 
@@ -97,7 +97,8 @@ def _python_docs(source: str) -> Text:
 
     split = source.partition(":")[2] or "train"
     if split not in ("train", "test"):
-        raise TextError(f"python-docs has the splits train and test, not {split}.")
+        hint = did_you_mean(split, ("train", "test"))
+        raise TextError(f"python-docs has the splits train and test, not {split}.", hint)
     # Every fifth topic, by name, is in the test split. A text with two names belongs to the first of them.
     first_names: dict[str, str] = {}
     for topic in sorted(topics):
@@ -185,10 +186,10 @@ def find_files(source: str) -> tuple[Path, list[Path], str]:
         return path, files, field
     if path.is_file():
         return path, [path], field
-    raise TextError(
-        f"There is no text {source}.",
-        "Sources are wikitext2, c4, python-docs, a file of text or rows (FILE or FILE:FIELD), a folder, or hf:dataset.",
-    )
+    sources = "wikitext2, c4, python-docs, a file of text or rows (FILE or FILE:FIELD), a folder, or hf:dataset"
+    near = itertools.islice(path.parent.iterdir(), 1000) if path.parent.is_dir() else ()
+    known = (*HUB_SETS, "python-docs", *(each.name for each in near))
+    raise TextError(f"There is no text {source}.", did_you_mean(path.name, known, f"Sources are {sources}."))
 
 
 def _hash(documents: tuple[Document, ...]) -> str:

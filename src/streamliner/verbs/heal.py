@@ -7,28 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.cut.card import extend_model_card
+from streamliner.cut.gguf import compare_gguf, replace_in_gguf, write_gguf
 from streamliner.cut.memory import cut_model
 from streamliner.cut.parent import dense_model_of, plan_of
-from streamliner.cut.verification import sample_tokens, verify_checkpoint, verify_model
+from streamliner.cut.structure import Structure
+from streamliner.cut.verification import sample_tokens, verify_checkpoint, verify_gguf, verify_model
 from streamliner.errors import HealingError
 from streamliner.heal.checks import ANOTHER_MODEL, check_apart, check_checkpoint, check_healable, check_pair, read_cut
 from streamliner.heal.custom_code import FILE
+from streamliner.heal.graft import Graft
 from streamliner.heal.healing import Healing, prepare_healing
-from streamliner.heal.networks.make import FEED_FORWARDS
 from streamliner.heal.save import healed_reference, usual_precision, write_healed
+from streamliner.heal.save_gguf import StoredWeights, check_gguf_healing, store_weights
 from streamliner.heal.state import RESULT, RUN
 from streamliner.heal_settings import HealSettings
 from streamliner.model.devices import is_spread
 from streamliner.model.load import load_model
+from streamliner.model.mark import GGUF_MARK, is_gguf, read_mark
 from streamliner.model.session import Session, open_model
 from streamliner.model.source import locate
-from streamliner.runs.files import PLAN_ATTRIBUTE, write_json
+from streamliner.runs.files import PLAN_ATTRIBUTE, finite, write_json
 from streamliner.runs.folder import check_run_folder
-from streamliner.runs.outputs import MARK, check_output, output_folder
+from streamliner.runs.outputs import MARK, check_output, output_file, output_folder
 from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import Plan, check_plan
 from streamliner.settings import ModelSettings
 from streamliner.types import PreTrainedModel
+from streamliner.verbs.cut import check_cut_output
 
 
 def heal(cut: PreTrainedModel, settings: HealSettings) -> PreTrainedModel:
@@ -57,7 +62,7 @@ def heal(cut: PreTrainedModel, settings: HealSettings) -> PreTrainedModel:
     with tempfile.TemporaryDirectory(prefix="streamliner-") as name:
         scratch = Path(name)
         folder = check_run_folder(scratch / "run" if settings.run is None else settings.run, RUN)
-        if settings.network in FEED_FORWARDS:
+        if settings.custom_network:
             cut.save_pretrained(scratch / "cut")
         graft, result = Healing(session, plan.removed, prepared, folder, scratch / "cut", reporter).train()
         if graft.networks:  # custom code is in files only
@@ -75,14 +80,15 @@ def heal(cut: PreTrainedModel, settings: HealSettings) -> PreTrainedModel:
     return healed
 
 
-def heal_to_folder(
+def heal_to_disk(
     cut: str | Path, out: str | Path, settings: HealSettings, model: Session | ModelSettings
 ) -> dict[str, Any]:
     """Train what takes the place of a cut checkpoint's removed blocks; then `out` appears, the healed checkpoint.
 
-    The run folder, by default the output's name + ".run", keeps the state of the training, the loss of each step, and
-    the settings. The same call continues a run that was killed. `model` is the dense model, whose loaded weights change
-    and are released, or how to load the one that is named.
+    A GGUF file is healed into a GGUF file, a folder into a folder. The run folder, by default the output's name +
+    ".run", keeps the state of the training, the loss of each step, and the settings. The same call continues a run that
+    was killed. `model` is the dense model, whose loaded weights change and are released, or how to load the one that is
+    named.
 
     Returns:
         JSON value: gaps, losses and perplexities before and after, steps, verification; {} in all but one process.
@@ -91,19 +97,36 @@ def heal_to_folder(
         UserError: the request cannot be fulfilled; the message says why.
         VerificationError: the written checkpoint is not the healed model.
     """
-    cut_folder, plan = read_cut(cut)
+    place, plan = read_cut(cut, out)
+    if is_gguf(place):
+        check_gguf_healing(place, settings)
     dense = model if isinstance(model, Session) else dense_model_of(cut, settings.dense, model)
     reporter = Reporter(settings.quiet or dense.ranks.rank > 0)
     hint = f"{ANOTHER_MODEL} It was cut from: {plan.model.get('name', '?')}"
     check_plan(plan, dense.identity, dense.num_blocks, hint)
-    for model_folder in (dense.source.path or None, cut_folder):
-        check_output(out, overwrite=settings.overwrite, model_folder=model_folder)
+    if is_gguf(place):
+        check_cut_output(dense, out, overwrite=settings.overwrite, cut=place)
+    else:
+        for model_folder in (dense.source.path or None, place):
+            check_output(out, overwrite=settings.overwrite, model_folder=model_folder)
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run", RUN)
-    check_apart(Path(out), folder, cut_folder)
+    check_apart(Path(out), folder, place)
     prepared = prepare_healing(dense, settings, reporter)
-    check_checkpoint(cut_folder, dense.load(reporter).model, plan.removed)
+    check_checkpoint(place, dense.load(reporter).model, plan.removed)
     arguments = {"cut": str(cut), "output": str(out)}
-    healing = Healing(dense, plan.removed, prepared, folder, cut_folder, reporter, arguments)
+    healing = Healing(dense, plan.removed, prepared, folder, place, reporter, arguments)
+    write = _heal_file if is_gguf(place) else _heal_folder
+    result = write(healing, Path(out))
+    if result:  # empty in all processes but the first
+        write_json(folder / RESULT, result)
+        result["output"] = str(out)
+    return result
+
+
+def _heal_folder(healing: Healing, out: Path) -> dict[str, Any]:
+    """Heal, and write the folder `out`; returns the result, {} in all processes but the first."""
+    dense, settings, reporter = healing.dense, healing.prepared.settings, healing.reporter
+    cut_folder = healing.cut_folder
     graft, result = healing.train(usual_precision(cut_folder))
     if dense.ranks.rank:  # one process writes
         return {}
@@ -119,8 +142,37 @@ def heal_to_folder(
             result["verification"] = verify_checkpoint(partial, reference, trust_remote_code=trusted).to_json()
         write_json(partial / MARK, json.loads((cut_folder / MARK).read_bytes()) | {"healing": result})
         extend_model_card(partial, result, FILE)
-    write_json(folder / RESULT, result)
-    return result | {"output": str(out)}
+    return result
+
+
+def _heal_file(healing: Healing, out: Path) -> dict[str, Any]:
+    """The same for a GGUF file: tensors that changed are written in the types that they have, all else as it is."""
+    dense, settings, reporter = healing.dense, healing.prepared.settings, healing.reporter
+    cut_file = healing.cut_folder
+    found: list[StoredWeights] = []
+
+    def store(graft: Graft) -> dict[str, Any]:
+        found.append(store_weights(graft, cut_file))
+        return found[0].report
+
+    graft, result = healing.train(store=store)
+    if dense.ranks.rank:
+        return {}
+    weights, structure, removed = found[0], Structure(dense.shell), graft.removed
+    mark = json.dumps(finite((read_mark(cut_file) or {}) | {"healing": result}))
+    new = replace_in_gguf(cut_file, weights.data, {GGUF_MARK: mark})
+    with output_file(out, overwrite=settings.overwrite) as partial:
+        reporter.say(f"Writing {out} ...")
+        write_gguf(new, partial)
+        if settings.verify:
+            reference = healed_reference(graft, sample_tokens(dense.config))
+            del graft
+            dense.release()
+            reporter.say("Verifying: bytes and values of tensors, logits against the healed model, generation ...")
+            compare_gguf(partial, new)
+            verified = verify_gguf(partial, reference, structure, removed, healed=weights.values)
+            result["verification"] = verified.to_json()
+    return result
 
 
 def _second_model(cut: PreTrainedModel, plan: Plan, settings: HealSettings, reporter: Reporter) -> Session:

@@ -12,21 +12,23 @@ from streamliner.cut.gguf import check_gguf
 from streamliner.cut.structure import Structure
 from streamliner.errors import HealingError, MethodError
 from streamliner.heal.healing import prepare_healing
+from streamliner.heal.save_gguf import check_gguf_healing
 from streamliner.heal.state import RUN
 from streamliner.heal_settings import HealSettings
+from streamliner.model.mark import is_gguf, read_mark
 from streamliner.model.session import Session, open_model
-from streamliner.runs.files import finite
+from streamliner.runs.files import finite, write_json
 from streamliner.runs.folder import check_run_folder
-from streamliner.runs.outputs import MARK, is_gguf_name
+from streamliner.runs.outputs import is_gguf_name
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found
 from streamliner.search.plan import Plan, read_plan
 from streamliner.settings import BenchmarkSettings, CutSettings, PruneSettings, SearchSettings
 from streamliner.verbs.benchmark import benchmark_models
-from streamliner.verbs.cut import check_cut_output, cut_to_disk, cut_to_folder
+from streamliner.verbs.cut import check_cut_output, cut_to_disk
 from streamliner.verbs.fold_loop import FoldLoop
-from streamliner.verbs.heal import heal_to_folder
+from streamliner.verbs.heal import heal_to_disk
 from streamliner.verbs.search import search_session
 from streamliner.verbs.targets import ROUNDS
 
@@ -74,15 +76,14 @@ def prune(
         UserError: the request cannot be fulfilled; the message says why.
     """
     _check_loop(settings, healing, prune_settings)
-    if healing is not None and is_gguf_name(out):
-        reason = f"{out} would be a GGUF file, and healed weights are written as a folder of safetensors files."
-        raise HealingError(reason, "Write a folder (-o NAME), or leave out --heal and --fold.")
     check_cut_output(session, out, overwrite=settings.overwrite)
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run")
     structure = Structure(session.shell)
     check_files(session.source, structure)  # before hours of search
     if is_gguf_name(out):
         check_gguf(session.source.gguf_files, structure)
+        if healing is not None:
+            check_gguf_healing(session.source.gguf_files[0], healing)
     settings = dataclasses.replace(settings, run=folder)
     cutting = CutSettings(verify=prune_settings.verify, overwrite=settings.overwrite, quiet=settings.quiet)
     if healing is None:
@@ -120,7 +121,7 @@ def _prune_and_heal(
     healing: HealSettings,
     prune_settings: PruneSettings,
 ) -> Pruned:
-    """Search and cut into the run folder, then heal into `out`."""
+    """Search and cut into the run folder, then heal into `out`, a folder or a GGUF file as the cut one is."""
     if settings.method == "streamline" and healing.network != "none":
         # LLM-Streamline: of n + 1 similar blocks one stays and is trained, so n are removed.
         wanted = {"network": healing.network_depth} | settings.method_settings
@@ -132,16 +133,14 @@ def _prune_and_heal(
     prepared = prepare_healing(session, healing, Reporter(quiet=True))  # finds mistakes before hours of search
     loop = None if prune_settings.fold_every is None else FoldLoop(prune_settings.fold_every, prepared)
     found = search_session(session, settings, loop)
-    cut_folder = folder / "cut"
+    place = folder / ("cut.gguf" if is_gguf_name(out) else "cut")
     result: dict[str, Any] = {}
     if not session.ranks.rank:
         _record(session, out, folder, prune_settings, settings, healing)
-        if not _is_cut(cut_folder, found.plan(), prune_settings.verify):
-            cutting = CutSettings(verify=prune_settings.verify, overwrite=True, quiet=settings.quiet)
-            cut_to_folder(session, found.plan(), cut_folder, cutting)
-        result = json.loads((cut_folder / MARK).read_text(encoding="utf-8"))["cut"] | {"output": str(cut_folder)}
+        cutting = CutSettings(verify=prune_settings.verify, overwrite=True, quiet=settings.quiet)
+        result = _cut_once(session, found.plan(), place, cutting)
     session.ranks.wait()
-    healed = heal_to_folder(cut_folder, out, dataclasses.replace(healing, run=folder / "healing"), session)
+    healed = heal_to_disk(place, out, dataclasses.replace(healing, run=folder / "healing"), session)
     return Pruned(found, result, healed)
 
 
@@ -157,13 +156,22 @@ def _record(session: Session, out: str | Path, folder: Path, *settings: Any) -> 
     write_config(folder, "prune", arguments, *settings, session.settings)
 
 
-def _is_cut(folder: Path, plan: Plan, verified: bool) -> bool:
-    """Whether an earlier run cut this plan there, and verified it if that is asked for."""
-    if not (folder / MARK).exists():
-        return False
-    mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-    there, here = (finite(each.to_json()) for each in (read_plan(folder), plan))
+def _cut_once(session: Session, plan: Plan, place: Path, cutting: CutSettings) -> dict[str, Any]:
+    """Cut, unless an earlier run cut this plan there, and verified it if that is asked for; returns what was done."""
+    of_file, mark = place.with_name("cut.json"), read_mark(place) if place.exists() else None
+    done: Any = mark and mark.get("cut")
+    if mark and is_gguf(place) and of_file.is_file():  # a file's own key was written before it was verified
+        done = json.loads(of_file.read_text(encoding="utf-8"))
+    if done and _same_plan(place, plan) and (not cutting.verify or done["verification"] is not None):
+        return {**done, "output": str(place)}
+    result = cut_to_disk(session, plan, place, cutting)
+    if is_gguf(place):
+        write_json(of_file, result)
+    return result
+
+
+def _same_plan(place: Path, plan: Plan) -> bool:
+    there, here = (finite(each.to_json()) for each in (read_plan(place), plan))
     for each in (there, here):
         each["model"].pop("checkpoint", None)
-    same = json.dumps(there) == json.dumps(here)
-    return same and (not verified or mark["cut"]["verification"] is not None)
+    return json.dumps(there) == json.dumps(here)

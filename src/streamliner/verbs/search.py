@@ -9,20 +9,24 @@ from typing import Any
 from streamliner.cut.structure import Structure, by_reason
 from streamliner.errors import RemovalError, TextError, UnsupportedModelError
 from streamliner.fields import recorded
+from streamliner.measure.deadline import Deadline
+from streamliner.measure.pass_time import time_pass
 from streamliner.measure.probe import Probe
 from streamliner.measure.similarity import Similarity
+from streamliner.model.blocks import Blocks
 from streamliner.model.devices import enough_memory
 from streamliner.model.fingerprint import fingerprint
 from streamliner.model.session import Session, open_model
 from streamliner.model.stack import has_encoder
 from streamliner.runs.files import SCHEMA_VERSIONS, write_json
-from streamliner.runs.folder import check_run_folder, environment
+from streamliner.runs.folder import check_run_folder, environment, run_windows
 from streamliner.runs.journal import Journal, open_journal
 from streamliner.runs.lock import one_writer
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
+from streamliner.search.estimate import Estimate
 from streamliner.search.found import Found
-from streamliner.search.limits import check_limit, parse_percentage, parse_remove
+from streamliner.search.limits import check_limit, most_removable, parse_percentage, parse_remove
 from streamliner.search.method import Method
 from streamliner.search.registry import full_name, make_method
 from streamliner.search.run_method import run_method
@@ -72,6 +76,10 @@ def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | 
     target = find_size_target(session, structure, method, settings)
     calibration = _calibration(session, settings, reporter)
     blocks = session.load(reporter)
+    if not loop and not blocks.offloaded:
+        most = limit or (target.blocks if target else None) or most_removable(method, session.num_blocks)
+        with enough_memory("measuring losses", SMALLER):
+            calibration = _in_time(session, blocks, calibration, structure, method, most, settings, reporter)
     alone = one_writer(folder, "search") if folder and not session.ranks.rank else nullcontext()
     with alone, reporter.progress(f"Searching ({full_name(settings.method)})") as progress:
         journal = _journal(folder, session, settings, method, calibration, reporter, loop) if folder else None
@@ -86,6 +94,7 @@ def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | 
             ranks=session.ranks,
             say=reporter.say,
             objective=settings.objective,
+            deadline=Deadline(settings.time_limit_seconds, session.ranks, reporter.say),
         )
         if journal and journal.is_of_earlier_release:
             probe.check_a_known_loss()
@@ -95,7 +104,7 @@ def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | 
             name = full_name(settings.method)
             steps = loop.steps(blocks, structure, probe, journal) if loop else None
             frontier = run_method(probe, method, name, limit, increase, target=target, is_good=is_good, steps=steps)
-    found = Found(frontier, probe.counters, calibration, session.identity, session.num_blocks)
+    found = Found(frontier, probe.counters, calibration, session.parent, session.num_blocks)
     if folder and not session.ranks.rank:
         _write(folder, found, probe.measured_similarity, every=settings.frontier)
     return found
@@ -213,3 +222,33 @@ def _calibration(session: Session, settings: SearchSettings, reporter: Reporter)
     if len(calibration.windows) < settings.num_samples:
         reporter.say(f"The text fills only {len(calibration.windows)} of {settings.num_samples} windows.")
     return calibration
+
+
+def _in_time(
+    session: Session,
+    blocks: Blocks,
+    calibration: CalibrationSet,
+    structure: Structure,
+    method: Method,
+    limit: int,
+    settings: SearchSettings,
+    reporter: Reporter,
+) -> CalibrationSet:
+    """Say how long the search will take; with a time limit, a set of as many windows as there is time for.
+
+    A run that continues keeps its windows, and a set that was given keeps its own.
+    """
+    probe = Probe(blocks, calibration, refusal=structure.refusal, objective=settings.objective, say=reporter.say)
+    mine = len(session.ranks.share(probe.num_windows))
+    estimate = Estimate(probe, time_pass(blocks, calibration.windows[0]), mine, blocks.forkable)
+    if settings.time_limit_seconds is None:
+        estimate.announce(method, limit)
+    if settings.time_limit_seconds is None or isinstance(settings.calibration, CalibrationSet):
+        return calibration
+    before = None if settings.run is None or settings.overwrite else run_windows(Path(settings.run))
+    fit = before or estimate.windows_that_fit(method, limit, settings.time_limit_seconds)
+    count = int(session.ranks.of_first(fit))  # each process measures its own times
+    if count >= probe.num_windows:
+        return calibration
+    reporter.say(f"There is time for {count} of {probe.num_windows} windows.")
+    return _calibration(session, dataclasses.replace(settings, num_samples=count), reporter)

@@ -10,19 +10,28 @@ from streamliner.heal.gaps import Gap
 from streamliner.heal.networks.block import make_block
 from streamliner.heal.networks.feed_forward import FeedForward
 from streamliner.heal.networks.ffn import FFN
+from streamliner.heal.networks.plugin_network import network_of_plugin
 from streamliner.heal.networks.swiglu import SwiGLU
-from streamliner.heal_settings import HealSettings
+from streamliner.heal_settings import NETWORKS, HealSettings
 from streamliner.model.blocks import Blocks
 from streamliner.model.parts import plain_attributes
+from streamliner.plugins import find_plugin
 
 FEED_FORWARDS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "ffn": FFN}
-"""Networks without attention by name."""
+"""Networks without attention by name; plug-ins are others."""
+
+
+def network_class(name: str) -> type[FeedForward]:
+    """The network without attention of that name, one that settings allow; a PluginError if it is a broken plug-in."""
+    plugin = find_plugin("network", name, NETWORKS)
+    return FEED_FORWARDS[name] if plugin is None else network_of_plugin(plugin)
 
 
 def make_networks(blocks: Blocks, gaps: Sequence[Gap], settings: HealSettings) -> dict[int, nn.Module]:
     """A module for each place of each gap, in float32 and trainable, by the block whose place it takes.
 
-    Raises HealingError if blocks of a gap have other shapes, or the config has no width of the residual stream.
+    Raises HealingError if blocks of a gap have other shapes, or the config has no width of the residual stream, and
+    PluginError if the network is a plug-in and broken.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     networks: dict[int, nn.Module] = {}
@@ -44,7 +53,7 @@ def _make_feed_forward(blocks: Blocks, place: int, settings: HealSettings, gener
             f"The config of this model does not name the width of its residual stream, which {settings.network} needs.",
             "Choose --network block.",
         )
-    cls = FEED_FORWARDS[settings.network]
+    cls = network_class(settings.network)
     size = mlp if cls.like_mlp and isinstance(mlp, int) else 4 * hidden
     network = cls(hidden, size, settings.residual, getattr(blocks.config, "rms_norm_eps", None) or 1e-6)
     for name, parameter in network.named_parameters():

@@ -1,7 +1,8 @@
 """A search: its frontier, every candidate by round, and the similarity of depths."""
 
 from streamliner.format import loss, perplexity_of
-from streamliner.report.figures import Figure, Point, Series, plot_lines, plot_matrix
+from streamliner.report.figures import Figure
+from streamliner.report.heat_map import plot_matrix, plot_rounds
 from streamliner.report.read import JsonObject, Run
 from streamliner.report.section import Section
 from streamliner.search.frontier import note_of
@@ -36,15 +37,18 @@ def search_section(run: Run) -> Section:
 
 
 def _plot_candidates(frontier: JsonObject) -> list[Figure]:
-    """The scores of all candidates, a series of dots for each round; nothing if no method recorded any."""
-    series, lowest = [], []
+    """The scores of all candidates, a row for each round; nothing if no method recorded any."""
+    rounds, chosen, lowest = [], [], []
     for count, point in enumerate(frontier["points"], 1):
         scores = {int(block): score for block, score in (point["candidates"] or {}).items() if score is not None}
         if scores:
-            dots = [Point(block, score) for block, score in sorted(scores.items())]
-            series.append(Series(f"{count} removed", dots, line=False))
-            lowest.append(f"block {min(scores, key=scores.__getitem__)} of {len(scores)} candidates ({count} removed)")
-    caption = "Score of each candidate, by the number of blocks removed with it. The lowest score is removed."
-    log, values = all(dot.y > 0 for each in series for dot in each.points), f"Lowest: {', '.join(lowest)}."
-    label = "block, or first block of the interval"
-    return [plot_lines(series, label, "score", caption, values, log=log)] if series else []
+            rounds.append(scores)
+            chosen.append(min(scores, key=scores.__getitem__))
+            lowest.append(f"block {chosen[-1]} of {len(scores)} candidates ({count} removed)")
+    if not rounds:
+        return []
+    caption = (
+        "Score of each candidate: a row for each number of removed blocks, a column for each block, or first block of "
+        "the interval. The lighter, the lower; the dot is the lowest."
+    )
+    return [plot_rounds(rounds, chosen, caption, f"Lowest: {', '.join(lowest)}.")]

@@ -71,7 +71,7 @@ class Evolution:
         # Counted here: the probe may know losses from a run that was killed, and this must end as that one would.
         charged: dict[Set, int] = {}
         parent, idle = self._select(probe, sets, None, charged), 0  # generations that asked for nothing new
-        while (spent := sum(charged.values())) < budget and idle < MOST_IDLE:
+        while (spent := sum(charged.values())) < budget and idle < MOST_IDLE and not probe.deadline.is_over():
             offspring = [self._mutated(draw, parent, candidates) for _ in range(self.offspring)]
             parent = self._select(probe, offspring, parent, charged)
             idle = idle + 1 if sum(charged.values()) == spent else 0
