@@ -62,6 +62,9 @@ class EmulatedTensor(torch.Tensor):
         DATA.__set__(self, other)
         self.held = other.held
 
+    def tolist(self):
+        return self.cpu().tolist()
+
     def untyped_storage(self):
         return self.held.untyped_storage()
 
@@ -78,17 +81,18 @@ class Device:
 
     def run(self, func, *args, **kwargs):
         """An operation on emulated tensors, or one that makes one."""
-        leaves = list(_leaves((args, kwargs)))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        ours = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, EmulatedTensor)}
-        device = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
+        tensors, devices = [], []
+        kwargs.pop("pin_memory", None)
+        plain = _plain(args, tensors, devices), _plain(kwargs, tensors, devices)
+        ours = [tensor for tensor in tensors if isinstance(tensor, EmulatedTensor)]
         packet, tags = func.overloadpacket, func.tags
-        if device is None:
-            device = args[0].device if packet is ATEN.copy_ else next(iter(ours.values())).device
+        device = devices[0] if devices else args[0].device if packet is ATEN.copy_ else ours[0].device
+        if device.type == NAME and device.index is None:
+            device = torch.device(NAME, 0)
         if packet in COPIES:
             if {device.type, *(each.device.type for each in tensors)} == {"cpu", NAME}:
                 self._note("upload" if device.type == NAME else "download")
-        else:
+        elif any(each.device != device for each in tensors):
             self._refuse_mixing(func, tensors)
         if packet in INDEXED:
             lists = [each for each in args[1] if each is not None]
@@ -98,30 +102,21 @@ class Device:
                 self._note("index by a mask")
         elif torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
             self._note(packet.__name__.strip("_"))
-        kwargs.pop("pin_memory", None)
-        made = func(*_mapped(self._plain, args), **_mapped(self._plain, kwargs))
+        made = func(*plain[0], **plain[1])
         return _mapped(lambda value: self._wrapped(value, device, ours), made)
-
-    def _plain(self, value):
-        if isinstance(value, EmulatedTensor):
-            return value.held
-        return CPU if isinstance(value, torch.device) else value
 
     def _wrapped(self, made, device, ours):
         if not isinstance(made, torch.Tensor):
             return made
+        same = next((tensor for tensor in ours if tensor.held is made), None)
         if device.type != NAME:
-            return made.clone() if id(made) in ours else made
+            return made if same is None else made.clone()
         if made.dtype == torch.float64 and not self.has_float64:
             raise TypeError(f"Cannot convert a tensor of {NAME} to float64, which it does not support.")
-        same = ours.get(id(made))
         return same if same is not None and same.device == device else EmulatedTensor(made, device)
 
     def _refuse_mixing(self, func, tensors):
-        found = {str(each.device) for each in tensors}
-        if len(found) < 2:
-            return
-        index_lists = func.overloadpacket in INDEXED
+        found, index_lists = {str(each.device) for each in tensors}, func.overloadpacket in INDEXED
         for each in tensors[1:] if index_lists else tensors:
             number = each.ndim == 0 and (torch.Tag.pointwise in func.tags or index_lists)
             if each.device.type == "cpu" and (number or (index_lists and each.dtype in (torch.int64, torch.bool))):
@@ -170,19 +165,26 @@ class Device:
         """Nothing is kept."""
 
 
-def _leaves(value):
-    if isinstance(value, (tuple, list, dict)):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _leaves(each)
-    else:
-        yield value
+def _plain(value, tensors, devices):
+    """Arguments of an operation as the CPU's; the tensors and devices in them are added to the lists."""
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+        return value.held if isinstance(value, EmulatedTensor) else value
+    if isinstance(value, (tuple, list)):
+        return type(value)([_plain(each, tensors, devices) for each in value])
+    if isinstance(value, dict):
+        return {key: _plain(each, tensors, devices) for key, each in value.items()}
+    if isinstance(value, torch.device):
+        devices.append(value)
+        return CPU
+    return value
 
 
 def _mapped(function, value):
     if isinstance(value, dict):
         return {key: _mapped(function, each) for key, each in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_mapped(function, each) for each in value)
+        return type(value)([_mapped(function, each) for each in value])
     return function(value)
 
 

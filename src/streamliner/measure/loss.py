@@ -90,7 +90,7 @@ def head_losses(blocks: Blocks, stream: Tensor, windows: Tensor, fit: int, first
         first: the first position that predicts; the positions before it are context.
     """
     stream, losses = stream.to(blocks.stream_device), []
-    ids, targets = (each.to(blocks.device) for each in (token_ids(windows), windows[:, 1:]))
+    ids, targets = token_ids(windows).to(blocks.device), windows[:, 1:].to(blocks.stream_device)
     for positions in _pieces(blocks, windows, fit, first):
         rows = max(1, fit // len(positions))
         parts = zip(
