@@ -132,6 +132,15 @@ def in_float32(model: nn.Module) -> Iterator[None]:
             tensor.data = data
 
 
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values in float64: on the tensor's device, or on the CPU if that has no float64, as GPUs of Macs."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=tensor.device)
+    except (TypeError, RuntimeError):
+        tensor = tensor.cpu()
+    return tensor.double()
+
+
 def release_memory() -> None:
     """Free what nobody refers to: circles, as accelerate makes them of modules, and memory that torch keeps."""
     gc.collect()
