@@ -1,8 +1,6 @@
-"""Searches on an accelerator, and on a model spread over two: on devices that exist only in the tests (`emulated.py`)."""
+"""Searches on an accelerator and on a model spread over two, which exist only in the tests (`emulated.py`)."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -141,9 +142,10 @@ def in_float64(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double()
 
 
-def release_memory() -> None:
-    """Free what nobody refers to: circles, as accelerate makes them of modules, and memory that torch keeps."""
-    gc.collect()
+def release_memory(model: weakref.ref[nn.Module]) -> None:
+    """Free a model that is needed no more, even in a circle, as accelerate makes them, and what torch keeps."""
+    if model() is not None:
+        gc.collect()
     device = best_device()
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()

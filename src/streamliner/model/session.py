@@ -1,6 +1,7 @@
 """A model in use: where it is, its structure without weights, and its blocks once loaded."""
 
 import copy
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -163,9 +164,10 @@ class Session:
 
     def release(self) -> None:
         """Free the memory of the loaded model, unless it is the user's own."""
-        if self.model is None:
+        if self.model is None and self.blocks is not None:
+            model = weakref.ref(self.blocks.model)
             self.blocks = None
-            release_memory()
+            release_memory(model)
 
 
 def open_model(
