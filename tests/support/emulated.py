@@ -21,6 +21,7 @@ NAME, GIGABYTE = "emulated", 10**9
 ATEN = torch.ops.aten
 COPIES = (ATEN.copy_, ATEN._to_copy, ATEN.to)
 INDEXED = (ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._unsafe_index)
+WAITING = (ATEN.is_nonzero, ATEN.item)  # in inference mode torch does not take them apart
 IN_HALF = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
 IN_FLOAT32 = ("softmax.int", "log_softmax.int", "layer_norm", "mse_loss", "cross_entropy_loss")
 """What autocast runs in half precision, and what in float32: the beginning of the lists of CUDA."""
@@ -100,7 +101,7 @@ class Device:
                 self._note("upload of indices")
             if any(each.dtype in (torch.bool, torch.uint8) for each in lists):
                 self._note("index by a mask")
-        elif torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+        elif packet in WAITING or torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
             self._note(packet.__name__.strip("_"))
         made = func(*plain[0], **plain[1])
         return _mapped(lambda value: self._wrapped(value, device, ours), made)

@@ -74,7 +74,7 @@ class Blocks:
         except StreamlinerError:
             raise
         except Exception as error:  # a model that needs more than text may raise anything
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or is_of_device(error):
                 raise
             name, reason = type(self.model).__name__, f"{type(error).__name__}: {error}"
             raise UnsupportedModelError(f"{name} does not run on text alone: {reason}") from error
