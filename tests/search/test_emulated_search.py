@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accelerate import dispatch_model
 
 from emulated import emulated
-from families import make_model
+from families import FAMILIES, make_model
+from spread import spread
+from streamliner.measure.loss import text_loss
 from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
 from streamliner.search.registry import make_method, method_names
@@ -45,15 +46,6 @@ def search(model, text, way, **settings):
     return run_method(probe, make_method(name, more), name, 2), probe
 
 
-def spread(model):
-    """As `--device auto` has it on two GPUs: the first blocks with the embeddings, the others with norm and head."""
-    model.tie_weights()
-    places = {"model.embed_tokens": "emulated:0", "model.norm": "emulated:1", "lm_head": "emulated:1"}
-    places |= {"model.rotary_emb": "emulated:0"}
-    places |= {f"model.layers.{i}": f"emulated:{int(i > 2)}" for i in range(6)}
-    return dispatch_model(model, places, main_device="emulated:0")
-
-
 @pytest.mark.parametrize("way", ["sleb", "streamline"])
 def test_an_accelerator_finds_what_the_cpu_finds(way, text, on_cpu):
     with emulated():
@@ -64,3 +56,13 @@ def test_an_accelerator_finds_what_the_cpu_finds(way, text, on_cpu):
 def test_two_accelerators_find_what_the_cpu_finds(way, text, on_cpu):
     with emulated(2):
         assert search(spread(make_model("llama")), text, way)[0] == on_cpu("llama", way)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_runs_on_two_accelerators(family, text):
+    """Its loss is that of the CPU, whether its head can leave out positions or not, and shares weights or not."""
+    expected = text_loss(Blocks(make_model(family)), text.windows[:1])
+    with emulated(2):
+        blocks = Blocks(spread(make_model(family)))
+        assert {str(p.device) for p in blocks.model.parameters()} == {"emulated:0", "emulated:1"}
+        assert text_loss(blocks, text.windows[:1]).mean == pytest.approx(expected.mean, rel=1e-6)

@@ -22,6 +22,8 @@ ATEN = torch.ops.aten
 COPIES = (ATEN.copy_, ATEN._to_copy, ATEN.to)
 INDEXED = (ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._unsafe_index)
 WAITING = (ATEN.is_nonzero, ATEN.item)  # in inference mode torch does not take them apart
+LACKING = {ATEN.histc: lambda values, *more: ATEN.histc(values.float(), *more).to(values.dtype)}
+"""What a GPU does with integers and the CPU only with floats."""
 IN_HALF = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention")
 IN_FLOAT32 = ("softmax.int", "log_softmax.int", "layer_norm", "mse_loss", "cross_entropy_loss")
 """What autocast runs in half precision, and what in float32: the beginning of the lists of CUDA."""
@@ -103,7 +105,7 @@ class Device:
                 self._note("index by a mask")
         elif packet in WAITING or torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
             self._note(packet.__name__.strip("_"))
-        made = func(*plain[0], **plain[1])
+        made = LACKING.get(packet, func)(*plain[0], **plain[1])
         return _mapped(lambda value: self._wrapped(value, device, ours), made)
 
     def _wrapped(self, made, device, ours):
