@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+import streamliner as sl
 from command import run
 from emulated import emulated
 from families import make_model
+from spread import spread
 
 WINDOWS = ("--num-samples", "2", "--sequence-length", "16")
 SEARCH = ("--remove", "1", *WINDOWS)
@@ -17,11 +19,15 @@ EVALUATE = (*WINDOWS, "--draft-prompts", "1", "--draft-tokens", "4", "--no-cache
 TIME = ("--prompt-tokens", "8", "--context-tokens", "4", "--new-tokens", "2", "--batch-size", "2", "--repeats", "1")
 
 
+def small(tokenizer):
+    return make_model("llama", vocab_size=len(tokenizer), num_hidden_layers=4)
+
+
 @pytest.fixture(scope="module")
 def places(tokenizer, tmp_path_factory):
     """A folder with a small model and a text."""
     folder = tmp_path_factory.mktemp("places")
-    make_model("llama", vocab_size=len(tokenizer), num_hidden_layers=4).save_pretrained(folder / "dense")
+    small(tokenizer).save_pretrained(folder / "dense")
     tokenizer.save_pretrained(folder / "dense")
     (folder / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
     return folder
@@ -52,3 +58,20 @@ def test_a_model_is_pruned_healed_evaluated_and_timed(places, capsys):
     assert other == found
     assert there == tuple(pytest.approx(each, rel=1e-5) for each in measured)
     assert (timed["device"], [each["blocks"] for each in timed["models"]]) == ("emulated:0", [4, 3])
+
+
+def test_a_model_on_two_accelerators_is_cut_verified_and_evaluated(places, tokenizer):
+    """As `--device auto` places it. That evaluates as on one device, the draft with its parent too."""
+    text, how = str(places / "text.txt"), {"num_samples": 2, "sequence_length": 16, "cache": False, "quiet": True}
+    how |= {"perplexity": [text], "draft_prompts": 1, "draft_tokens": 4, "tokenizer": tokenizer}
+
+    def found(dense):
+        small = sl.cut(dense, (2,))
+        sl.verify(small, dense=dense)
+        result = sl.evaluate({"cut": small}, dense=dense, as_draft_for=dense, **how)
+        losses = [each.perplexity[0].loss.per_window for each in result.models]
+        return [*losses, [result.drafts[0].sampled.acceptance_rate]]
+
+    expected = found(small(tokenizer))
+    with emulated(2):
+        assert found(spread(small(tokenizer))) == [pytest.approx(each, rel=1e-5) for each in expected]

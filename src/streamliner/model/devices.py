@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,21 @@ def _offloaded_parts(block: nn.Module) -> list[tuple[nn.Module, Any]]:
     """The modules in a block whose weights a hook of accelerate loads for each call, with the hook."""
     hooks = ((module, offload_hook(module)) for module in block.modules())
     return [(module, hook) for module, hook in hooks if hook is not None]
+
+
+def spread_as(cut: nn.Module, dense: nn.Module, stack_path: str, kept: Sequence[int]) -> nn.Module:
+    """Give a cut model, whose blocks are those `kept` of `dense`, the hooks that move streams between its devices."""
+    from accelerate import dispatch_model
+
+    renamed = {f"{stack_path}.{old}": f"{stack_path}.{new}" for new, old in enumerate(kept)}
+    places = {}
+    for name, device in dense.hf_device_map.items():  # type: ignore[union-attr, operator]
+        block = ".".join(name.split(".")[: stack_path.count(".") + 2])
+        if not name.startswith(f"{stack_path}."):
+            places[name] = device
+        elif block in renamed:
+            places[renamed[block] + name.removeprefix(block)] = device
+    return dispatch_model(cut, places)  # type: ignore[no-any-return]
 
 
 def loaded_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
