@@ -20,8 +20,8 @@ from streamliner.format import human_bytes
 from streamliner.model.compat import offload_hook
 
 HALVES = (torch.bfloat16, torch.float16)
-UNKNOWN_SHARE, LEAST_SHARE = 2_000_000_000, 1 << 26
-"""Bytes for the work next to a model where the device does not say what is free; the least where it does."""
+MEMORY_BUDGET, LEAST_BUDGET = 2_000_000_000, 1 << 26
+"""Bytes that streams, a block at work and logits may take next to a model, by default and at least."""
 
 
 def best_device() -> torch.device:
@@ -93,17 +93,24 @@ def _available() -> int | None:
     return None
 
 
-def share_of_free_memory(device: torch.device) -> int:
-    """Bytes for the work next to a loaded model: half of what an accelerator has free, a quarter of a machine's.
+def share_of_free_memory(model: nn.Module) -> int:
+    """Bytes for the work next to a loaded model: half of what its accelerator has free, the least of several.
 
-    Rounded down to a power of two, so that it seldom changes from run to run: sums over batches of another size round
-    differently. UNKNOWN_SHARE where the device does not say. Processes of one machine share its memory.
+    On a CPU MEMORY_BUDGET, as more brings little, or a quarter of what is free if that is less. A power of two, so that
+    it seldom changes from run to run: sums over batches of another size round differently. MEMORY_BUDGET where the
+    device does not say. Processes of one machine share its memory.
     """
-    known = free_and_total(device)
-    if known is None or known[0] is None:
-        return UNKNOWN_SHARE
-    share = known[0] // 2 if device.type != "cpu" else known[0] // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(LEAST_SHARE, 1 << max(0, share.bit_length() - 1))
+    return min(map(_share, {p.device for p in model.parameters() if not p.is_meta}), default=MEMORY_BUDGET)
+
+
+def _share(device: torch.device) -> int:
+    free, _ = free_and_total(device) or (None, None)
+    if free is None:
+        return MEMORY_BUDGET
+    on_cpu = device.type == "cpu"
+    share = free // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else free // 2
+    rounded = max(LEAST_BUDGET, 1 << max(0, share.bit_length() - 1))
+    return min(MEMORY_BUDGET, rounded) if on_cpu else rounded
 
 
 def can_be_in_float32(model: nn.Module) -> bool:
