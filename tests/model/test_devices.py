@@ -19,6 +19,7 @@ from streamliner.model.devices import (
     reserve,
     share_of_free_memory,
 )
+from streamliner.model.load import load_model
 from streamliner.model.session import open_model
 
 GIB = 1 << 30
@@ -90,3 +91,14 @@ def test_a_released_model_is_gone_though_something_makes_a_circle():
     del model
     session.release()
     assert gone() is None
+
+
+@pytest.mark.parametrize("device", [None, "emulated:1"])
+def test_weights_go_straight_to_their_device(device, monkeypatch):
+    """Several ranks of a large model would not fit in the machine's memory one after the other's loading."""
+    monkeypatch.setattr(torch.nn.Module, "to", lambda *_: pytest.fail("moved after loading"))
+    with emulated(2):
+        model = load_model(TINY, device=device)
+        assert {str(each.device) for each in (*model.parameters(), *model.buffers())} == {device or "emulated:0"}
+        assert not is_spread(model)
+        assert model(torch.arange(4, device=device or "emulated:0")[None]).logits.isfinite().all()
