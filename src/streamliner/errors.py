@@ -110,6 +110,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return own or isinstance(error, (MemoryError, NotEnoughMemoryError))
 
 
+MISFITS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
+"""What torch and models raise where tensors have shapes that they do not expect."""
+
+
+def is_of_device(error: BaseException) -> bool:
+    """Whether torch says that tensors are on several devices or that one failed: a fault of ours or of the machine."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in (" device", "CUDA", "HIP", "MPS"))
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error message, or the name of its type if it has none."""
     return _lines(error)[0][:300]

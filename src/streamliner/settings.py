@@ -91,7 +91,7 @@ class SearchSettings:
     sequence_length: int | None = flag(None, LENGTH)
     time_limit: str | float | None = flag(None, "Most time of the search: 10m; fewer windows if needed", metavar="TIME")
     batch_size: int = flag(1, BATCH_SIZE, minimum=1)
-    memory_budget: int | str = flag("2GB", "Memory besides the model: 500MB, 2GB", metavar="BYTES")
+    memory_budget: int | str = flag("auto", "Memory besides the model: 500MB, 2GB, auto", metavar="BYTES")
     seed: int = flag(0, SEED)
     answers_only: bool = flag(False, ANSWERS_ONLY)
     overwrite: bool = flag(False, OVERWRITE)
@@ -101,8 +101,7 @@ class SearchSettings:
         check_values(self)
         if self.search_effort and "effort" in pairs(self.set, "--set"):
             raise MethodError("The effort is given twice, by --search-effort and --set effort.")
-        number(self.memory_budget, "--memory-budget", "bytes")
-        _ = self.time_limit_seconds  # raises if it is none
+        _ = self.memory_bytes, self.time_limit_seconds  # raise if they are none
         given = [name for name in AMOUNTS if getattr(self, name) is not None]
         if len(given) > 1:
             flags = " and ".join(long_name(SearchSettings, name) for name in given)
@@ -129,9 +128,9 @@ class SearchSettings:
         return names(self.tasks)
 
     @property
-    def memory_bytes(self) -> int:
-        """`memory_budget` in bytes."""
-        return number(self.memory_budget, "--memory-budget", "bytes")
+    def memory_bytes(self) -> int | None:
+        """`memory_budget` in bytes; None for a share of what is free."""
+        return None if self.memory_budget == "auto" else number(self.memory_budget, "--memory-budget", "bytes")
 
     @property
     def time_limit_seconds(self) -> float | None:

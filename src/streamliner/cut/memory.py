@@ -11,6 +11,7 @@ from streamliner.cut.names import renamed_tensors
 from streamliner.cut.rules import Removal
 from streamliner.cut.structure import Structure
 from streamliner.errors import UnsupportedModelError
+from streamliner.model.devices import is_spread, spread_as
 from streamliner.model.precision import quantised_by
 from streamliner.model.shell import fill_shell, scales_weights_by_block
 from streamliner.model.stack import check_indices
@@ -44,4 +45,7 @@ def cut_model(model: PreTrainedModel, removed: tuple[int, ...] | list[int]) -> P
     for change in changes:
         tensors |= change.apply(tensors, path)
     kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    return fill_shell(structure.cut_shell(removed), kept, model, path)  # type: ignore[return-value]
+    cut = fill_shell(structure.cut_shell(removed), kept, model, path)
+    if is_spread(model):
+        cut = spread_as(cut, model, path, removal.kept)
+    return cut  # type: ignore[return-value]

@@ -97,7 +97,7 @@ def head_losses(
     scale = HALF_SCALE if stream.dtype == torch.float16 else 1.0
     sums = {name: torch.zeros((), device=stream.device) for name in weights}
     at_once = max(1, LOGIT_BYTES // (4 * vocab_size * windows))
-    for positions in torch.split(torch.arange(predictions), at_once):
+    for positions in torch.split(torch.arange(predictions, device=stream.device), at_once):
         piece = stream.detach().requires_grad_(stream.requires_grad)
         logits = head(piece, positions)
         with torch.no_grad():

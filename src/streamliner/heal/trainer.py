@@ -186,7 +186,7 @@ class Trainer:
         # All processes run equally often, because forwards may wait for each other; surplus runs do not count.
         for place in range(rank, math.ceil(len(parts) / size) * size, size):
             part = parts[min(place, len(parts) - 1)]
-            loss = self._objective(part)[0].double().cpu() * len(part)
+            loss = self._objective(part)[0].cpu().double() * len(part)  # not all devices have float64
             total += loss if place < len(parts) else 0
         if size > 1:
             total = self._accelerator.reduce(total.to(self._accelerator.device))

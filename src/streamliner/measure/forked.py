@@ -1,7 +1,6 @@
 """The forked path: losses of many removals from one forward per window, checked against the plain path."""
 
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -9,12 +8,13 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from streamliner.errors import StreamlinerError, is_out_of_memory
+from streamliner.errors import MISFITS, is_of_device, is_out_of_memory
 from streamliner.measure.counters import Counters
 from streamliner.measure.loss import head_divergences, head_losses, positions_that_fit
 from streamliner.measure.plain import PlainPath
 from streamliner.measure.prefixes import Prefixes
 from streamliner.model.blocks import Blocks
+from streamliner.model.devices import reserve
 from streamliner.model.fork import Fork, Removed, workspace
 from streamliner.text.chat import token_ids
 
@@ -120,10 +120,8 @@ class ForkedPath:
             if not self._equals_bypass(numbers, some):
                 return "streams are not those of bypass"
             forked = self.losses(numbers, some)
-        except (StreamlinerError, OSError):
-            raise  # this says nothing about the model
-        except Exception as error:  # a model that does not accept a growing batch may raise anything
-            if is_out_of_memory(error):
+        except MISFITS as error:  # of a model that does not accept a growing batch
+            if is_out_of_memory(error) or is_of_device(error):
                 raise
             return f"{type(error).__name__}: {str(error)[:100]}"
         for removed, found in zip(some, forked, strict=True):
@@ -183,7 +181,7 @@ class ForkedPath:
         if size * dtype.itemsize <= most or not self._blocks.offloaded:
             return torch.empty(*shape, dtype=dtype, device=device)
         with tempfile.NamedTemporaryFile(prefix="streamliner-") as file:
-            os.posix_fallocate(file.fileno(), 0, size * dtype.itemsize)  # a full disk is an error here, not a crash
+            reserve(file.fileno(), file.name, size * dtype.itemsize)
             return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(*shape)
 
     def _of_rows(self, rows: Tensor, window: Tensor, dense: Tensor | None) -> list[float]:
@@ -195,6 +193,4 @@ class ForkedPath:
             fit = positions_that_fit(self._blocks, self._budget // 2, DIVERGENCE_VALUES)
             return head_divergences(self._blocks, dense, rows, window, fit).tolist()  # type: ignore[no-any-return]
         fit = positions_that_fit(self._blocks, self._budget // 2)
-        parts = torch.split(rows, max(1, fit // len(window)))
-        losses = (head_losses(self._blocks, some, window.expand(len(some), -1), fit) for some in parts)
-        return torch.cat(list(losses)).tolist()  # type: ignore[no-any-return]
+        return head_losses(self._blocks, rows, window[None], fit).tolist()  # type: ignore[no-any-return]

@@ -85,16 +85,29 @@ def head_losses(blocks: Blocks, stream: Tensor, windows: Tensor, fit: int, first
     Args:
         blocks: of the model.
         stream: at depth N, (windows, tokens, hidden...).
-        windows: token ids, (windows, tokens), those that do not count as ~id.
+        windows: token ids, (windows, tokens), those that do not count as ~id; (1, tokens) if all streams are of one.
         fit: positions whose logits may be in memory at once; ignored by models that compute all logits or none.
         first: the first position that predicts; the positions before it are context.
     """
-    stream = stream.to(blocks.stream_device)
-    sums = torch.zeros(len(windows), dtype=torch.float64)
+    stream, losses = stream.to(blocks.stream_device), []
+    ids, targets = token_ids(windows).to(blocks.device), windows[:, 1:].to(blocks.stream_device)
     for positions in _pieces(blocks, windows, fit, first):
-        logits = blocks.logits(stream, token_ids(windows), positions)
-        sums += summed_cross_entropy(logits, windows[:, positions + 1])
-    return sums / counted(windows)[:, first:].sum(1)
+        rows = max(1, fit // len(positions))
+        parts = zip(
+            *(torch.split(each.expand(len(stream), *each.shape[1:]), rows) for each in (stream, ids, targets)),
+            strict=True,
+        )
+        found = [cross_entropies(blocks.logits(s, i, positions), t[:, positions]) for s, i, t in parts]
+        losses.append(torch.cat(found))
+    return _sums(losses) / counted(windows)[:, first:].sum(1)
+
+
+def _sums(values: Sequence[Tensor]) -> Tensor:
+    """Sums over all positions in float64, (rows,): pieces, each (rows, positions) in float32 on one device.
+
+    On the CPU, as not all devices have float64, and at once: each time the CPU waits for the device.
+    """
+    return torch.cat(list(values), 1).cpu().double().sum(1)
 
 
 def head_divergences(blocks: Blocks, dense: Tensor, rows: Tensor, window: Tensor, fit: int) -> Tensor:
@@ -111,20 +124,21 @@ def head_divergences(blocks: Blocks, dense: Tensor, rows: Tensor, window: Tensor
         fit: as for `head_losses`.
     """
     dense, rows = (stream.to(blocks.stream_device) for stream in (dense, rows))
-    ids = token_ids(window)[None]
-    sums = torch.zeros(len(rows), dtype=torch.float64)
+    ids, found = token_ids(window[None]).to(blocks.device), []
     for positions in _pieces(blocks, window[None], fit):
         log_p = functional.log_softmax(blocks.logits(dense[None], ids, positions)[0].float(), -1)
-        for numbers in torch.split(torch.arange(len(rows)), max(1, fit // len(positions))):
-            logits = blocks.logits(rows[numbers], ids.expand(len(numbers), -1), positions)
-            sums[numbers] += torch.stack([_summed_divergence(log_p, row) for row in logits])
-    return sums / counted(window[None]).sum()
+        of_rows: list[Tensor] = []
+        for some in torch.split(rows, max(1, fit // len(positions))):
+            logits = blocks.logits(some, ids.expand(len(some), -1), positions)
+            of_rows += [_divergences(log_p, row) for row in logits]
+        found.append(torch.stack(of_rows))
+    return _sums(found) / counted(window[None]).sum()
 
 
 def _pieces(blocks: Blocks, windows: Tensor, fit: int, first: int = 0) -> tuple[Tensor, ...]:
-    """The positions whose predictions count in some window, as many at a time as fit."""
-    positions = counted(windows)[:, first:].any(0).nonzero()[:, 0] + first
-    return torch.split(positions, fit if blocks.takes_positions else max(1, len(positions)))
+    """The positions whose predictions count in some window, as many at a time as fit, on the stream's device."""
+    positions = (counted(windows)[:, first:].any(0).nonzero()[:, 0] + first).to(blocks.stream_device)
+    return torch.split(positions, fit if blocks.by_position else max(1, len(positions)))
 
 
 def positions_that_fit(blocks: Blocks, budget: int, values: int = 3) -> int:
@@ -140,22 +154,18 @@ def next_token_losses(logits: Tensor, windows: Tensor) -> Tensor:
 
     Position t predicts token t + 1; the last position predicts nothing. Tokens that do not count are ~id.
     """
-    return summed_cross_entropy(logits[:, :-1], windows[:, 1:]) / counted(windows).sum(1)
+    return _sums([cross_entropies(logits[:, :-1], windows[:, 1:])]) / counted(windows).sum(1)
 
 
-def summed_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sums of cross-entropies in float32: (rows, positions, vocabulary), (rows, positions) -> (rows,) in float64.
-
-    Targets below 0 do not count.
-    """
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """In float32: (rows, positions, vocabulary), (rows, positions) -> (rows, positions). 0 for targets below 0."""
     targets = targets.to(logits.device).clamp(min=-1)
-    sums = torch.zeros(len(targets), dtype=torch.float64)
+    losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
     for row, target in enumerate(targets):  # the vocabulary stays the contiguous axis: five times faster on a CPU
-        pieces = (torch.split(each, POSITIONS_AT_ONCE) for each in (logits[row], target))
-        for predicted, chunk in zip(*pieces, strict=True):
-            losses = functional.cross_entropy(predicted.float(), chunk, reduction="none", ignore_index=-1)
-            sums[row] += losses.double().sum().cpu()
-    return sums
+        pieces = (torch.split(each, POSITIONS_AT_ONCE) for each in (losses[row], logits[row], target))
+        for loss, predicted, chunk in zip(*pieces, strict=True):
+            loss[:] = functional.cross_entropy(predicted.float(), chunk, reduction="none", ignore_index=-1)
+    return losses
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -173,17 +183,17 @@ def mean_divergences(dense: Tensor, cut: Tensor, windows: Tensor) -> Tensor:
     (windows, tokens, vocabulary) twice, (windows, tokens) -> (windows,). Of the same positions as the loss: not of the
     last, and not of those that predict a token which does not count.
     """
-    sums = torch.zeros(len(windows), dtype=torch.float64)
+    sums = []
     for row, which in enumerate(counted(windows)):
-        for positions in torch.split(which.nonzero()[:, 0].to(dense.device), POSITIONS_AT_ONCE):
-            log_p = functional.log_softmax(dense[row, positions].float(), -1)
-            sums[row] += _summed_divergence(log_p, cut[row, positions])
-    return sums / counted(windows).sum(1)
+        positions, found = which.nonzero()[:, 0].to(dense.device), []
+        for some in torch.split(positions, POSITIONS_AT_ONCE):
+            log_p = functional.log_softmax(dense[row, some].float(), -1)
+            found.append(_divergences(log_p, cut[row, some]))
+        sums.append(_sums([torch.cat(found)[None]]))
+    return torch.cat(sums) / counted(windows).sum(1)
 
 
-def _summed_divergence(log_p: Tensor, logits: Tensor) -> Tensor:
-    """Sum over positions of the divergence of `logits`, (positions, vocabulary), in float64 on the CPU."""
-    total = torch.zeros((), dtype=torch.float64)
-    for p, q in zip(*(torch.split(each, POSITIONS_AT_ONCE) for each in (log_p, logits)), strict=True):
-        total += divergence(p, functional.log_softmax(q.float(), -1)).double().sum().cpu()
-    return total
+def _divergences(log_p: Tensor, logits: Tensor) -> Tensor:
+    """The divergence of `logits`, (positions, vocabulary), at each position, (positions,) in float32."""
+    pieces = zip(*(torch.split(each, POSITIONS_AT_ONCE) for each in (log_p, logits)), strict=True)
+    return torch.cat([divergence(p, functional.log_softmax(q.float(), -1)) for p, q in pieces])

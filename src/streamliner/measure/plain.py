@@ -1,6 +1,6 @@
 """The plain path: one forward of the whole model for each set of removed blocks. It defines what is right."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,6 @@ class PlainPath:
 
     def __init__(self, blocks: Blocks, counters: Counters) -> None:
         self._blocks, self._counters = blocks, counters
-        # Where only the stream is wanted, the head need not run on every position.
-        self._hardly_any_logits = blocks.keep_positions([0])
 
     def losses(self, windows: Tensor, removed: Removed, dense: Tensor | None = None) -> list[float]:
         """Loss of each window, (windows, tokens), without the blocks `removed`; with `dense`, the divergence from it.
@@ -37,27 +35,22 @@ class PlainPath:
         with self._blocks.bypass(removed):
             logits: Tensor = self._blocks.forward(token_ids(windows), **inputs).logits
         kept = [block for block in range(len(self._blocks)) if block not in removed]
-        self._counters.forwards += 1
-        self._counters.block_forwards += len(kept) * len(windows)
-        self._counters.bytes_read += sum(self._blocks.offloaded_bytes[block] for block in kept)
+        self._count(kept, len(windows))
         return logits
 
+    @torch.inference_mode()
     def streams(self, windows: Tensor) -> list[Tensor]:
         """The dense model's residual stream at each depth, (windows, tokens, hidden...) N + 1 times.
 
         A block that is not run on text has the same stream before and after it.
         """
-        streams = self._watched(windows, self._hardly_any_logits)
-        if any(stream.shape != streams[0].shape for stream in streams):
-            # Gemma 4 runs only the wanted positions through its last blocks, so that all must be wanted.
-            self._hardly_any_logits = {}
-            streams = self._watched(windows, {})
-        return streams
-
-    def _watched(self, windows: Tensor, inputs: dict[str, Any]) -> list[Tensor]:
-        streams: dict[int, Tensor] = {}
-        with self._blocks.watch(streams.__setitem__):
-            self.logits(windows, **inputs)
+        streams = self._blocks.streams(token_ids(windows), range(len(self._blocks) + 1))
+        self._count(range(len(self._blocks)), len(windows))
         for depth in sorted(self._blocks.unread, reverse=True):
             streams[depth] = streams[depth + 1]
         return [streams[depth] for depth in sorted(streams)]
+
+    def _count(self, kept: Sequence[int], windows: int) -> None:
+        self._counters.forwards += 1
+        self._counters.block_forwards += len(kept) * windows
+        self._counters.bytes_read += sum(self._blocks.offloaded_bytes[block] for block in kept)

@@ -17,15 +17,12 @@ from streamliner.measure.loss import Loss
 from streamliner.measure.plain import PlainPath
 from streamliner.measure.similarity import Similarity, SimilaritySum
 from streamliner.model.blocks import Blocks
-from streamliner.model.devices import can_be_in_float32, in_float32
+from streamliner.model.devices import MEMORY_BUDGET, can_be_in_float32, in_float32
 from streamliner.model.fork import Removed
 from streamliner.model.stack import check_indices
 from streamliner.runs.journal import Journal
 from streamliner.runs.ranks import Ranks
 from streamliner.text.calibration import CalibrationSet
-
-MEMORY_BUDGET = 2_000_000_000
-"""Default of the bytes that streams, a block at work and logits may take next to the model."""
 
 
 class Probe:

@@ -36,12 +36,16 @@ class SimilaritySum:
     def add(self, streams: list[Tensor]) -> None:
         """Add windows: the stream at each depth, each (windows, tokens, hidden...)."""
         flat = [stream.flatten(2) for stream in streams]
+        together, products = flat[-1].device, []  # blocks may be on several devices
         for start in range(0, flat[0].shape[1], TOKENS_AT_ONCE):
             chunk = slice(start, start + TOKENS_AT_ONCE)
-            units = torch.stack([functional.normalize(s[:, chunk].float(), dim=-1).flatten() for s in flat])
-            self._cosine += (units @ units.T).double().cpu()
-        last = torch.stack([functional.normalize(s[:, -1].float(), dim=-1) for s in flat], dim=1).double()
-        self._angle += torch.arccos((last @ last.mT).clamp(-1, 1)).sum(0).cpu() / math.pi
+            units = [functional.normalize(s[:, chunk].float(), dim=-1).flatten().to(together) for s in flat]
+            stacked = torch.stack(units)
+            products.append(stacked @ stacked.T)
+        self._cosine += torch.stack(products).cpu().double().sum(0)
+        last = torch.stack([functional.normalize(s[:, -1].float(), dim=-1).to(together) for s in flat], dim=1)
+        last = last.cpu().double()  # not all devices have float64
+        self._angle += torch.arccos((last @ last.mT).clamp(-1, 1)).sum(0) / math.pi
         self._tokens += flat[0].shape[0] * flat[0].shape[1]
         self._windows += flat[0].shape[0]
 

@@ -6,21 +6,23 @@ that works otherwise is refused. All else, from embeddings and masks to the head
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-from streamliner.errors import StreamlinerError, UnsupportedModelError, is_out_of_memory
+from streamliner.errors import MISFITS, StreamlinerError, UnsupportedModelError, is_of_device, is_out_of_memory
 from streamliner.model.compat import mend_llama4
-from streamliner.model.devices import offloaded_bytes
+from streamliner.model.devices import is_spread, offloaded_bytes
 from streamliner.model.handoff import Call, find_handoffs, stream_out, trace
 from streamliner.model.stack import check_indices, find_stack, text_inputs
 
+ROUNDING = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
+"""How far logits of the same positions may be apart, relative to the largest, in two computations; 1e-5 in float32."""
 BlockForward = Callable[[Call], Any]
 """Takes what a block is called with, and returns what the block returns."""
 
@@ -41,7 +43,6 @@ class Blocks:
         stream_device: where the last block returns the stream.
         offloaded_bytes: for each block, bytes of weights that hooks of accelerate load for each call.
         offloaded: whether there are such weights.
-        takes_positions: whether the model's forward can compute the logits of some positions only.
         cache_name: name of the cache among the arguments of the model's forward and in its output.
     """
 
@@ -51,7 +52,8 @@ class Blocks:
         self.stack = find_stack(model)
         self.path, self.modules, self.config = self.stack.path, self.stack.modules, self.stack.config
         parameters = inspect.signature(model.forward).parameters
-        self.takes_positions = "logits_to_keep" in parameters
+        self._keeps_logits = "logits_to_keep" in parameters
+        self._picks = self._keeps_logits and not is_spread(model)
         # Releases of transformers before 5.24 have only the longer name.
         self.cache_name = "cache" if "cache" in parameters else "past_key_values"
         self.offloaded_bytes = [offloaded_bytes(module) for module in self.modules]
@@ -62,19 +64,23 @@ class Blocks:
         self.unread = sorted(set(range(len(self))) - {run.index for run in runs})
         self.forkable = not self.unread and not self.hands_on_state
         stream = stream_out(runs[-1].output)
+        self._tried = self._four_tokens(), stream
         self.plain_stream, self.stream_device = stream.ndim == 3, stream.device
         self.stream_bytes = stream.nbytes // (stream.shape[0] * stream.shape[1])
 
     def _run_on_four_tokens(self) -> None:
         try:
-            self.forward(torch.arange(4)[None] % self.config.vocab_size)
+            self.forward(self._four_tokens())
         except StreamlinerError:
             raise
         except Exception as error:  # a model that needs more than text may raise anything
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or is_of_device(error):
                 raise
             name, reason = type(self.model).__name__, f"{type(error).__name__}: {error}"
             raise UnsupportedModelError(f"{name} does not run on text alone: {reason}") from error
+
+    def _four_tokens(self) -> Tensor:
+        return torch.arange(4)[None] % int(self.config.vocab_size)
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -90,10 +96,13 @@ class Blocks:
         plain = (p.dtype for p in self.modules.parameters() if p.is_floating_point() and p.element_size() > 1)
         return next(plain, self.model.dtype)  # type: ignore[arg-type, return-value]
 
-    def keep_positions(self, positions: Sequence[int] | Tensor) -> dict[str, Any]:
-        """Arguments of `forward` for the logits of these positions only; none if the model computes all."""
-        # A tensor: with a slice torch would copy the head's weights in bfloat16.
-        return {"logits_to_keep": torch.as_tensor(positions)} if self.takes_positions else {}
+    def last_logits(self, tokens: int) -> dict[str, Any]:
+        """Arguments of a forward of so many tokens for the logits of the last one only; none if it computes all."""
+        if not self._keeps_logits:
+            return {}
+        # On a CPU a tensor: with a number, a slice, torch would copy the head's weights in bfloat16. On other devices a
+        # number: a tensor would have to go there, and hooks of accelerate would send it to the first one.
+        return {"logits_to_keep": torch.tensor([tokens - 1]) if self.device.type == "cpu" else 1}
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Any:
         """The model's own forward of `input_ids`, (windows, tokens), without a cache; `inputs` go to it too."""
@@ -126,31 +135,70 @@ class Blocks:
     def logits(self, stream: Tensor, input_ids: Tensor, positions: Tensor) -> Tensor:
         """The model's own final norm and head at some positions, (windows, positions, vocabulary).
 
-        `stream` is at depth N, (windows, tokens, hidden...), and was computed from `input_ids`.
+        `stream` is at depth N, (windows, tokens, hidden...), and was computed from `input_ids`. `positions` are best
+        given on its device.
         """
-        logits: Tensor = self.resume(len(self), stream, input_ids, **self.keep_positions(positions)).logits
-        return logits if self.takes_positions else logits[:, positions]
+        if self._alone:
+            return self._logits_of(stream[:, positions], input_ids[:, : len(positions)])
+        if self._picks:
+            return self._logits_of(stream, input_ids, logits_to_keep=positions)
+        return self._logits_of(stream, input_ids)[:, positions]
+
+    def _logits_of(self, stream: Tensor, input_ids: Tensor, **inputs: Any) -> Tensor:
+        return self.resume(len(self), stream, input_ids, **inputs).logits  # type: ignore[no-any-return]
+
+    @property
+    def by_position(self) -> bool:
+        """Whether the logits of some positions can be computed without those of all others."""
+        return self._alone or self._picks
+
+    @cached_property
+    @torch.no_grad()
+    def _alone(self) -> bool:
+        """Whether norm and head make the same of some positions, as if there were no others; compared on four tokens.
+
+        This also works where hooks of accelerate would send a tensor of positions to another device than the stream's.
+        """
+        ids, stream = self._tried
+        whole, some = self._logits_of(stream, ids)[:, [2, 0]], None
+        try:
+            some = self._logits_of(stream[:, [2, 0]], ids[:, :2])
+        except MISFITS as error:
+            if is_of_device(error):
+                raise
+        if some is None or some.shape != whole.shape:
+            return False
+        allowed = ROUNDING.get(whole.dtype, 1e-5) * max(1.0, whole.abs().max().item())
+        return bool((some - whole).abs().max().item() <= allowed)
 
     def streams(self, input_ids: Tensor, depths: Iterable[int]) -> dict[int, Tensor]:
-        """Residual streams at `depths`, each 1 to N, from one forward, under whatever substitutions are open.
+        """Residual streams at `depths`, each 0 to N, from one forward, under whatever substitutions are open.
 
-        Blocks after the last depth do not run, and the head computes as little as possible.
+        Blocks after the last depth do not run, and the head computes as little as possible. A block that does not run
+        on text has no stream after it.
         """
         found: dict[int, Tensor] = {}
-        originals = {depth: self.modules[depth - 1].forward for depth in depths}
-        last = max(originals)
+        wanted = set(depths)
+        last = max(wanted)
+        originals = {index: self.modules[index].forward for index in {max(0, depth - 1) for depth in wanted}}
 
-        def run(depth: int, call: Call) -> Any:
-            output = call.run(originals[depth])
-            found[depth] = stream_out(output)
+        def run(index: int, call: Call) -> Any:
+            if index == 0 and 0 in wanted:
+                found[0] = call.stream
+            output = call.run(originals[index])
+            found[index + 1] = stream_out(output)
             # The rest of the model continues with one window: its logits are not used.
-            one = found[depth][:1] if self.plain_stream else found[depth]
-            return output if depth < last else self.hand_on(depth - 1, one, call)
+            one = found[index + 1][:1] if self.plain_stream else found[index + 1]
+            return output if index + 1 < last else self.hand_on(index, one, call)
 
-        forwards = {depth - 1: partial(run, depth) for depth in originals}
-        with self.substituted(forwards | {index: self.pass_on(index) for index in range(last, len(self))}):
-            self.forward(input_ids, **self.keep_positions([0]))
-        return found
+        forwards = {index: partial(run, index) for index in originals}
+        with self.substituted(forwards | {index: self.pass_on(index) for index in range(max(1, last), len(self))}):
+            self.forward(input_ids, **self.last_logits(input_ids.shape[1]))
+        if self._keeps_logits and self.plain_stream and any(s.shape[1] != input_ids.shape[1] for s in found.values()):
+            # Gemma 4 runs only the wanted positions through its last blocks, so that all must be wanted.
+            self._keeps_logits = self._picks = False
+            return self.streams(input_ids, wanted)
+        return {depth: stream for depth, stream in found.items() if depth in wanted}
 
     @contextmanager
     def watch(self, on_stream: Callable[[int, Tensor], None]) -> Iterator[None]:

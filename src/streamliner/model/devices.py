@@ -1,9 +1,15 @@
 """Devices: where the parts of a model are, weights that are loaded when needed, the precision that is fast here."""
 
+import errno
+import gc
 import os
+import re
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +22,14 @@ from streamliner.model.compat import offload_hook
 HALVES = (torch.bfloat16, torch.float16)
 WORTH_IT = 1.5
 """How many times as fast another precision must be to be spoken of."""
+MEMORY_BUDGET, LEAST_BUDGET = 2_000_000_000, 1 << 26
+"""Bytes that streams, a block at work and logits may take next to a model, by default and at least."""
 
 
 def best_device() -> torch.device:
-    """cuda if there is one, otherwise mps, otherwise cpu."""
-    other = "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device("cuda" if torch.cuda.is_available() else other)
+    """The accelerator that torch finds here (cuda, mps, xpu), otherwise cpu."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device(found.type if found else "cpu")
 
 
 def is_spread(model: nn.Module) -> bool:
@@ -30,12 +38,10 @@ def is_spread(model: nn.Module) -> bool:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has finished its work; for cuda, until all GPUs have."""
-    if device.type == "cuda":
-        for number in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(number)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    """Wait until a device has finished its work; for an accelerator, until all of its kind have."""
+    if device.type != "cpu":
+        for number in range(torch.accelerator.device_count()):
+            torch.accelerator.synchronize(number)
 
 
 @contextmanager
@@ -51,22 +57,62 @@ def enough_memory(doing: str, help: str) -> Iterator[None]:
 
 
 def _free_memory() -> str:
-    owner, device = ("GPU", "cuda") if torch.cuda.is_available() else ("machine", "cpu")
-    found = free_and_total(torch.device(device))
-    if found is None:
+    device = best_device()
+    known = free_and_total(device)
+    what = "The machine" if device.type == "cpu" else "The GPU"
+    if known is None or known[0] is None:
         return ""
-    return f"The {owner} has {human_bytes(found[1])}, of which {human_bytes(found[0])} are free now."
+    return f"{what} has {human_bytes(known[1])}, of which {human_bytes(known[0])} are free now."
 
 
-def free_and_total(device: torch.device) -> tuple[int, int] | None:
-    """Bytes of memory that are free now, and all; None where the device does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)
+def free_and_total(device: torch.device) -> tuple[int | None, int] | None:
+    """Bytes that are free now, and all bytes, of a device or of the machine; None for what it does not say."""
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return max(0, total - torch.mps.driver_allocated_memory()), total
+    if device.type != "cpu":
+        ask = getattr(torch.get_device_module(device), "mem_get_info", None)
+        return ask(device) if ask else None
     try:
-        page, free, total = map(os.sysconf, ("SC_PAGE_SIZE", "SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
-    except (ValueError, AttributeError):  # macOS and Windows do not say
+        return _available(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, AttributeError):  # Windows does not say
         return None
-    return (page * free, page * total) if device.type == "cpu" else None
+
+
+def _available() -> int | None:
+    """Bytes that Linux could give to this process, files that it only keeps for later included; None elsewhere."""
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
+        with suppress(OSError, ValueError):  # a container may be given less than the machine has
+            group = Path("/sys/fs/cgroup")
+            most, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+            kept = re.search(
+                r"^inactive_file (\d+)$", (group / "memory.stat").read_text(encoding="ascii"), re.MULTILINE
+            )
+            found = min(found, most - used + int(kept[1] if kept else 0))
+        return max(0, found)
+    return None
+
+
+def share_of_free_memory(model: nn.Module) -> int:
+    """Bytes for the work next to a loaded model: half of what its accelerator has free, the least of several.
+
+    On a CPU MEMORY_BUDGET, as more brings little, or a quarter of what is free if that is less. A power of two, so that
+    it seldom changes from run to run: sums over batches of another size round differently. MEMORY_BUDGET where the
+    device does not say. Processes of one machine share its memory.
+    """
+    return min(map(_share, {p.device for p in model.parameters() if not p.is_meta}), default=MEMORY_BUDGET)
+
+
+def _share(device: torch.device) -> int:
+    free, _ = free_and_total(device) or (None, None)
+    if free is None:
+        return MEMORY_BUDGET
+    on_cpu = device.type == "cpu"
+    share = free // 4 // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else free // 2
+    rounded = max(LEAST_BUDGET, 1 << max(0, share.bit_length() - 1))
+    return min(MEMORY_BUDGET, rounded) if on_cpu else rounded
 
 
 def can_be_in_float32(model: nn.Module) -> bool:
@@ -79,12 +125,8 @@ def can_be_in_float32(model: nn.Module) -> bool:
     if not kinds & set(HALVES) or kinds - {*HALVES, torch.float32} or len(devices) != 1:
         return False
     device, needed = devices.pop(), 6 * sum(p.numel() for p in parameters)
-    if device.type == "cuda":
-        return needed < torch.cuda.get_device_properties(device).total_memory / 2
-    try:
-        return needed < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-    except (ValueError, AttributeError):  # Windows does not say
-        return False
+    known = free_and_total(device)
+    return known is not None and needed < known[1] / 2
 
 
 @contextmanager
@@ -100,12 +142,30 @@ def in_float32(model: nn.Module) -> Iterator[None]:
             tensor.data = data
 
 
-def release_cached_memory() -> None:
-    """Return GPU memory that torch keeps for later use but no tensor needs."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if torch.backends.mps.is_available():
-        torch.mps.empty_cache()
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values in float64: on the tensor's device, or on the CPU if that has no float64, as GPUs of Macs."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=tensor.device)
+    except (TypeError, RuntimeError):
+        tensor = tensor.cpu()
+    return tensor.double()
+
+
+def release_memory(model: weakref.ref[nn.Module]) -> None:
+    """Free a model that is needed no more, even in a circle, as accelerate makes them, and what torch keeps."""
+    if model() is not None:
+        gc.collect()
+    device = best_device()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def reserve(file: int, name: str, size: int) -> None:
+    """Make sure that the open `file` has room for `size` bytes: a full disk is an error here, later a crash."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    elif shutil.disk_usage(Path(name).parent).free < size:  # macOS and Windows
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
 
 
 def offload_map(shell: nn.Module, stack_path: str, offload: str, device: str | None) -> dict[str, str]:
@@ -145,6 +205,21 @@ def _offloaded_parts(block: nn.Module) -> list[tuple[nn.Module, Any]]:
     """The modules in a block whose weights a hook of accelerate loads for each call, with the hook."""
     hooks = ((module, offload_hook(module)) for module in block.modules())
     return [(module, hook) for module, hook in hooks if hook is not None]
+
+
+def spread_as(cut: nn.Module, dense: nn.Module, stack_path: str, kept: Sequence[int]) -> nn.Module:
+    """Give a cut model, whose blocks are those `kept` of `dense`, the hooks that move streams between its devices."""
+    from accelerate import dispatch_model
+
+    renamed = {f"{stack_path}.{old}": f"{stack_path}.{new}" for new, old in enumerate(kept)}
+    places = {}
+    for name, device in dense.hf_device_map.items():  # type: ignore[union-attr, operator]
+        block = ".".join(name.split(".")[: stack_path.count(".") + 2])
+        if not name.startswith(f"{stack_path}."):
+            places[name] = device
+        elif block in renamed:
+            places[renamed[block] + name.removeprefix(block)] = device
+    return dispatch_model(cut, places)  # type: ignore[no-any-return]
 
 
 def loaded_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:

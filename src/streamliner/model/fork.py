@@ -48,11 +48,16 @@ class Fork:
     row_passes: int = field(default=0, init=False)  # how many times a block ran on a row
     bytes_read: int = field(default=0, init=False)  # of offloaded weights
     _rows: Tensor | None = field(default=None, init=False)
+    _numbers: list[list[int]] = field(default_factory=list, init=False)  # at each depth, the row of each removal
+    _places: list[Tensor] = field(
+        default_factory=list, init=False
+    )  # for each block, where the rows are that it runs on
 
     def forward(self) -> Tensor:
         """The stream at depth N without each of the removals, (windows, removals, tokens, hidden...)."""
         below = range(self.start[0] if self.start else 0)
-        hardly_any_logits = self.blocks.keep_positions([0])
+        self._numbers = [self._row_numbers(depth) for depth in range(len(self.blocks) + 1)]
+        hardly_any_logits = self.blocks.last_logits(self.input_ids.shape[1])
         if self.start is None and len(self.input_ids) > 1:
             with self.blocks.substituted({index: self.blocks.pass_on(index) for index in range(len(self.blocks))}):
                 for window, ids in enumerate(torch.split(self.input_ids, 1)):
@@ -69,7 +74,19 @@ class Fork:
         if self._rows is None:
             shape = (len(self.input_ids), len(self.removals), *stream.shape[1:])
             self._rows = self.empty(shape, dtype=stream.dtype, device=stream.device)
+            self._places = self._all_places(self._rows.device)
         return self._rows
+
+    def _all_places(self, device: torch.device) -> list[Tensor]:
+        """For each block the places of its rows among all rows of all windows; they go to the device at once."""
+        some = [
+            {row for row, removed in zip(after, self.removals, strict=True) if index not in removed}
+            for index, after in enumerate(self._numbers[1:])
+        ]
+        windows, count = range(len(self.input_ids)), len(self.removals)
+        places = [[window * count + row for window in windows for row in sorted(numbers)] for numbers in some]
+        together = torch.tensor([place for each in places for place in each]).to(device)
+        return list(torch.split(together, [len(each) for each in places]))
 
     def _run_block(self, index: int, original: Callable[..., Any], call: Call) -> Any:
         """Takes the place of a block's forward."""
@@ -77,15 +94,14 @@ class Fork:
         rows = self._rows_for(call.stream)
         if first:
             rows[:, 0] = self.start[1] if self.start else call.stream
-        before, after = self._row_numbers(index), self._row_numbers(index + 1)
+        before, after = self._numbers[index], self._numbers[index + 1]
         if any(after) and not any(before):
             self.keep(index, rows[:, 0])
         for number, row in enumerate(after):
             if row == number != before[number]:
                 rows[:, number] = rows[:, before[number]]
-        running = {row for row, removed in zip(after, self.removals, strict=True) if index not in removed}
-        if running:
-            self._advance(index, original, call, rows, running)
+        if len(self._places[index]):
+            self._advance(index, original, call, rows.flatten(0, 1))
         # The rest of the model continues with one row: its logits are not used.
         return self.blocks.hand_on(index, rows[0, :1].to(call.stream.device), call)
 
@@ -95,16 +111,14 @@ class Fork:
         below = (tuple(block for block in removed if block < depth) for removed in self.removals)
         return [first.setdefault(left_out, number) for number, left_out in enumerate(below)]
 
-    def _advance(self, index: int, original: Callable[..., Any], call: Call, rows: Tensor, numbers: set[int]) -> None:
-        """Run block `index` on the rows with these numbers, of all windows."""
-        places = [(window, row) for window in range(len(rows)) for row in sorted(numbers)]
-        self.row_passes += len(places)
+    def _advance(self, index: int, original: Callable[..., Any], call: Call, rows: Tensor) -> None:
+        """Run block `index` on its rows among those of all windows, (windows x removals, tokens, hidden...)."""
+        self.row_passes += len(self._places[index])
         self.bytes_read += self.blocks.offloaded_bytes[index]
         with present(self.blocks.modules[index]):
-            for first in range(0, len(places), self.rows_at_once):
-                part = tuple(zip(*places[first : first + self.rows_at_once], strict=True))
-                some = rows[part[0], part[1]].to(call.stream.device)
-                rows[part[0], part[1]] = stream_out(call.with_stream(some).run(original)).to(rows.device)
+            for places in torch.split(self._places[index], self.rows_at_once):
+                some = rows[places].to(call.stream.device)
+                rows[places] = stream_out(call.with_stream(some).run(original)).to(rows.device)
 
 
 def workspace(blocks: Blocks, input_ids: Tensor) -> int:
@@ -121,7 +135,7 @@ def workspace(blocks: Blocks, input_ids: Tensor) -> int:
         return output
 
     with blocks.substituted({i: partial(measured, i, module.forward) for i, module in enumerate(blocks.modules)}):
-        blocks.forward(input_ids, **blocks.keep_positions([0]))
+        blocks.forward(input_ids, **blocks.last_logits(input_ids.shape[1]))
     return max(sizes)
 
 

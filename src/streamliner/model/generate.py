@@ -12,7 +12,7 @@ from streamliner.model.blocks import Blocks
 @torch.no_grad()
 def fill_cache(blocks: Blocks, ids: Tensor) -> Any:
     """Run one forward over prompts, (texts, tokens), and return its cache; None if the model returns none."""
-    output = blocks.model(input_ids=ids.to(blocks.device), use_cache=True, **blocks.keep_positions([0]))
+    output = blocks.model(input_ids=ids.to(blocks.device), use_cache=True, **blocks.last_logits(ids.shape[1]))
     return getattr(output, blocks.cache_name, None)
 
 
@@ -22,7 +22,7 @@ def greedy(blocks: Blocks, ids: Tensor, new_tokens: int) -> Tensor:
 
     `ids` are prompts, (texts, tokens). Returns the last token of each text, (texts, 1).
     """
-    last, keep = ids.to(blocks.device), blocks.keep_positions([ids.shape[1] - 1])
+    last, keep = ids.to(blocks.device), blocks.last_logits(ids.shape[1])
     cache = None
     for _ in range(new_tokens):
         output = blocks.model(input_ids=last, use_cache=True, **{blocks.cache_name: cache}, **keep)

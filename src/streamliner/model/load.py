@@ -166,8 +166,11 @@ def load_model(
         check_safetensors(source)
         cls, arguments["use_safetensors"] = auto_class(load_config(source)), True
     spread = device_map or ("auto" if device == "auto" else None)
+    place = torch.device("cpu" if spread else device or best_device())
     if spread:
         arguments |= {"device_map": spread, "offload_folder": folder_for_converted_weights()}
+    elif place.type != "cpu" and source.kind != "gguf":  # straight there: several ranks would not fit in memory first
+        arguments["device_map"] = {"": place}
     try:
         with quick_gguf() if source.kind == "gguf" else nullcontext():
             loaded, info = explained(source, lambda: cls.from_pretrained(**arguments, output_loading_info=True))
@@ -186,7 +189,7 @@ def load_model(
     setattr(loaded, UNUSED_ATTRIBUTE, frozenset(map(str, info["unexpected_keys"])))
     loaded.eval()
     loaded.requires_grad_(False)
-    return loaded if spread else loaded.to(device or best_device())  # type: ignore[no-any-return]
+    return loaded if "device_map" in arguments else loaded.to(place)  # type: ignore[no-any-return]
 
 
 def folder_for_converted_weights() -> str:

@@ -1,6 +1,7 @@
 """A model in use: where it is, its structure without weights, and its blocks once loaded."""
 
 import copy
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from streamliner.model.devices import (
     free_and_total,
     is_spread,
     offload_map,
-    release_cached_memory,
+    release_memory,
 )
 from streamliner.model.load import auto_class, check_gguf_tensors, load_config, load_model, load_tokenizer
 from streamliner.model.mark import read_mark
@@ -198,9 +199,10 @@ class Session:
 
     def release(self) -> None:
         """Free the memory of the loaded model, unless it is the user's own."""
-        if self.model is None:
+        if self.model is None and self.blocks is not None:
+            model = weakref.ref(self.blocks.model)
             self.blocks = None
-            release_cached_memory()
+            release_memory(model)
 
 
 def open_model(

@@ -14,7 +14,7 @@ from streamliner.measure.pass_time import time_pass
 from streamliner.measure.probe import Probe
 from streamliner.measure.similarity import Similarity
 from streamliner.model.blocks import Blocks
-from streamliner.model.devices import enough_memory
+from streamliner.model.devices import enough_memory, share_of_free_memory
 from streamliner.model.fingerprint import fingerprint
 from streamliner.model.session import Session, open_model
 from streamliner.model.stack import has_encoder
@@ -98,7 +98,7 @@ def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | 
             journal=journal,
             on_progress=progress,
             refusal=structure.refusal,
-            memory_budget=settings.memory_bytes,
+            memory_budget=settings.memory_bytes or share_of_free_memory(blocks.model),
             ranks=session.ranks,
             say=reporter.say,
             objective=settings.objective,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from streamliner.model.devices import in_float64
+
 
 class Ridge:
     """Least squares of many targets on the same features, by the normal equations in float64.
@@ -16,8 +18,8 @@ class Ridge:
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add tokens, (tokens, features) and (tokens, targets)."""
-        x = features.double()
-        squares, products = x.T @ x, x.T @ targets.double()
+        x, r = in_float64(features), in_float64(targets)
+        squares, products = x.T @ x, x.T @ r
         self._features = squares if self._features is None else self._features.add_(squares)
         self._targets = products if self._targets is None else self._targets.add_(products)
 
@@ -39,8 +41,9 @@ class RidgePerChannel:
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add tokens, (tokens, channels) each."""
-        self._features = self._features.to(features.device) + features.double().square().sum(0)
-        self._targets = self._targets.to(features.device) + (features.double() * targets.double()).sum(0)
+        f, r = in_float64(features), in_float64(targets)
+        self._features = self._features.to(f.device) + f.square().sum(0)
+        self._targets = self._targets.to(f.device) + (f * r).sum(0)
 
     def solve(self, penalty: float) -> Tensor:
         """D, (channels,), in float32."""
