@@ -1,4 +1,4 @@
-"""Real results of the tiny fixture, in bfloat16 as its file: two searches, one of them healed, an evaluation and a benchmark."""
+"""Real results of the tiny fixture in bfloat16: two searches, one of them healed, an evaluation and a benchmark."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -31,7 +30,7 @@ def _float32(folder: Path) -> Path:
         config = json.loads((folder / "config.json").read_text())
         (new / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2))
         try:
-            os.rename(new, made)
+            new.rename(made)
         except OSError:  # another process was faster
             shutil.rmtree(new)
     return made
