@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from close import assert_close
 from healing import SHORT
-from places import BFLOAT16, TINY
+from places import BFLOAT16
 from streamliner.errors import HealingError, ModelError, PlanError
 from streamliner.heal.state import HISTORY, RESULT
 from streamliner.heal_settings import HealSettings
