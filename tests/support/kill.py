@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from importlib import import_module
@@ -105,6 +106,7 @@ def count_lines(file):
 
 def _streamliner(arguments, folder, changed, environment):
     os.environ |= environment
+    sys.argv = ["streamliner", *arguments]  # a run records its command
     for (module, name), value in changed.items():
         setattr(import_module(module), name, value)
     torch.set_num_threads(1)
