@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -35,7 +35,7 @@ from close import assert_close
 from streamliner.cut.checkpoint import cut_checkpoint
 from streamliner.cut.memory import cut_model
 from streamliner.cut.structure import Structure
-from streamliner.cut.verification import reference_outputs, verify_checkpoint
+from streamliner.cut.verification import Reference, reference_outputs, verify_checkpoint
 from streamliner.errors import StreamlinerError, UnsupportedModelError
 from streamliner.measure.probe import Probe
 from streamliner.model.blocks import Blocks
@@ -95,7 +95,7 @@ def check(model_type: str, folder: Path) -> Report:
         return report
     kinds = block_kinds(blocks.stack)
     report.kinds = list(dict.fromkeys(kinds))
-    generation = set()
+    expected, generation = reference_outputs(blocks, (), SAMPLE), set()
     whole_kinds = [tuple(i for i, found in enumerate(kinds) if found == kind) for kind in report.kinds]
     for removed in dict.fromkeys((*REMOVALS, *(blocks for blocks in whole_kinds if len(blocks) < len(kinds)))):
         reason = structure.refusal(removed)
@@ -103,7 +103,7 @@ def check(model_type: str, folder: Path) -> Report:
             report.refused.append(removed)
             report.reasons += [reason] if reason not in report.reasons else []
         else:
-            generation.add(cut_and_compare(blocks, structure, removed, folder))
+            generation.add(cut_and_compare(blocks, structure, removed, expected, folder))
             report.cut.append(removed)
     probe = Probe(blocks, CalibrationSet(WINDOWS, {}), refusal=structure.refusal)
     for method in METHODS:
@@ -115,16 +115,22 @@ def check(model_type: str, folder: Path) -> Report:
         found = tuple(sorted(frontier.points[-1].removed))
         report.searches[method] = ", ".join(map(str, found))
         if found not in report.cut:  # compared, but not counted: rounding may decide which blocks a search finds
-            generation.add(cut_and_compare(blocks, structure, found, folder))
+            generation.add(cut_and_compare(blocks, structure, found, expected, folder))
     if not report.cut:
         report.status, report.reason = "refused", report.reasons[0]
     report.generation = min(generation, key=len, default="")
     return report
 
 
-def cut_and_compare(blocks: Blocks, structure: Structure, removed: tuple[int, ...], folder: Path) -> str:
-    """Cut in memory and on disk, and compare both with bypass. Returns which generation was compared."""
-    expected = reference_outputs(blocks, removed, SAMPLE)
+def cut_and_compare(
+    blocks: Blocks, structure: Structure, removed: tuple[int, ...], dense: Reference, folder: Path
+) -> str:
+    """Cut in memory and on disk, and compare both with bypass. Returns which generation was compared.
+
+    `dense` is the reference of the whole model: its generation is that of every cut's reference, and takes long.
+    """
+    with torch.inference_mode(), blocks.bypass(removed):
+        expected = replace(dense, logits=blocks.forward(SAMPLE).logits)
     cut = cut_model(blocks.model, removed)
     with torch.inference_mode():
         assert_close(cut(input_ids=SAMPLE, use_cache=False).logits, expected.logits)

@@ -58,7 +58,7 @@ def test_the_tables_show_what_happened(capsys, tmp_path):
     out, _ = run(capsys, "inspect", TINY)
     assert "12 blocks in model.layers" in out
     assert "1,317,216 parameters" in out
-    assert "2.65 MB" in out
+    assert "5.28 MB" in out
 
 
 def test_inspect_json_counts_what_the_checkpoint_holds(capsys):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from command import run
 from kill import contents, finish, kill_when
-from places import TINY
+from places import BFLOAT16
 from streamliner.cut import safetensors_file
 from streamliner.model.load import load_model
 from streamliner.model.source import INDEX_FILE
@@ -28,7 +28,7 @@ OUT_OF_ROOM = "No space left on device"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    load_model(str(TINY)).save_pretrained(folder, max_shard_size="400KB")
+    load_model(str(BFLOAT16)).save_pretrained(folder, max_shard_size="400KB")
     return folder
 
 

@@ -172,9 +172,9 @@ def test_a_fold_through_a_norm_is_least_squares_on_what_the_norm_scales(tokenize
 
 
 def test_streams_that_are_kept_change_nothing(tiny, tokenizer, monkeypatch):
-    found = fold(tiny, tokenizer, "refit", later=True)
+    found = fold(tiny, tokenizer, "refit", later=True, tokens=1024)
     monkeypatch.setattr(folding, "MOST_KEPT", 0)
-    without = fold(tiny, tokenizer, "refit", later=True)
+    without = fold(tiny, tokenizer, "refit", later=True, tokens=1024)
     assert [each.block for each in found[0]] == [3, 6, 7, 8, 10, 11]
     for one, other in zip(found[0], without[0], strict=True):
         assert one.loss_after == pytest.approx(other.loss_after, rel=1e-5)
@@ -187,9 +187,8 @@ def test_settings_name_every_fold():
 
 def test_models_in_memory(tiny, tokenizer):
     small = sl.cut(tiny, REMOVED)
-    folded = sl.heal(
-        small, dense=tiny, tokenizer=tokenizer, fold="refit", data="python-docs", sequence_length=64, quiet=True
-    )
+    few = {"fold_tokens": 4096, "validation_windows": 4, "sequence_length": 64, "quiet": True}
+    folded = sl.heal(small, dense=tiny, tokenizer=tokenizer, fold="refit", data="python-docs", **few)
     changed = {name for name, value in small.state_dict().items() if not torch.equal(value, folded.state_dict()[name])}
     assert "model.layers.3.mlp.down_proj.weight" in changed
     assert all(name.endswith("mlp.down_proj.weight") for name in changed)
@@ -271,6 +270,7 @@ def test_the_folded_model_is_a_stock_model(tokenizer, family, monkeypatch):
 
 
 CUT = ["heal", "--sequence-length", "64", "--validation-windows", "4", "--dtype", "float32", "--data", "python-docs"]
+FEW = ("--fold-tokens", "4096")
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_a_fold_alone_is_a_stock_checkpoint(capsys, cut, tmp_path):
 
 
 def test_training_starts_from_a_fold(capsys, cut, tmp_path):
-    train = ("--fold", "refit", "--network", "block", "--steps", "3", "--global-batch-size", "2")
+    train = ("--fold", "refit", *FEW, "--network", "block", "--steps", "3", "--global-batch-size", "2")
     result = json.loads(heal(capsys, cut, tmp_path / "both", *train, "--json")[0])
     perplexity = result["validation_perplexity"]
     assert perplexity["folded"] < perplexity["cut"]
@@ -321,7 +321,8 @@ def test_adapters_are_trained_around_a_fold(capsys, cut, tmp_path):
 def test_prune_with_a_fold(capsys, tmp_path):
     search = ("--remove", "2", "--num-samples", "2", "--sequence-length", "64", "--dtype", "float32")
     out, _ = run(
-        capsys, "prune", TINY, *search, "--fold", "refit", "--validation-windows", "4", "-o", tmp_path / "o", "--json"
+        capsys,
+        *("prune", TINY, *search, "--fold", "refit", *FEW, "--validation-windows", "4", "-o", tmp_path / "o", "--json"),
     )
     healing = json.loads(out)["healing"]
     assert healing["training"] is None

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from close import assert_close
 from healing import SHORT
-from places import TINY
+from places import BFLOAT16
 from streamliner.errors import HealingError, ModelError, PlanError
 from streamliner.heal.state import HISTORY, RESULT
 from streamliner.heal_settings import HealSettings
@@ -89,7 +89,7 @@ def test_a_run_folder_keeps_history_and_continues(tiny, tokenizer, tmp_path):
 
 def test_the_dense_model_may_be_named():
     """Both models are loaded in the checkpoint's own precision, bfloat16."""
-    healed = heal(cut(str(TINY), REMOVED), settings(str(TINY), None, steps=1))
+    healed = heal(cut(str(BFLOAT16), REMOVED), settings(str(BFLOAT16), None, steps=1))
     assert healed.dtype == torch.bfloat16
     assert healed.config.num_hidden_layers == 10
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from command import TORCHRUN
-from kill import finish
+from kill import finish, start_pair
 from places import TINY
 
 HEAL = [
@@ -31,17 +31,21 @@ HEAL = [
 ]
 
 
-def heal(folder, name, *arguments, launcher=(), **environment):
-    launched = [*launcher, "-m", "streamliner"] if launcher else ["streamliner"]
-    command = [sys.executable, "-m", *launched, "heal", str(folder / "cut"), "--dense", str(TINY), *HEAL, *arguments]
-    return subprocess.run(
-        [*command, "-o", str(folder / name)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+def command(folder, name, *arguments):
+    return ("heal", folder / "cut", "--dense", TINY, *HEAL, *arguments, "-o", folder / name)
+
+
+def torchrun(*arguments):
+    """In two processes that torchrun starts, which stops both if one fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", *TORCHRUN, *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+    return done.returncode, done.stdout, done.stderr
 
 
 def rows(folder):
@@ -55,14 +59,10 @@ def folder(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("kind", ["mse", "lora"])
-def test_two_processes_have_the_losses_of_one(folder, kind):
-    more = ["--network", "none", "--lora", "2", "--loss", "kd"] if kind == "lora" else ["--loss", "mse", "--loss", "lm"]
-    one = heal(folder, f"{kind}-one", *more)
-    two = heal(folder, f"{kind}-two", *more, launcher=TORCHRUN)
-    assert one.returncode == 0, one.stderr
-    assert two.returncode == 0, two.stderr
-    assert json.loads(two.stdout)["verification"]["cached_generation"]  # one of them printed
+def assert_as_one(folder, kind, two):
+    status, out, err = two
+    assert status == 0, err
+    assert json.loads(out)["verification"]["cached_generation"]  # one of them printed
     for ours, theirs in zip(rows(folder / f"{kind}-two.run"), rows(folder / f"{kind}-one.run"), strict=True):
         ours, theirs = ({key: value for key, value in row.items() if value is not None} for row in (ours, theirs))
         assert ours == pytest.approx(theirs, rel=1e-5)
@@ -70,27 +70,27 @@ def test_two_processes_have_the_losses_of_one(folder, kind):
     assert all((ours[name] - theirs[name]).abs().max() < 2e-2 for name in theirs)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused(folder):
-    process = heal(folder, "odd", "--global-batch-size", "3", launcher=TORCHRUN)
-    assert process.returncode != 0
-    assert "cannot be divided among 2 processes" in process.stderr
+def test_two_processes_have_the_losses_of_one(folder):
+    losses = ["--loss", "mse", "--loss", "lm"]
+    finish(*command(folder, "mse-one", *losses))
+    assert_as_one(folder, "mse", torchrun("-m", "streamliner", *command(folder, "mse-two", *losses)))
+
+
+def test_two_processes_train_the_adapters_of_one(folder, tmp_path):
+    lora = ["--network", "none", "--lora", "2", "--loss", "kd"]
+    finish(*command(folder, "lora-one", *lora))
+    assert_as_one(folder, "lora", start_pair(tmp_path, *command(folder, "lora-two", *lora)).wait())
+
+
+def test_a_batch_that_cannot_be_divided_is_refused(folder, tmp_path):
+    status, _, err = start_pair(tmp_path, *command(folder, "odd", "--global-batch-size", "3")).wait()
+    assert status == 2
+    assert "cannot be divided among 2 processes" in err
     assert not (folder / "odd").exists()
 
 
 def test_the_first_process_decides_when_to_save(folder, tmp_path):
     """Clocks differ: with a save whenever a third of the time has gone into saving, each process would decide alone."""
-    script = tmp_path / "often.py"
-    script.write_text(
-        "import sys\nfrom streamliner.heal import trainer\ntrainer.SAVE_SECONDS, trainer.SAVE_SHARE = 0.0, 0.3\n"
-        "from streamliner.cli import main\nmain(sys.argv[1:])\n"
-    )
-    command = [sys.executable, "-m", *TORCHRUN, str(script), "heal", str(folder / "cut"), "--dense", str(TINY), *HEAL]
-    done = subprocess.run(
-        [*command, "--steps", "60", "-o", str(tmp_path / "out")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    often = {("streamliner.heal.trainer", "SAVE_SECONDS"): 0.0, ("streamliner.heal.trainer", "SAVE_SHARE"): 0.3}
+    status, _, err = start_pair(tmp_path, *command(folder, "often", "--steps", "60"), changed=often).wait()
+    assert status == 0, err

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from command import run
-from kill import count_lines, finish
+from kill import count_lines, finish, start
 from places import TINY
 from streamliner.errors import Interrupted, interruption
 
 
-def start(*arguments):
-    command = [sys.executable, "-m", "streamliner", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def interrupt(process, happened, how=signal.SIGINT):
-    """Press Ctrl-C once `happened()`, or send another signal; returns what was written to stderr."""
+def interrupt(folder, happened, *arguments, how=signal.SIGINT):
+    """Start a command, and press Ctrl-C once `happened()`, or send another signal; `folder` gets what it prints."""
+    process = start(*arguments, folder=folder)
     while not happened():
         time.sleep(0.01)
-        assert process.poll() is None
-    process.send_signal(how)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+        assert process.is_alive()
+    os.kill(process.pid, how)
+    process.join(60)
+    err = (folder / "err").read_text()
+    assert process.exitcode == 130
     assert "Stopped." in err
     assert "the same command continues" in err
     assert "Traceback" not in err
-    return err
 
 
 def test_an_interruption_that_a_library_made_an_import_error(capsys, monkeypatch):
@@ -98,11 +91,9 @@ def test_handlers_of_signals_are_as_before(capsys):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_search_keeps_its_journal_and_leaves_no_output(tmp_path, how):
     folder = tmp_path / "x"
-    process = start(
-        *("prune", TINY, "--remove", "3", "-o", folder / "out", "--quiet"),
-        *("--num-samples", "40", "--sequence-length", "128"),
-    )
-    interrupt(process, (folder / "out.run" / "journal.jsonl").exists, how)
+    prune = ("prune", TINY, "--remove", "3", "-o", folder / "out", "--quiet")
+    text = ("--num-samples", "40", "--sequence-length", "128")
+    interrupt(tmp_path, (folder / "out.run" / "journal.jsonl").exists, *prune, *text, how=how)
     assert [path.name for path in folder.iterdir()] == ["out.run"]
 
 
@@ -113,9 +104,13 @@ def test_a_healing_ends_its_step_and_saves_it(tmp_path):
         *("--global-batch-size", "2", "--sequence-length", "64", "--validation-windows", "2", "--validations", "1"),
     ]
     history = tmp_path / "healed.run" / "history.jsonl"
-    interrupt(start(*heal), lambda: count_lines(history) >= 30)
-    steps = count_lines(history) - 1
-    process = start(*heal)
-    assert any(f"after step {steps} of 2000" in line for line in process.stderr)
+    interrupt(tmp_path, lambda: count_lines(history) >= 30, *heal)
+    steps, again = count_lines(history) - 1, tmp_path / "again"
+    again.mkdir()
+    (again / "err").touch()
+    process = start(*heal, folder=again)
+    while f"after step {steps} of 2000" not in (again / "err").read_text():
+        time.sleep(0.01)
+        assert process.is_alive()
     process.kill()
-    process.communicate()
+    process.join()

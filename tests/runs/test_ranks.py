@@ -8,10 +8,10 @@ import subprocess
 import sys
 import time
 
-import psutil
 import pytest
 
 from command import TORCHRUN, run
+from kill import finish, start_pair
 from places import TINY
 from streamliner.errors import OutputError
 from streamliner.runs.files import read_json_lines
@@ -26,18 +26,8 @@ ACCELERATE = [
 """With --cpu accelerate starts several processes only through MPI; --multi_gpu starts them without GPUs too."""
 
 
-def search(folder, *arguments, launcher=()):
-    launched = [*launcher, "-m", "streamliner"] if launcher else ["streamliner"]
-    command = [sys.executable, "-m", *launched, "search", str(TINY), "-o", str(folder), *QUICK, *arguments]
-    return subprocess.Popen(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(process):
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+def search(folder, *arguments):
+    return ("search", TINY, "-o", folder, *QUICK, *arguments)
 
 
 def points(folder):
@@ -70,14 +60,18 @@ def measured(folder):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone") / "run"
-    finish(search(folder))
+    finish(*search(folder))
     return folder
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_two_processes_find_what_one_does(alone, tmp_path, launcher):
-    out = finish(search(tmp_path / "two", "--json", launcher=launcher))
-    json.loads(out)  # one of them printed
+    command = [sys.executable, "-m", *launcher, "-m", "streamliner", *map(str, search(tmp_path / "two", "--json"))]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    json.loads(done.stdout)  # one of them printed
     assert_same_points(tmp_path / "two", alone)
     both = measured(tmp_path / "two")
     assert sorted(both) == sorted(measured(alone))
@@ -87,32 +81,30 @@ def test_two_processes_find_what_one_does(alone, tmp_path, launcher):
 
 @pytest.mark.parametrize("arguments", [(), ("--objective", "kl")], ids=["loss", "kl"])
 def test_two_processes_adapt_as_one_does(tmp_path, arguments):
-    for name, launcher in (("one", ()), ("two", TORCHRUN)):
-        finish(search(tmp_path / name, "--search-effort", "adaptive", *arguments, launcher=launcher))
+    one, two = (search(tmp_path / name, "--search-effort", "adaptive", *arguments) for name in ("one", "two"))
+    finish(*one)
+    status, _, err = start_pair(tmp_path / "printed", *two).wait()
+    assert status == 0, err
     losses = [[losses[0] for _, losses in points(tmp_path / name)] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert [removed for removed, _ in points(tmp_path / "two")] == [removed for removed, _ in points(tmp_path / "one")]
 
 
 def test_killed_two_processes_are_continued_by_one(alone, tmp_path):
-    process = search(tmp_path / "two", launcher=TORCHRUN)
+    two = start_pair(tmp_path / "printed", *search(tmp_path / "two"))
     second = tmp_path / "two" / "journal.1.jsonl"
-    while len(read_json_lines(second)) <= 5 and process.poll() is None:
+    while len(read_json_lines(second)) <= 5 and any(process.is_alive() for process in two.processes):
         time.sleep(0.005)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    for each in (process, *workers):
-        each.kill()
-    process.communicate()
+    two.kill()
     assert not (tmp_path / "two" / "frontier.json").exists()
-    finish(search(tmp_path / "two"))
+    finish(*search(tmp_path / "two"))
     assert_same_points(tmp_path / "two", alone)
     assert len(measured(tmp_path / "two")) == len(set(measured(tmp_path / "two")))
 
 
 def test_a_mistake_is_explained(tmp_path):
-    process = search(tmp_path / "two", "--seed", "1", "--method", "slob", launcher=TORCHRUN)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode != 0
+    status, _, err = start_pair(tmp_path / "printed", *search(tmp_path / "two", "--method", "slob")).wait()
+    assert status == 2
     assert "Did you mean sleb?" in err
     assert not (tmp_path / "two").exists()
 

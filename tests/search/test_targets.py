@@ -46,7 +46,7 @@ def test_parameters(capsys, search, tmp_path, target, count):
 
 
 def test_bytes_are_those_of_the_files_that_a_cut_writes(capsys, search, tmp_path):
-    for number, target in enumerate((2_640_000, 2_000_000, 1_500_000)):
+    for number, target in enumerate((5_275_000, 4_000_000, 3_000_000)):
         search("--target-bytes", target, name=str(number))
         count = len(read_plan(tmp_path / str(number)).removed)
         sizes = []

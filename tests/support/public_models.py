@@ -1,7 +1,7 @@
 """Checkpoints of well-known public models, config.json field by field as published, narrow, with random weights.
 
 The fields and their values are those of the publishers' files; only widths (hidden sizes, heads, experts) are smaller.
-Depths, per-layer lists, vocabularies and special ids are the real ones.
+Depths of the text's part, per-layer lists, vocabularies and special ids are the real ones.
 """
 
 from __future__ import annotations
@@ -526,10 +526,12 @@ NARROW = {
 
 
 def narrow(config: dict[str, Any]) -> dict[str, Any]:
-    """The same fields, each width smaller."""
+    """The same fields, each width smaller; of the images' tower two layers, as no block is taken from it."""
     found = {}
     for key, value in config.items():
         found[key] = narrow(value) if isinstance(value, dict) else NARROW.get(key, value)
+    if "vision_config" in found:
+        found["vision_config"]["num_hidden_layers"] = 2
     if found.get("kv_lora_rank"):
         found["num_key_value_heads"] = found["num_attention_heads"]
     return found

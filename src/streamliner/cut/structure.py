@@ -15,6 +15,7 @@ from streamliner.cut.config import as_json, cut_config_object
 from streamliner.cut.folds import FOLDS, Change, block_axis
 from streamliner.cut.rules import Removal, indices
 from streamliner.errors import UnsupportedModelError, is_out_of_memory, last_line
+from streamliner.model.compat import attention_kernel
 from streamliner.model.parts import shared_parameters
 from streamliner.model.shell import Outline, make_shell, outline
 from streamliner.model.stack import check_indices, find_stack
@@ -24,6 +25,8 @@ INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number", "block_id
 
 MOST_OUTLINES = 100
 """Outlines that are kept: each takes up to a megabyte."""
+_outlines: dict[tuple[type, str, str], Outline] = {}
+"""Of cut models, by class, attention kernel and config: the steps of one command ask for the same ones."""
 REPORT = "If this model should work, please report it with its config.json: its architecture is new to streamliner."
 
 
@@ -34,7 +37,6 @@ class Structure:
         self.shell = shell
         self.stack = find_stack(shell)
         self._dense = outline(shell, self.stack)
-        self._outlines: dict[str, Outline] = {}
         self._refusals: dict[tuple[int, ...], str] = {}
 
     @classmethod
@@ -112,13 +114,13 @@ class Structure:
 
     def _outline_of(self, config: Any) -> Outline:
         # Many removals leave the same config: in a model of equal blocks, all removals of one block.
-        key = as_json(config.to_dict())
-        if key not in self._outlines:
-            if len(self._outlines) >= MOST_OUTLINES:
-                del self._outlines[next(iter(self._outlines))]
+        key = (type(self.shell), attention_kernel(config), as_json(config.to_dict()))
+        if key not in _outlines:
+            if len(_outlines) >= MOST_OUTLINES:
+                del _outlines[next(iter(_outlines))]
             shell = self._build(config)
-            self._outlines[key] = outline(shell, find_stack(shell))
-        return self._outlines[key]
+            _outlines[key] = outline(shell, find_stack(shell))
+        return _outlines[key]
 
     def _check_outside(self, cut: Outline, removal: Removal) -> None:
         """Tensors outside the stack must have the same shapes, apart from those with a slice for each block."""

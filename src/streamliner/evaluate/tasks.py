@@ -68,7 +68,10 @@ class Harness:
         datasets.disable_progress_bars()
         if tasks_path is not None and not Path(tasks_path).is_dir():
             raise EvaluationError(f"There is no folder {tasks_path}.", "Give a folder with lm-eval's YAML files.")
-        self._manager = TaskManager(include_path=tasks_path)
+        # Those that lm-eval brings are thousands of files, which it reads for ten seconds: only if they are needed.
+        self._with_own = functools.partial(TaskManager, include_path=tasks_path)
+        self._manager = self._with_own(include_defaults=tasks_path is None)
+        self._complete = tasks_path is None
         self._found: dict[str, Any] = {}
 
     def find(self, names: Sequence[str], limit: int | None, num_fewshot: int | None) -> list[Task]:
@@ -78,6 +81,9 @@ class Harness:
             EvaluationError: there is no such task, or its questions are not available.
         """
         tasks: list[Task] = []
+        # A group in the user's folder may have tasks of lm-eval.
+        if not self._complete and (self._manager.all_groups or not {*names} <= {*self._manager.all_tasks}):
+            self._manager, self._complete = self._with_own(), True
         for name in names:
             if not self._manager.match_tasks([name]):
                 hint = did_you_mean(name, self._manager.all_tasks)
