@@ -51,7 +51,7 @@ LOWEST ?= tests/model/test_compat.py tests/cli tests/cut/test_cut.py tests/model
 	tests/heal/test_heal_gguf.py tests/heal/test_heal_save.py tests/runs/test_files.py tests/text tests/evaluate/test_tasks.py \
 	tests/search/test_found.py tests/benchmark/test_engines.py
 lowest:
-	test -d .venv-lowest || $(PYTHON) -m venv .venv-lowest
+	$(PYTHON) -m venv --clear .venv-lowest  # what is installed would stay, although newer
 	.venv-lowest/bin/python -m pip install --quiet uv "$(TORCH)"
 	echo "$(TORCH)" > .venv-lowest/torch.txt
 	.venv-lowest/bin/uv pip install --python .venv-lowest --resolution lowest-direct --override .venv-lowest/torch.txt \
