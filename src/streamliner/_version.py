@@ -1,3 +1,8 @@
-"""The version, alone in a file so that the build reads it without importing the package."""
+"""The version of what is installed; the build takes it from the git tag (`pyproject.toml`)."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("streamliner")
+except PackageNotFoundError:  # run from its source, without an installation
+    __version__ = "0+unknown"

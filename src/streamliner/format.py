@@ -51,6 +51,11 @@ def with_error(value: float | None, error: float | None, digits: str = ".4f") ->
     return f"{value:{digits}} ± {error:{digits.lstrip('+')}}"
 
 
+def task_label(task: str, metric: str) -> str:
+    """The name of a task, and the metric that says which answers are right where that is not acc."""
+    return task if metric == "acc" else f"{task} {metric}"
+
+
 def share_with_error(value: float | None, error: float | None) -> str:
     """A share in percent with its standard error, where there is one."""
     return with_error(value, error, ".1%")

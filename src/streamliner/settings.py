@@ -208,6 +208,7 @@ class EvaluateSettings:
     tasks_path: str | None = flag(None, "Folder with your own lm-eval tasks (YAML)", metavar="DIR")
     limit: int | None = flag(None, "Questions of each task (default: all)", minimum=1)
     num_fewshot: int | None = flag(None, "Examples before each question (default: the task's)", minimum=0)
+    apply_chat_template: bool = flag(False, "Put questions into the model's chat template")
     as_draft_for: ModelLike | None = flag(None, "Parent to measure the models as drafts for", metavar="MODEL")
     draft_prompts: int = flag(16, "Prompts to measure a draft on", minimum=1)
     draft_tokens: int = flag(64, "Tokens after each of these prompts", minimum=4)
@@ -223,7 +224,7 @@ class EvaluateSettings:
         check_values(self)
         for needed, given, dependent in (
             ("perplexity", self.texts, ("sequence_length", "stride", "num_samples")),
-            ("tasks", self.task_names, ("tasks_path", "limit", "num_fewshot", "batch_size")),
+            ("tasks", self.task_names, ("tasks_path", "limit", "num_fewshot", "apply_chat_template", "batch_size")),
             ("as_draft_for", self.as_draft_for, ("draft_prompts", "draft_tokens")),
         ):
             cls = type(self)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from streamliner.evaluate.compare import Flips, accuracy_difference, flips
-from streamliner.evaluate.stability import Answer, answers, question_weights, stability
+from streamliner.evaluate.stability import Answer, answers, question_weights, right_or_wrong, stability
 
 DENSE = [Answer("0", (1.0, 3.0), True), Answer("1", (2.0, 2.0), True), Answer("2", (4.0, 1.0, 1.0), False)]
 
@@ -87,9 +87,14 @@ def test_answers_are_of_questions_that_are_right_or_wrong():
     def tokens(context, continuation):
         return len(continuation) - 1
 
-    assert answers([sample(acc=1)], tokens) == [Answer("0", (1.0, 2.0), True)]
-    assert answers([sample(acc=0.03)], tokens) == []  # a share of probability: truthfulqa_mc2
-    assert answers([sample()], tokens) == []
-    assert answers([sample(acc=0, filtered_resps=["12", "13"])], tokens) == [Answer("0", (), False)]
+    def read(each):
+        return answers([each], right_or_wrong([each]), tokens)
+
+    assert read(sample(acc=1)) == [Answer("0", (1.0, 2.0), True)]
+    assert read(sample(acc=0.03)) == []  # a share of probability: truthfulqa_mc2
+    assert read(sample(bleu=1)) == []
+    assert read(sample(acc_norm=1)) == read(sample(acc=1, acc_norm=0)) == [Answer("0", (1.0, 2.0), True)]
+    assert read(sample(exact_match=0.0, filtered_resps=["12", "13"])) == [Answer("0", (), False)]
+    assert right_or_wrong([]) == ""
     doubled = sample(acc=1, acc_mutual_info=1, filtered_resps=[(-1.0, 0), (-4.0, 0), (-9.0, 0), (-9.0, 0)])
-    assert answers([doubled], tokens) == [Answer("0", (1.0, 2.0), True)]
+    assert read(doubled) == [Answer("0", (1.0, 2.0), True)]

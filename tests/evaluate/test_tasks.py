@@ -29,12 +29,11 @@ def test_tasks_equal_lm_eval_run_directly(capsys, tasks, tmp_path, tokenizer):
     arguments = ["--dense", TINY, "--tasks", "topics", "--tasks-path", tasks, "--dtype", "float32", "--json"]
     out, _ = run(capsys, "evaluate", tmp_path / "cut", *arguments)
     result = json.loads(out)
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)  # to list lm-eval's own takes seconds
     for number, folder in enumerate((TINY, tmp_path / "cut")):
         source = locate(str(folder))
         lm = HFLM(pretrained=load_model(source, dtype="float32"), tokenizer=load_tokenizer(source), batch_size=1)
-        direct = lm_eval.simple_evaluate(
-            model=lm, tasks=["topics"], task_manager=TaskManager(include_path=str(tasks)), bootstrap_iters=0
-        )
+        direct = lm_eval.simple_evaluate(model=lm, tasks=["topics"], task_manager=manager, bootstrap_iters=0)
         ours = result["models"][number]["tasks"]["topics"]
         assert ours["metrics"]["acc"] == direct["results"]["topics"]["acc,none"]
         assert ours["metrics"]["acc_norm"] == direct["results"]["topics"]["acc_norm,none"]
@@ -75,7 +74,7 @@ def test_the_task_of_the_docs_works(capsys, tmp_path, monkeypatch):
 def test_lm_evals_bars_are_ours(capfd, monkeypatch, tasks, tmp_path, tiny, tokenizer):
     harness, seen = Harness(str(tasks)), []
     (task,) = harness.find(["topics"], 5, None)
-    harness.run(task, tiny, tokenizer, 2, lambda *pair: seen.append(pair))
+    harness.run(task, tiny, tokenizer, lambda *pair: seen.append(pair), batch_size=2)
     assert seen[-1] == (10, 10)  # five questions with two options
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     monkeypatch.chdir(tmp_path)  # where git would complain

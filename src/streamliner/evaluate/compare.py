@@ -42,11 +42,12 @@ class Difference:
 
 @dataclass(frozen=True)
 class TaskComparison:
-    """A cut model compared with the dense one on one task."""
+    """A cut model compared with the dense one on one task; `metric` of lm-eval says which answers are right."""
 
     flips: Flips
     accuracy_difference: Difference
     stability: float
+    metric: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def compare_models(dense: ModelEvaluation, cut: ModelEvaluation) -> Comparison:
         if result.answers:
             pair = dense.tasks[name].answers, result.answers
             table = flips(*pair)
-            tasks[name] = TaskComparison(table, accuracy_difference(table), stability(*pair))
+            tasks[name] = TaskComparison(table, accuracy_difference(table), stability(*pair), result.metric)
     return Comparison(cut.name, increase, tasks)
 
 

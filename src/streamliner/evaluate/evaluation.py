@@ -9,14 +9,14 @@ from streamliner.evaluate.draft import TEXT_KINDS, Draft
 from streamliner.evaluate.model_evaluation import ModelEvaluation
 from streamliner.evaluate.samples import Sample
 from streamliner.evaluate.tasks import Task
-from streamliner.format import Table, Tables, model_table, number, share_with_error, short_names, with_error
+from streamliner.format import Table, Tables, model_table, number, share_with_error, short_names, task_label, with_error
 from streamliner.measure.loss import Loss
 from streamliner.runs.files import SCHEMA_VERSIONS
 from streamliner.settings import EvaluateSettings
 
 RECORDED = (
     *("perplexity", "window", "stride", "max_windows", "tasks", "tasks_path", "limit", "num_fewshot", "batch_size"),
-    *("cache", "draft_prompts", "draft_tokens", "samples"),
+    *("apply_chat_template", "cache", "draft_prompts", "draft_tokens", "samples"),
 )
 RENAMED = {"perplexity": "texts", "window": "sequence_length", "max_windows": "num_samples", "tasks": "task_names"}
 """Settings in a result file, and what those are called here that have other names in schema version 3."""
@@ -98,8 +98,9 @@ def _comparison_tables(name: str, compared: Comparison) -> list[Table]:
     for task, found in compared.tasks.items():
         change = found.accuracy_difference
         interval = f"{change.low:+.3f} to {change.high:+.3f}"
-        changes.append([task, f"{change.mean:+.3f}", interval, f"{change.p_value:.2g}", f"{found.stability:.3f}"])
-        flips.append([task, *map(str, astuple(found.flips))])
+        row = task_label(task, found.metric)
+        changes.append([row, f"{change.mean:+.3f}", interval, f"{change.p_value:.2g}", f"{found.stability:.3f}"])
+        flips.append([row, *map(str, astuple(found.flips))])
     changes.append(["mean", "", "", "", f"{compared.mean_stability:.3f}"])
     return [Table(changes, title=f"{name}, compared with the dense model"), Table(flips)]
 

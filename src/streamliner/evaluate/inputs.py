@@ -83,6 +83,11 @@ def read_inputs(
                 f"{session.source.name} has another tokenizer than the first model, so they cannot be compared.",
                 "Evaluate it alone.",
             )
+    for session in sessions if settings.apply_chat_template else ():
+        if getattr(inputs.tokenizer_of(session), "chat_template", None) is None:
+            raise EvaluationError(
+                f"The tokenizer of {session.source.name} has no chat template.", "Leave out --apply-chat-template."
+            )
     return inputs
 
 

@@ -64,10 +64,12 @@ def evaluate_model(
         tokenizer = inputs.tokenizer_of(session)
         # Perplexities depend on token ids alone; answers also on the tokenizer and on how the model generates.
         generation = config_values(getattr(blocks.model, "generation_config", None))
-        key = [*key, settings.batch_size, tokenizer_hash(tokenizer), generation, version("lm_eval")]
+        chat = settings.apply_chat_template and tokenizer.chat_template
+        key = [*key, settings.batch_size, tokenizer_hash(tokenizer), chat, generation, version("lm_eval")]
         for task in inputs.tasks:
             entry = CacheEntry(settings.cache, "task", key, task.sha256, task.num_fewshot)
-            run = partial(inputs.harness.run, task, blocks.model, tokenizer, settings.batch_size)
+            answer = partial(inputs.harness.run, batch_size=settings.batch_size, chat=bool(chat))
+            run = partial(answer, task, blocks.model, tokenizer)
             tasks[task.name] = TaskResult.from_json(_measured(entry, f"{name}: {task.name}", run, reporter))
     return ModelEvaluation(description, identity["weights"], dtype, tuple(texts), tasks)
 

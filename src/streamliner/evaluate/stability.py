@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from statistics import pstdev
 from typing import Any
 
+METRICS = ("acc", "acc_norm", "exact_match")
+"""Metrics of lm-eval that say of each question whether the model was right, in the order of preference."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -51,15 +54,19 @@ def question_weights(dense: Sequence[Answer]) -> list[float]:
     return [math.exp(spread - most) for spread in spreads]
 
 
-def answers(samples: Sequence[dict[str, Any]], count_tokens: Callable[[str, str], int]) -> list[Answer]:
-    """Read lm-eval's logged samples of one task; empty if any of them is neither right nor wrong.
+def right_or_wrong(samples: Sequence[dict[str, Any]]) -> str:
+    """The first of METRICS that the samples of a task have; "" if none, or if it is neither 0 nor 1 for one of them."""
+    metric = next((each for each in METRICS if samples and each in samples[0]), "")
+    return metric if all(sample.get(metric) in (0, 1) for sample in samples) else ""
+
+
+def answers(samples: Sequence[dict[str, Any]], metric: str, count_tokens: Callable[[str, str], int]) -> list[Answer]:
+    """Read lm-eval's logged samples of one task; none if no `metric` says which are right.
 
     `count_tokens` is (context, continuation) -> number of tokens of the continuation.
     """
-    if any(sample.get("acc") not in (0, 1) for sample in samples):
-        return []
-    in_order = sorted(samples, key=lambda sample: sample["doc_id"])
-    return [Answer(str(each["doc_id"]), _scores(each, count_tokens), bool(each["acc"])) for each in in_order]
+    in_order = sorted(samples, key=lambda sample: sample["doc_id"]) if metric else []
+    return [Answer(str(each["doc_id"]), _scores(each, count_tokens), bool(each[metric])) for each in in_order]
 
 
 def _scores(sample: dict[str, Any], count_tokens: Callable[[str, str], int]) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from streamliner.errors import EvaluationError, MissingExtraError, did_you_mean, first_line
-from streamliner.evaluate.stability import Answer, answers
+from streamliner.evaluate.stability import Answer, answers, right_or_wrong
 from streamliner.model.compat import continuation_tokens, lm_eval_progress
 
 
@@ -38,17 +38,19 @@ class TaskResult:
 
     Attributes:
         metrics: lm-eval's, such as acc and acc_norm, by name.
-        answers: one per question; empty where lm-eval reports no accuracy of single questions.
+        answers: one per question; empty where no metric says which answers are right.
+        metric: the one that does: acc, or acc_norm or exact_match of a task without it; "" if none does.
     """
 
     metrics: dict[str, float]
     answers: tuple[Answer, ...]
+    metric: str
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Self:
         """Read `dataclasses.asdict` of one."""
         answered = (Answer(each["item"], tuple(each["scores"]), each["correct"]) for each in value["answers"])
-        return cls(value["metrics"], tuple(answered))
+        return cls(value["metrics"], tuple(answered), value["metric"])
 
 
 class Harness:
@@ -68,10 +70,8 @@ class Harness:
         datasets.disable_progress_bars()
         if tasks_path is not None and not Path(tasks_path).is_dir():
             raise EvaluationError(f"There is no folder {tasks_path}.", "Give a folder with lm-eval's YAML files.")
-        # Those that lm-eval brings are thousands of files, which it reads for ten seconds: only if they are needed.
-        self._with_own = functools.partial(TaskManager, include_path=tasks_path)
-        self._manager = self._with_own(include_defaults=tasks_path is None)
-        self._complete = tasks_path is None
+        self._index = functools.cache(functools.partial(TaskManager, include_path=tasks_path))
+        self._own = TaskManager(include_path=tasks_path, include_defaults=False) if tasks_path else None
         self._found: dict[str, Any] = {}
 
     def find(self, names: Sequence[str], limit: int | None, num_fewshot: int | None) -> list[Task]:
@@ -81,16 +81,14 @@ class Harness:
             EvaluationError: there is no such task, or its questions are not available.
         """
         tasks: list[Task] = []
-        # A group in the user's folder may have tasks of lm-eval.
-        if not self._complete and (self._manager.all_groups or not {*names} <= {*self._manager.all_tasks}):
-            self._manager, self._complete = self._with_own(), True
         for name in names:
-            if not self._manager.match_tasks([name]):
-                hint = did_you_mean(name, self._manager.all_tasks)
+            manager = self._manager(name)
+            if not manager.match_tasks([name]):
+                hint = did_you_mean(name, manager.all_tasks)
                 hint = hint or "See: lm_eval ls tasks. Tasks of your own: --tasks-path."
                 raise EvaluationError(f"lm-eval has no task {name}.", hint)
             try:
-                found = self._manager.load([name])["tasks"]
+                found = manager.load([name])["tasks"]
             except Exception as error:  # datasets raises many types of its own for "no network" and "no such set"
                 raise EvaluationError(
                     f"The questions of {name} are not available: {first_line(error)}",
@@ -102,10 +100,27 @@ class Harness:
             self._found |= new
         return tasks
 
+    def _manager(self, name: str) -> Any:
+        """The index that has a task: of the user's folder alone for a task there, as that of lm-eval's takes seconds.
+
+        Groups and patterns may also mean tasks of lm-eval.
+        """
+        return self._own if self._own is not None and name in self._own.all_subtasks else self._index()
+
     def run(
-        self, task: Task, model: Any, tokenizer: Any, batch_size: int, on_progress: Callable[[int, int], None]
+        self,
+        task: Task,
+        model: Any,
+        tokenizer: Any,
+        on_progress: Callable[[int, int], None],
+        *,
+        batch_size: int = 1,
+        chat: bool = False,
     ) -> TaskResult:
-        """Let the model answer; `on_progress` is called with the numbers of lm-eval's requests done and of all."""
+        """Let the model answer; `on_progress` is called with the numbers of lm-eval's requests done and of all.
+
+        With `chat`, each question and its examples are a conversation in the tokenizer's chat template.
+        """
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
@@ -116,7 +131,8 @@ class Harness:
                 tasks=[self._found[task.name]],  # not by name: a group may have changed it
                 num_fewshot=task.num_fewshot,
                 limit=task.limit,
-                task_manager=self._manager,
+                task_manager=self._manager(task.name),
+                apply_chat_template=chat,
                 bootstrap_iters=0,
                 log_samples=True,
             )
@@ -128,7 +144,9 @@ class Harness:
         logged = found["samples"][task.name]
         # A task that reads answers in several ways logs each question once per way.
         samples = [sample for sample in logged if sample.get("filter") == logged[0].get("filter")]
-        return TaskResult(metrics, tuple(answers(samples, lambda *pair: len(continuation_tokens(lm, *pair)))))
+        metric = right_or_wrong(samples)
+        answered = answers(samples, metric, lambda *pair: len(continuation_tokens(lm, *pair)))
+        return TaskResult(metrics, tuple(answered), metric)
 
 
 class _Bar:

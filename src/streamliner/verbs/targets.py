@@ -122,7 +122,9 @@ class AccuracyBound:
             return fmean(self._share_right(task) for task in self._tasks)
 
     def _share_right(self, task: Task) -> float:
-        found = self._harness.run(task, self._blocks.model, self._tokenizer, self._batch_size, lambda done, of: None)
+        found = self._harness.run(
+            task, self._blocks.model, self._tokenizer, lambda done, of: None, batch_size=self._batch_size
+        )
         if not found.answers:
             raise EvaluationError(f"{task.name} does not say which questions were answered rightly.", "Choose another.")
         return fmean(answer.correct for answer in found.answers)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from streamliner.format import number, share_with_error, short_names, with_error
+from streamliner.format import number, share_with_error, short_names, task_label, with_error
 from streamliner.report.read import JsonObject
 from streamliner.report.section import Section, Table, by_column
 
@@ -67,7 +67,7 @@ def _add_tasks(section: Section, evaluation: JsonObject, names: list[str]) -> No
             interval = f"{change['low']:+.3f} to {change['high']:+.3f}"
             numbers = (f"{change['mean']:+.3f}", interval, f"{change['p_value']:.2g}", f"{found['stability']:.3f}")
             counts = (str(flips[key]) for key in ("right_right", "right_wrong", "wrong_right", "wrong_wrong"))
-            changes.append([name, task, *numbers, *counts])
+            changes.append([name, task_label(task, found.get("metric", "acc")), *numbers, *counts])
         if compared["tasks"]:
             changes.append([name, "mean", "", "", "", f"{compared['mean_stability']:.3f}", "", "", "", ""])
     if changes:
