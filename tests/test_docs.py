@@ -162,7 +162,7 @@ def test_the_commands_of_a_page_run(capsys, tmp_path, monkeypatch, name):
     text = (ROOT / name).read_text()
     for file, source in re.findall(r'```python title="(\w+\.py)"\n(.*?)```', text, re.DOTALL):
         (tmp_path / file).write_text(source)
-    if "heal.md" in name:
+    if name in ("docs/how-to.md", "docs/tutorials/heal.md"):  # pages that begin with a cut model
         run(capsys, "cut", TINY, "--blocks", "5,6", "-o", "small", "--no-verify", "-q")
     commands = commands_of(code("sh", text))
     assert commands

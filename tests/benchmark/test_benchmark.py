@@ -129,8 +129,8 @@ def test_ctrl_c_prints_what_was_measured(monkeypatch, capsys, cut):
 
 
 def test_models_of_two_precisions_are_refused(cut, tmp_path):
-    load_model(locate(str(cut)), dtype="float32").save_pretrained(tmp_path / "wide")
-    sessions = [open_model(TINY), open_model(tmp_path / "wide")]
+    load_model(locate(str(cut)), dtype="bfloat16").save_pretrained(tmp_path / "narrow")
+    sessions = [open_model(tmp_path / "narrow"), open_model(TINY)]
     with pytest.raises(EvaluationError, match="bfloat16 and float32"):
         benchmark_models(sessions, BenchmarkSettings(), Reporter(quiet=True))
 

@@ -15,7 +15,7 @@ pytest.importorskip("gguf")
 from command import run
 from gguf_files import write_gguf
 from kill import kill_when, start
-from places import TINY
+from places import BFLOAT16, TINY
 from streamliner.cut.gguf_keys import SIZES
 from streamliner.cut.structure import Structure
 from streamliner.errors import PlanError, UnsupportedModelError, VerificationError
@@ -99,9 +99,9 @@ def test_verify_notices_another_file(capsys, dense, small, tmp_path):
 
 @pytest.mark.parametrize("way", ["file to folder", "folder to file"])
 def test_a_plan_travels_between_the_formats_of_a_model(capsys, dense, tmp_path, way):
-    there, here = (dense, TINY) if way == "file to folder" else (TINY, dense)
+    there, here = (dense, BFLOAT16) if way == "file to folder" else (BFLOAT16, dense)
     run(capsys, "search", there, "--remove", "2", "-o", tmp_path / "run", *QUICK)
-    out = tmp_path / ("out" if here == TINY else "out.gguf")
+    out = tmp_path / ("out" if here == BFLOAT16 else "out.gguf")
     messages = run(capsys, "cut", here, "--plan", tmp_path / "run", "-o", out)[1]
     found = {
         "file to folder": "GGUF, mostly F32 there, bfloat16 here",
@@ -109,7 +109,7 @@ def test_a_plan_travels_between_the_formats_of_a_model(capsys, dense, tmp_path, 
     }
     assert found[way] in " ".join(messages.split())
     assert read_plan(out).removed == read_plan(tmp_path / "run").removed
-    other = tmp_path / ("out.gguf" if here == TINY else "out")  # and the plan that the result carries
+    other = tmp_path / ("out.gguf" if here == BFLOAT16 else "out")  # and the plan that the result carries
     run(capsys, "cut", there, "--plan", out, "-o", other, "--no-verify")
     assert read_plan(other).removed == read_plan(out).removed
 

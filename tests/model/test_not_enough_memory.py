@@ -96,7 +96,9 @@ def test_a_shell_that_runs_out_of_memory_is_not_a_refused_block(tiny, monkeypatc
     from streamliner.cut.structure import Structure
 
     structure = Structure.of(tiny)
-    monkeypatch.setattr(sys.modules[Structure.__module__], "make_shell", fail(MemoryError()))
+    module = sys.modules[Structure.__module__]
+    monkeypatch.setattr(module, "_outlines", {})  # those of other tests
+    monkeypatch.setattr(module, "make_shell", fail(MemoryError()))
     with pytest.raises(MemoryError):
         structure.refusal((3,))
     assert structure._refusals == {}

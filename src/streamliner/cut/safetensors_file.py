@@ -64,9 +64,10 @@ class NewTensor:
 
     def has_bytes_of(self, other: NewTensor, most: int | None = None) -> bool:
         """Whether the bytes in both files, or the first `most` of them, are the same."""
-        return all(one == another for one, another in zip_longest(self._pieces(most), other._pieces(most)))
+        return all(one == another for one, another in zip_longest(self.pieces(most), other.pieces(most)))
 
-    def _pieces(self, most: int | None) -> Iterator[bytes]:
+    def pieces(self, most: int | None = None) -> Iterator[bytes]:
+        """The bytes in the file, or the first `most` of them."""
         begin, size = self.file.tensors[self.old_name]["data_offsets"][0], self.file.num_bytes(self.old_name)
         return pieces(self.file.path, self.file.data_start + begin, size if most is None else min(most, size))
 

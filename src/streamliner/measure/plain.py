@@ -46,8 +46,8 @@ class PlainPath:
         """
         streams = self._blocks.streams(token_ids(windows), range(len(self._blocks) + 1))
         self._count(range(len(self._blocks)), len(windows))
-        for depth in sorted(self._blocks.unread, reverse=True):
-            streams[depth] = streams[depth + 1]
+        for index in self._blocks.unread:
+            streams[index + 1] = streams[index]
         return [streams[depth] for depth in sorted(streams)]
 
     def _count(self, kept: Sequence[int], windows: int) -> None:
