@@ -209,7 +209,7 @@ def section(rows: list[dict[str, Any]]) -> str:
         sets.setdefault(tuple(row["search"]["removed"]), set()).add(row["entry"].split("+")[0])
     found = "; ".join(f"{', '.join(map(str, each))} ({', '.join(sorted(sets[each]))})" for each in sorted(sets))
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"### {count} blocks removed ({rows[0]['percent']}%)\n\n{table}\n\nSets: {found}.\n"
+    return f"### {count} blocks removed ({rows[0]['percent']}%)\n\n{table}\n\nRemoved blocks: {found}.\n"
 
 
 def increase(group: Sequence[dict[str, Any]]) -> float:
@@ -270,23 +270,29 @@ def closing(rows: Sequence[dict[str, Any]]) -> str:
 
 HEAD = """# Leaderboard
 
-Which search, which repair in closed form and which healing makes the best model of the same depth. Made by
+Which search, which repair in closed form and which healing makes the best model of the same depth? This page is made by
 `python benchmarks/leaderboard.py page` from the files in `leaderboard/`, one for each row and seed.
 
 Rules of entry:
 
-1. A row is at most two commands, `streamliner prune` and `streamliner heal`: what the table shows is what you get.
-2. All rows of a model see the same calibration, training and test text. Search and training see no test text.
-3. Judged are the loss on each corpus and the answers to the tasks, beside the dense model, window by window and
-   question by question. Errors are those of the paired differences. A row that is worse than another stays.
-4. Where chance matters (training), a row has several seeds, or shows no spread.
+1. At most two commands make a row, `streamliner prune` and `streamliner heal`: what the table shows is what you get.
+2. All rows of a model use the same calibration, training and test text. Search and training never see the test text.
+3. Each model is compared with the dense (original) one by its loss on each corpus, window by window, and by its answers
+   to the tasks, question by question. Errors are those of the paired differences. A row that is worse stays.
+4. Training depends on chance, so a row with training has several seeds; with one seed it shows no spread.
 
-Columns: *nats* above the dense model for each token, less is better; *of SLEB's*: the mean over the corpora as a
-share of what SLEB's set loses; *search gap*: loss on the calibration text above that of the best set in the table,
-before repair (where `exhaustive` is in the table, that is the optimum); *accuracy*: change of the mean over the
-tasks, in points; *stability*: see [evaluating.md](evaluating.md); *losses* of the whole calibration set that the
-search measured; *tokens* of repair and training; *seconds* of all commands, loading and verification included.
-**Bold**: no cheaper row has less loss. Rows are in the order of their loss.
+Columns:
+
+- *nats*: how much the loss per token rises above the dense model's. Lower is better; rows are in this order.
+- *of SLEB's*: the mean over the corpora, as a share of the loss increase of SLEB's set.
+- *search gap*: how far the loss on the calibration text, before repair, is above that of the best set in the table
+  (the true optimum if `exhaustive` is in the table).
+- *accuracy*: the change of the mean over the tasks, in points.
+- *stability*: see [evaluating.md](evaluating.md#stability).
+- *losses*: how many sets of blocks the search measured, counted in passes over the whole calibration set.
+- *tokens*: those of repair and training. *seconds*: those of all commands, with loading and verification.
+
+**Bold**: no cheaper row has a lower loss.
 """
 
 

@@ -212,7 +212,8 @@ def document(reports: list[Report], text: str) -> str:
     done, refused = (sum(len(getattr(report, name)) for report in reports) for name in ("cut", "refused"))
     lines = [
         f"With transformers {transformers.__version__}, {len(reports)} types: {count['cut']} are cut, "
-        f"{count['refused']} refused whole, {count['not built']} could not be built as tiny models, {count['failed']} failed. "
+        f"{count['refused']} refused whole, {count['not built']} could not be built as tiny models, "
+        f"{count['failed']} failed. "
         f"Of the removals tried, {done} were cut with logits within 1e-5 of bypass, and {refused} were refused.",
         "",
         "| type | kinds of block | removals cut | generation compared | found by search | refused because |",
