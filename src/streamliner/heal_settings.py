@@ -29,25 +29,25 @@ class HealSettings:
     tokenizer: PreTrainedTokenizerBase | None = flag(None, "", python_only=True)
     run: str | Path | None = flag(None, "Run folder (default: the output's name + .run)", metavar="RUN")
     fold: str | None = flag(None, "Repair in closed form, before any training", choices=FOLD_NAMES)
-    fold_blocks: str = flag("gaps", "Blocks to fold: those before gaps, or all later", choices=("gaps", "later"))
+    fold_blocks: str = flag("gaps", "Blocks to fold: those before gaps, or all later ones", choices=("gaps", "later"))
     fold_tokens: int | str | None = flag(None, "Tokens to fit a fold on (default: by its size)", metavar="N")
     network: str = flag(
         None,
-        "Network in place of removed blocks (default: block; with --fold none)",
+        "Network in place of removed blocks (by default block, with --fold none)",
         choices=NETWORKS,
         plugins="network",
     )
     network_depth: int = flag(1, "Blocks of a network", minimum=1)
     init: str = flag("first", "Initial weights of a block network", choices=INITS)
-    residual: bool = flag(True, "x + f(norm(x)); otherwise f(x) alone (swiglu, ffn)")
+    residual: bool = flag(True, "Compute x + f(norm(x)); with --no-residual f(x) (swiglu, ffn)")
     loss: str | Iterable[str] | Mapping[str, float] = flag(
-        "mse", "mse, normalized-mse, lm or kd; repeatable", metavar="NAME[=W]", repeatable=True
+        "mse", "Training loss: mse, normalized-mse, lm or kd; repeatable", metavar="NAME[=W]", repeatable=True
     )
     top_k: int | None = flag(None, "Compare only the K likeliest tokens (kd)", metavar="K")
     network_input: str = flag("dense", "Stream that a network learns on (mse)", choices=("dense", "cut"))
     lora: int = flag(0, "Rank of LoRA on remaining blocks (lm, kd)", minimum=0)
-    train_blocks: int | str = flag(0, "Last kept blocks to train whole, or all (lm, kd)", metavar="N")
-    train_head: bool = flag(False, "Train the final norm and the head too (lm, kd)")
+    train_blocks: int | str = flag(0, "Number of last kept blocks to train, or all (lm, kd)", metavar="N")
+    train_head: bool = flag(False, "Also train the final norm and the head (lm, kd)")
     data: str | Iterable[str] | Mapping[str, float] = flag(
         (), "Training text: a source, or slimpajama; repeatable", metavar="SOURCE[=W]", repeatable=True
     )
@@ -60,12 +60,12 @@ class HealSettings:
     global_batch_size: int = flag(32, "Windows of an optimiser step, over all processes", minimum=1)
     micro_batch: int = flag(1, "Windows in one forward; gradients add up", minimum=1)
     learning_rate: float = flag(2e-4, "Peak learning rate")
-    find_learning_rate: bool = flag(False, "First try 0.1 to 10 times --learning-rate, briefly")
+    find_learning_rate: bool = flag(False, "First try 0.1 to 10 times --learning-rate")
     min_learning_rate: float = flag(5e-6, "Learning rate of the last step")
     warmup: float = flag(0.03, "Warm-up, as a share of the steps", minimum=0)
     weight_decay: float = flag(1e-3, "Weight decay of AdamW")
     clip: float = flag(5.0, "Largest gradient norm")
-    mixed_precision: str | None = flag(None, "Mixed precision (default: the model's own)", choices=PRECISIONS)
+    mixed_precision: str | None = flag(None, "Mixed precision (by default the model's own)", choices=PRECISIONS)
     validations: int = flag(20, "Number of validations in the run", minimum=1)
     save_every: int | None = flag(None, "Steps between saved states (default: about a minute)", minimum=1)
     track: str | Iterable[str] = flag((), "Tracker of accelerate; repeatable", metavar="NAME", repeatable=True)
@@ -189,10 +189,10 @@ class HealSettings:
 class AnswerSettings:
     """How a model answers questions, to make training text of its own words."""
 
-    num_samples: int = flag(1000, "Questions to answer, at most", minimum=1)
+    num_samples: int = flag(1000, "Largest number of questions to answer", minimum=1)
     max_new_tokens: int = flag(256, "Longest answer, in tokens", minimum=1)
     prompt_tokens: int = flag(32, "Tokens of a plain text to continue", minimum=1)
-    temperature: float = flag(1.0, "Of sampling; 0 takes the likeliest token", minimum=0)
+    temperature: float = flag(1.0, "Temperature of sampling; 0 takes the likeliest token", minimum=0)
     batch_size: int = flag(8, BATCH_SIZE, minimum=1)
     seed: int = flag(0, SEED)
     quiet: bool = flag(False, QUIET, "--quiet", "-q")

@@ -29,14 +29,14 @@ AMOUNTS = ("remove", "target_parameters", "target_bytes", "target_speedup")
 DAMAGES = ("max_perplexity_increase", "target_accuracy_drop")
 """Settings that say how much worse the model may get."""
 
-SHARD = "Largest weight file: 5GB (default: as before)"
-LINK = "Link unchanged weight files: editing one may edit both"
+SHARD = "Largest size of a weight file, such as 5GB (default: unchanged files)"
+LINK = "Link unchanged weight files instead of copying (editing one may edit both)"
 OVERWRITE = "Replace an output that streamliner wrote"
 QUIET = "No messages; only the path of the result"
 SEED = "Seed of all random choices"
 BATCH_SIZE = "Sequences in one forward"
 LENGTH = "Tokens of a window (default: 2048, or the model's limit)"
-ANSWERS_ONLY = "Loss of answers alone, in conversations (heal: lm, kd)"
+ANSWERS_ONLY = "In conversations, count only the answers (heal: lm, kd)"
 VERIFY = "Reload the result and compare it with bypass"
 RESULT = "JSON file to write"
 
@@ -49,7 +49,7 @@ class ModelSettings:
     trust_remote_code: bool = flag(False, "Run Python code of the checkpoint")
     dtype: str = flag("auto", "Precision; auto is the checkpoint's own", choices=DTYPES)
     device: str | None = flag(None, "Torch device, or auto for all GPUs (default: the best)")
-    offload: str | None = flag(None, "Where weights of blocks wait: disk or cpu", choices=("disk", "cpu"))
+    offload: str | None = flag(None, "Where blocks are stored until they are needed", choices=("disk", "cpu"))
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -69,19 +69,19 @@ class SearchSettings:
     tokenizer: PreTrainedTokenizerBase | None = flag(None, "", python_only=True)
     run: str | Path | None = flag(None, "Run folder for journal, frontier and plan", metavar="RUN")
     method: str = flag("sleb", "Search method; see: streamliner methods", metavar="NAME")
-    objective: str = flag("loss", "What to minimise: loss, or divergence from the dense model", choices=OBJECTIVES)
+    objective: str = flag("loss", "What to minimise: loss, or kl (divergence from the dense model)", choices=OBJECTIVES)
     remove: int | str | None = flag(None, "Blocks to remove: 7, or 20% (rounded up)", metavar="N|P%")
-    max_perplexity_increase: str | None = flag(None, "Largest increase of calibration perplexity", metavar="P%")
-    target_parameters: int | str | None = flag(None, "Most parameters of the result: 100M", metavar="N")
-    target_bytes: int | str | None = flag(None, "Largest weight files of the result: 200MB", metavar="N")
-    target_speedup: float | None = flag(None, "Least speed-up, measured on this machine: 1.25")
+    max_perplexity_increase: str | None = flag(None, "Allowed increase of calibration perplexity", metavar="P%")
+    target_parameters: int | str | None = flag(None, "Largest number of parameters, such as 100M", metavar="N")
+    target_bytes: int | str | None = flag(None, "Largest size of the weight files, such as 200MB", metavar="N")
+    target_speedup: float | None = flag(None, "Speed-up to reach on this machine, such as 1.25")
     speedup_of: str = flag("prompt", "What must be faster", choices=BENCHMARK_KINDS)
-    target_accuracy_drop: str | None = flag(None, "Largest loss of accuracy on --tasks, in points", metavar="P%")
-    tasks: str | Iterable[str] = flag((), "Tasks of lm-eval for that, such as arc_easy", metavar="NAMES")
+    target_accuracy_drop: str | None = flag(None, "Allowed loss of accuracy on --tasks, in points", metavar="P%")
+    tasks: str | Iterable[str] = flag((), "Tasks for --target-accuracy-drop, such as arc_easy", metavar="NAMES")
     tasks_path: str | None = flag(None, "Folder with your own lm-eval tasks (YAML)", metavar="DIR")
     limit: int | None = flag(None, "Questions of each task (default: all)", minimum=1)
     frontier: bool = flag(False, "Best set for every number of blocks, as plan files")
-    search_effort: str | None = flag(None, "adaptive skips candidates very unlikely to win", choices=EFFORTS)
+    search_effort: str | None = flag(None, "Effort of sleb; adaptive skips candidates unlikely to win", choices=EFFORTS)
     set: Mapping[str, object] | Iterable[str] = flag(
         (), "Setting of the method; repeatable", metavar="KEY=VALUE", repeatable=True
     )
@@ -89,7 +89,7 @@ class SearchSettings:
     protect_last: int | None = flag(None, "Blocks to keep at the end (default: the method's)")
     num_samples: int = flag(NUM_SAMPLES, "Windows of text")
     sequence_length: int | None = flag(None, LENGTH)
-    time_limit: str | float | None = flag(None, "Most time of the search: 10m; fewer windows if needed", metavar="TIME")
+    time_limit: str | float | None = flag(None, "Longest time of the search, such as 10m", metavar="TIME")
     batch_size: int = flag(1, BATCH_SIZE, minimum=1)
     memory_budget: int | str = flag("auto", "Memory besides the model: 500MB, 2GB, auto", metavar="BYTES")
     seed: int = flag(0, SEED)
@@ -164,8 +164,8 @@ class CutSettings:
 class HubSettings:
     """Whether a result is uploaded too."""
 
-    push_to_hub: str | None = flag(None, "Upload the result to this repository too", metavar="USER/NAME")
-    private: bool = flag(False, "Create that repository as a private one")
+    push_to_hub: str | None = flag(None, "Also upload the result to this repository", metavar="USER/NAME")
+    private: bool = flag(False, "Create the repository as a private one")
 
 
 @dataclass(frozen=True)
@@ -202,18 +202,18 @@ class EvaluateSettings:
         (), "Text source, such as wikitext2:test; repeatable", metavar="SOURCE", repeatable=True
     )
     sequence_length: int | None = flag(None, LENGTH)
-    stride: int | None = flag(None, "Tokens predicted per window; windows overlap")
+    stride: int | None = flag(None, "Tokens predicted per window, if windows overlap")
     num_samples: int | None = flag(None, "Windows of each text (default: all)", minimum=1)
     tasks: str | Iterable[str] = flag((), "Tasks of lm-eval, such as arc_easy,piqa", metavar="NAMES")
     tasks_path: str | None = flag(None, "Folder with your own lm-eval tasks (YAML)", metavar="DIR")
     limit: int | None = flag(None, "Questions of each task (default: all)", minimum=1)
     num_fewshot: int | None = flag(None, "Examples before each question (default: the task's)", minimum=0)
     apply_chat_template: bool = flag(False, "Put questions into the model's chat template")
-    as_draft_for: ModelLike | None = flag(None, "Parent to measure the models as drafts for", metavar="MODEL")
+    as_draft_for: ModelLike | None = flag(None, "Model for which the others are measured as drafts", metavar="MODEL")
     draft_prompts: int = flag(16, "Prompts to measure a draft on", minimum=1)
     draft_tokens: int = flag(64, "Tokens after each of these prompts", minimum=4)
-    samples: int = flag(0, "Prompts to continue, for a look", minimum=0)
-    batch_size: int = flag(1, BATCH_SIZE, minimum=1)
+    samples: int = flag(0, "Number of prompts to continue and print", minimum=0)
+    batch_size: int = flag(1, "Questions in one forward (tasks)", minimum=1)
     cache: bool = flag(True, "Reuse cached results")
     output: str | Path | None = flag(None, RESULT, "--output", "-o", metavar="FILE")
     overwrite: bool = flag(False, OVERWRITE)
@@ -268,8 +268,8 @@ class VerifySettings:
     """What to compare a model with, and where a mended copy goes."""
 
     dense: ModelLike | None = flag(None, "Model it was cut from (default: as recorded)", metavar="MODEL")
-    mend: bool = flag(False, "Write a copy without the faults")
-    output: str | Path | None = flag(None, "Folder or .gguf file of that copy", "--output", "-o", metavar="OUT")
+    mend: bool = flag(False, "Write a corrected copy")
+    output: str | Path | None = flag(None, "Folder or .gguf file of the copy", "--output", "-o", metavar="OUT")
     overwrite: bool = flag(False, OVERWRITE)
     quiet: bool = flag(False, QUIET, "--quiet", "-q")
 

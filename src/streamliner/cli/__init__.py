@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Make a language model shallower: find the blocks it can do without, remove them, measure the cost.\n\n"
+    help="Make a language model shallower: find the blocks that it needs least, remove them, measure what was lost.\n\n"
     "Start with: streamliner inspect MODEL, then streamliner prune MODEL --remove 20% -o OUT. "
     "A MODEL is a hub id, a folder or a GGUF file.",
 )

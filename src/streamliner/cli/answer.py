@@ -21,7 +21,7 @@ FILE = Argument("output", "File of JSON lines to write", "FILE", flags=("--outpu
     Model=ModelSettings,
 )
 def answer(given: Given) -> None:
-    """Let MODEL answer the conversations in SOURCE: training text in the model's own words, for heal --answers-only.
+    """Let MODEL write training text for heal --answers-only: it answers the conversations in SOURCE.
 
     A killed run continues with the same command.
     """
@@ -34,7 +34,7 @@ def answer(given: Given) -> None:
     found = run_answer(given.argument(MODEL), given.argument(SOURCE), out, settings, given.settings(ModelSettings))
 
     def table() -> None:
-        left = f"; {found.left_out} left out, which did not end" if found.left_out else ""
+        left = f"; {found.left_out} left out because they did not end" if found.left_out else ""
         print_line(f"{found.rows} rows, {found.tokens:,} tokens of answers{left}. Written to {out}")
         print_line(f"Train on it: streamliner heal CUT --data {out} --answers-only --loss kd")
 

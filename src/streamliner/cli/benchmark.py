@@ -15,9 +15,9 @@ from streamliner.settings import BenchmarkSettings, ModelSettings
     Model=ModelSettings,
 )
 def benchmark(given: Given) -> None:
-    """Time prompts and generation, the models in turn, next to the speed-up to expect from the removed blocks.
+    """Measure the speed of prompts and generation, and show the speed-up that the removed blocks should give.
 
-    Ctrl-C after the first round keeps what was measured.
+    After the first round, Ctrl-C keeps what was measured.
     """
     from streamliner.runs.ranks import check_alone
     from streamliner.verbs.benchmark import benchmark as run_benchmark

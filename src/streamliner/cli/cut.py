@@ -7,7 +7,7 @@ from streamliner.cli.console import print_line, print_tables
 from streamliner.format import Table, human_bytes
 from streamliner.settings import CutSettings, HubSettings, ModelSettings
 
-OUT = Argument("output", "Folder, .gguf file (of GGUF), or hub:USER/NAME", "OUT", ("--output", "-o"))
+OUT = Argument("output", "Folder, .gguf file (for GGUF), or hub:USER/NAME", "OUT", ("--output", "-o"))
 
 
 @command(
@@ -23,9 +23,9 @@ OUT = Argument("output", "Folder, .gguf file (of GGUF), or hub:USER/NAME", "OUT"
     Model=ModelSettings,
 )
 def cut(given: Given) -> None:
-    """Write the checkpoint without the blocks of a plan, and verify it against bypass on the dense model.
+    """Write the model without the blocks of a plan, and verify that it computes what it should.
 
-    With a GGUF file as MODEL and OUT, the file itself is cut: nothing is dequantised.
+    If MODEL and OUT are GGUF files, the file itself is cut, and nothing is dequantised.
     """
     from streamliner.model.session import open_model
     from streamliner.runs.ranks import check_alone

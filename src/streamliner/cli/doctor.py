@@ -10,7 +10,7 @@ from streamliner.settings import InspectSettings
 
 @command(examples=("doctor", "doctor --json"), Doctor=InspectSettings)
 def doctor(given: Given) -> None:
-    """Show versions, devices, extras, disks, and how many threads and which precision are fast here."""
+    """Show versions, devices, extras and disks, and which number of threads and which precision are fast here."""
     from streamliner.verbs.doctor import doctor as examine
 
     found = examine()

@@ -16,9 +16,10 @@ from streamliner.settings import EvaluateSettings, ModelSettings
     Model=ModelSettings,
 )
 def evaluate(given: Given) -> None:
-    """Measure perplexity and tasks, all models on the same windows and questions, and compare them with the dense one.
+    """Measure perplexity and tasks of models, and compare them with the dense model.
 
-    Every result is cached at once: a stopped evaluation continues, and a dense model is measured once.
+    All models get the same windows and questions. Every result is cached at once, so the same command continues a
+    stopped evaluation, and a dense model is measured only once.
     """
     from streamliner.runs.ranks import check_alone
     from streamliner.verbs.evaluate import evaluate as run_evaluate

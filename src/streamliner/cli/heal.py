@@ -24,10 +24,11 @@ CUT = Argument("cut", "Folder or GGUF file that streamliner cut", "CUT")
     Model=ModelSettings,
 )
 def heal(given: Given) -> None:
-    """Train networks in place of removed blocks, or repair them in closed form. A killed run continues.
+    """Repair a cut model: train networks in place of removed blocks, or change weights in closed form (--fold).
 
-    Each run of removed blocks gets a lightweight network in the place of the kept block before it: with 8 blocks
-    removed in a row, 9 blocks become 1. The healed model has as many blocks as the cut one.
+    If blocks were removed in a row, a lightweight network takes the place of the kept block before them: with 8
+    removed, 9 blocks become 1. The healed model has as many blocks as the cut one. The same command continues a
+    killed run.
     """
     from streamliner.verbs.heal import heal_to_disk
     from streamliner.verbs.publish import find_destination, publish

@@ -16,7 +16,7 @@ from streamliner.settings import InspectSettings, ModelSettings
     Inspect=InspectSettings,
 )
 def inspect(given: Given) -> None:
-    """Show a model's blocks, which can be removed, and what that saves. Reads no weights."""
+    """Show the blocks of a model, which can be removed, and how much that saves. Reads no weights."""
     from streamliner.model.session import open_model
     from streamliner.verbs.inspect import inspect as run_inspect
 

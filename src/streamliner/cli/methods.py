@@ -12,7 +12,7 @@ from streamliner.settings import InspectSettings
 
 @command(examples=("methods", "methods --json"), Methods=InspectSettings)
 def methods(given: Given) -> None:
-    """List the search methods, what they minimise, their settings for --set, and what plug-ins bring."""
+    """List the search methods with their score and their settings for --set, and the plug-ins."""
     from streamliner.verbs.methods import methods as list_methods
 
     found = list_methods()

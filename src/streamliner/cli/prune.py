@@ -27,10 +27,10 @@ from streamliner.settings import HubSettings, ModelSettings, PruneSettings, Sear
     Model=ModelSettings,
 )
 def prune(given: Given) -> None:
-    """Search, cut and verify, and heal with --heal or --fold. OUT appears whole at the end; a killed run continues
-    with the same command.
+    """Search, cut and verify; with --heal or --fold also heal.
 
-    `--remove n` removes n blocks, with and without `--heal`. Every flag of `search` and `heal` works here.
+    OUT appears only when everything is done. The same command continues a killed run. Every flag of search and heal
+    works here. --remove N removes N blocks, with and without --heal.
     """
     from streamliner.model.session import open_model
     from streamliner.verbs.prune import prune as run_prune

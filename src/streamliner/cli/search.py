@@ -19,7 +19,7 @@ RUN = Argument("run", "Run folder for journal, frontier and plan", "RUN", ("--ou
     Model=ModelSettings,
 )
 def search(given: Given) -> None:
-    """Search for the blocks to remove. Writes a plan; a killed search continues with the same command."""
+    """Find the blocks to remove, and write them as a plan. The same command continues a killed search."""
     from streamliner.model.session import open_model
     from streamliner.verbs.search import search as run_search
 

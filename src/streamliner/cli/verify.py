@@ -8,7 +8,7 @@ from streamliner.cli.cut import print_verification
 from streamliner.format import counted
 from streamliner.settings import ModelSettings, VerifySettings
 
-FILES = Argument("cut", "Folder or GGUF file, by any tool", "MODEL")
+FILES = Argument("cut", "Folder or GGUF file, written by any tool", "MODEL")
 
 
 @command(
@@ -23,9 +23,9 @@ FILES = Argument("cut", "Folder or GGUF file, by any tool", "MODEL")
     Model=ModelSettings,
 )
 def verify(given: Given) -> None:
-    """Find what is wrong with the files of a model, and compare a cut one with bypass on its dense model.
+    """Find what is wrong with the files of a model, and check that a cut model computes what it should.
 
-    Ends with status 1 if there is a fault; --mend writes a copy without it.
+    The exit status is 1 if there is a fault. --mend writes a corrected copy.
     """
     from streamliner.runs.ranks import check_alone
     from streamliner.verbs.verify import verify_files
