@@ -86,7 +86,7 @@ class HealSettings:
             hint = did_you_mean(wrong or "", known, f"Choose one of {', '.join(known)}.")
             raise HealingError(f"--loss has no {wrong or 'value'}.", hint)
         if self.network != "block" and self.init != "first":
-            raise HealingError("--init is for block networks.", "Add --network block, or leave it out.")
+            raise HealingError("--init is for block networks.", "Add --network block, or leave out --init.")
         self._check_whole_blocks()
         if not self.trains and not self.fold:
             raise HealingError(
@@ -94,10 +94,12 @@ class HealSettings:
                 "Choose a --network, --lora RANK, --train-blocks N, --train-head, or a --fold.",
             )
         if self.fold and (self.custom_network or self.init != "first" or self.network_depth > 1):
-            raise HealingError("A fold goes with --network block of one block, which starts from it, or with none.")
+            raise HealingError(
+                "--fold works only with --network block of one block, which then starts from the fold, or with none."
+            )
         if not self.fold and (self.fold_tokens is not None or self.fold_blocks != "gaps"):
             raise HealingError(
-                "--fold-tokens and --fold-blocks are for a --fold.", "Add --fold refit, or leave them out."
+                "--fold-tokens and --fold-blocks have no effect without --fold.", "Add --fold refit, or leave them out."
             )
         if not self.trains:
             idle = ("loss", "top_k", "tokens", "steps", "epochs", "learning_rate")
@@ -107,7 +109,7 @@ class HealSettings:
                 raise HealingError(found, "Add --network block or --lora 16 to train after the fold, or leave it out.")
             return
         if (self.network == "none" or self.lora or self.whole_blocks or self.train_head) and not self.head_losses:
-            raise HealingError("Kept blocks are trained through the whole model.", "Add lm or kd, such as --loss kd.")
+            raise HealingError("Training kept blocks, adapters or the head needs the loss lm or kd.", "Add --loss kd.")
         if self.network == "none" and self.stream_losses and self.network_input == "dense":
             # There is no network that could run beside the dense model.
             object.__setattr__(self, "network_input", "cut")
@@ -116,7 +118,7 @@ class HealSettings:
         if self.find_learning_rate and self.validation_windows < 1:
             raise HealingError("--find-learning-rate needs held-out windows.", "Give --validation-windows 16.")
         if self.top_k is not None and ("kd" not in losses or self.top_k < 1):
-            raise HealingError("--top-k is a number of tokens for --loss kd.")
+            raise HealingError("--top-k must be at least 1, and needs --loss kd.")
         if sum(budget is not None for budget in (self.tokens, self.steps, self.epochs)) > 1:
             raise HealingError("The budget is given more than once.", "Give one of --tokens, --steps and --epochs.")
         for field in ("learning_rate", "clip"):
@@ -129,7 +131,7 @@ class HealSettings:
         if text != "all" and not text.isdigit():
             raise HealingError(f"--train-blocks {text} is not a number of blocks.", "Write --train-blocks 4, or all.")
         if self.whole_blocks and self.custom_network:
-            raise HealingError("--train-blocks goes with --network block, or none.")
+            raise HealingError("--train-blocks works only with --network block or none.")
 
     @property
     def custom_network(self) -> bool:

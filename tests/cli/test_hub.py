@@ -135,9 +135,9 @@ def test_only_files_of_ours_are_replaced_and_only_when_asked(capsys, hub):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "hub:small"], "is no name of a repository on the hub"),
-        (["-o", "hub:me/sm all"], "is no name of a repository on the hub"),
-        (["-o", "hub:me/a--b"], "is no name of a repository"),
+        (["-o", "hub:small"], "is not the name of a repository on the hub"),
+        (["-o", "hub:me/sm all"], "is not the name of a repository on the hub"),
+        (["-o", "hub:me/a--b"], "is not the name of a repository"),
         (["-o", "hub:you/small"], "Use one of these as USER: me, club"),
         (["-o", "hub:me/a", "--push-to-hub", "me/b"], "both name a repository"),
         (["-o", "small", "--private"], "--private has no effect"),
@@ -157,7 +157,7 @@ def test_who_is_not_logged_in_is_told_how(capsys, hub, tmp_path):
     hub.logged_in = False
     assert "hf auth login" in run(capsys, *CUT, "-o", "hub:me/small", status=2)[1]
     hub.whoami = lambda: (_ for _ in ()).throw(ConnectionError("no route to host"))
-    assert "cannot be asked about me/small: no route" in run(capsys, *CUT, "-o", "hub:me/small", status=2)[1]
+    assert "gave no answer about me/small: no route" in run(capsys, *CUT, "-o", "hub:me/small", status=2)[1]
     assert not list(tmp_path.iterdir())
 
 

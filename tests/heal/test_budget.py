@@ -31,7 +31,7 @@ def test_budgets(tokenizer):
         ({"network": "none", "train_blocks": 4}, "through the whole model"),
         ({"network": "none", "train_blocks": "some", "loss": "kd"}, "is not a number of blocks"),
         ({"train_blocks": "some", "loss": "kd"}, "is not a number of blocks"),
-        ({"network": "swiglu", "train_blocks": 4, "loss": "kd"}, "goes with --network block"),
+        ({"network": "swiglu", "train_blocks": 4, "loss": "kd"}, "works only with --network block"),
         ({"network": "none", "train_head": True}, "through the whole model"),
         ({"tokens": 5, "epochs": 1.0, "steps": None}, "more than once"),
         ({"top_k": 5}, "--loss kd"),

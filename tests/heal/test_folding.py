@@ -333,8 +333,8 @@ def test_prune_with_a_fold(capsys, tmp_path):
     ("arguments", "message"),
     [
         (("--fold", "refi"), "refit"),
-        (("--fold", "refit", "--network", "swiglu"), "A fold goes with --network block"),
-        (("--fold-tokens", "9k"), "are for a --fold"),
+        (("--fold", "refit", "--network", "swiglu"), "--fold works only with --network block"),
+        (("--fold-tokens", "9k"), "have no effect without --fold"),
         (("--fold", "refit", "--tokens", "9k"), "--tokens is for training"),
         (("--fold", "refit", "--loss", "lm"), "--loss is for training"),
         (("--fold", "refit", "--validation-windows", "0"), "held-out windows"),

@@ -116,7 +116,7 @@ def test_mistakes(capsys, cut, tmp_path):
     assert "has no streamliner.json" in heal(capsys, TINY, tmp_path / "x", status=2)[1]
     assert "is not a run folder" in heal(capsys, cut, tmp_path / "x", "--run", str(cut), status=2)[1]
     for folder in (tmp_path / "x", tmp_path / "x" / "run"):
-        assert "lies in the " in heal(capsys, cut, tmp_path / "x", "--run", folder, status=2)[1]
+        assert "is inside the " in heal(capsys, cut, tmp_path / "x", "--run", folder, status=2)[1]
     assert "--loss has no l2" in heal(capsys, cut, tmp_path / "x", "--loss", "l2", status=2)[1]
     assert "is not a weight" in heal(capsys, cut, tmp_path / "x", "--loss", "mse=much", status=2)[1]
     assert "has no such tracker" in heal(capsys, cut, tmp_path / "x", "--track", "paper", status=2)[1]

@@ -85,11 +85,11 @@ def test_a_plan_is_refined(capsys, tmp_path):
     refine = ("search", TINY, "--method", "refine", "--set", f"start={tmp_path / 'start'}", *text, "-o")
     run(capsys, *refine, tmp_path / "better", "--remove", "3")
     out, err = run(capsys, *refine, tmp_path / "other", "--remove", "4", status=2)
-    assert "removes 3 blocks, and 4 are asked for" in out + err
+    assert "removes 3 blocks, but you asked for 4" in out + err
 
 
 def test_nothing_to_spend(blocks, calibration):
-    with pytest.raises(MethodError, match="less than the loss of one set"):
+    with pytest.raises(MethodError, match="too small to measure one set"):
         found(blocks, calibration, "refine", budget=0.01)
     with pytest.raises(MethodError, match="at least 1"):
         make_method("evolution", {"offspring": 0})

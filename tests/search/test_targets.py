@@ -75,8 +75,8 @@ def test_blocks_of_different_sizes():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--target-parameters", "2M"), "has 1,317,216, so it meets at most 2,000,000 parameters as it is"),
-        (("--target-parameters", "1k"), "without all 10 blocks that may go, 301,536 are left"),
+        (("--target-parameters", "2M"), "has 1,317,216, so it already meets at most 2,000,000 parameters"),
+        (("--target-parameters", "1k"), "even without all 10 removable blocks, 301,536 are left"),
         (("--target-bytes", "1kB"), "cannot be reached"),
         (("--target-speedup", "0.9"), "is no speed-up"),
         (("--target-speedup", "1.5", "--remove", "3"), "each say how much to remove"),
@@ -174,5 +174,5 @@ def test_what_is_measured_is_refused_in_several_processes(target):
         False: lambda: targets.find_speed_target(session, SLEB, settings, None, None),
         True: lambda: targets.AccuracyBound(session, None, settings, None),
     }
-    with pytest.raises(RemovalError, match="is measured in one process"):
+    with pytest.raises(RemovalError, match="works only in one process"):
         measure["tasks" in target]()

@@ -64,7 +64,7 @@ def _heal_settings(given: Given) -> HealSettings | None:
     idle = sorted(only_heal & given.names)
     if idle:
         raise UserError(
-            f"Healing options need --heal: {long_name(HealSettings, idle[0])} was given.",
+            f"Healing options need --heal or --fold: {long_name(HealSettings, idle[0])} was given.",
             "Add --heal, or --fold NAME for a repair without training.",
         )
     return None

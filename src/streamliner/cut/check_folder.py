@@ -109,7 +109,7 @@ class _Examination:
         config = None
         if origin.removed is not None:
             if reason := structure.refusal(origin.removed) if origin.removed else "":
-                self.faults.append(Fault("config.json", f"The blocks that are there are no model: {reason}"))
+                self.faults.append(Fault("config.json", f"These blocks together are not a valid model: {reason}"))
                 return Checkup(tuple(self.faults), origin.removed, len(structure))
             self._compare_with_dense(origin.removed)
             config, faults = mended_config(self.content, origin, self.dense or self.weights.file_of)
@@ -148,7 +148,7 @@ class _Examination:
         if tied and all(name in self.tensors for name in tied):
             head, embeddings = (self.tensors[name] for name in tied)
             if (head.shape, head.dtype) == (embeddings.shape, embeddings.dtype) and not head.has_bytes_of(embeddings):
-                what = "It is true, but the output head in the files is another matrix than the embeddings."
+                what = "It is true, but in the files the output head is not the same matrix as the embeddings."
                 self.faults.append(Fault("config.json: tie_word_embeddings", what, "sets it to false."))
                 config["tie_word_embeddings"] = False
 
@@ -168,7 +168,7 @@ class _Examination:
         for name in found.missing:
             self.faults.append(Fault(name, "It is missing: transformers would fill it with random numbers."))
         for name, (shape, wanted) in found.mismatched.items():
-            self.faults.append(Fault(name, f"Its shape is {list(shape)}, and the config asks for {list(wanted)}."))
+            self.faults.append(Fault(name, f"Its shape is {list(shape)}, but the config asks for {list(wanted)}."))
         blocks = re.compile(rf"{re.escape(structure.stack.path)}\.(\d+)\.")
         extra = [name for name in found.unexpected if (match := blocks.match(name)) and int(match[1]) < len(structure)]
         for name in [] if self.dense else self._odd_names(extra):
@@ -242,7 +242,7 @@ def _read_weights(folder: Path) -> Weights:
     shards = sorted(path for path in folder.glob("*.safetensors") if SHARDS.fullmatch(path.name))
     if single.is_file():
         named = sorted(set(read_index(folder).values()) - {single.name}) if index.is_file() else []
-        what = f"It names {len(named)} other files beside {single.name}: some programs load these, others that."
+        what = f"It names {len(named)} other files: some programs load these, others {single.name}."
         faults = (
             (Fault(INDEX_FILE, what, f"leaves them out; {single.name} is what transformers loads."),) if named else ()
         )
@@ -267,7 +267,7 @@ def _by_index(files: list[TensorFile], weight_map: Mapping[str, str]) -> tuple[l
     if wrong or lost:
         what = [f"{len(wrong)} tensors are in other files than it says, such as {min(wrong)}."] if wrong else []
         what += [f"It names {len(lost)} tensors that no file has, such as {lost[0]}."] if lost else []
-        faults = [Fault(INDEX_FILE, " ".join(what), "writes it anew.")]
+        faults = [Fault(INDEX_FILE, " ".join(what), "writes it again.")]
     kept = []
     for file in files:
         taken = {

@@ -100,7 +100,7 @@ class _Examination:
             self.faults.append(Fault(f"{self.header.architecture}.{PATTERN}", f"{note} {NEEDS_DENSE}"))
         if found == before == self.count:
             return (), before
-        what = f"It is {self.count}, and the file has {found} blocks."
+        what = f"It is {self.count}, but the file has {found} blocks."
         holes = self.indices[-1] < before and self.indices != tuple(range(found))
         if found < before and (holes or self._equal_blocks()):
             removed = tuple(sorted(set(range(before)) - set(self.indices)))
@@ -114,7 +114,7 @@ class _Examination:
             return (), found
         self.faults.append(Fault(name, f"{what} {NEEDS_DENSE if found < before else ''}".strip()))
         for key, length in wrong.items():
-            self.faults.append(Fault(key, f"It has {length} entries, and the file has {found} blocks. {NEEDS_DENSE}"))
+            self.faults.append(Fault(key, f"It has {length} entries, but the file has {found} blocks. {NEEDS_DENSE}"))
         return None, before
 
     def _by_values(self) -> tuple[tuple[int, ...] | None, int]:
@@ -184,7 +184,7 @@ class _Examination:
             for key, (found, right) in config_differences(load_config(self.source), structure, removed).items():
                 if key in ("num_hidden_layers", "layer_types", "num_kv_shared_layers"):
                     self.faults.append(
-                        Fault(str(self.files[0]), f"It is read with {key} = {found}, which must be {right}.")
+                        Fault(str(self.files[0]), f"It is read with {key} = {found}, but it must be {right}.")
                     )
 
     def _check_tensors(self, removed: tuple[int, ...] | None) -> str:
@@ -204,7 +204,7 @@ class _Examination:
                 self.faults.append(Fault(name, "It is missing."))
             matrix = found is not None and len(wanted) == 2 == len(found.place.shape)
             if found is not None and matrix and sorted(found.place.shape) != sorted(wanted):
-                what = f"Its shape is {list(found.place.shape)}, and must be {list(wanted[::-1])}."
+                what = f"Its shape is {list(found.place.shape)}, but must be {list(wanted[::-1])}."
                 self.faults.append(Fault(name, what))
         return "" if names else f"transformers does not say which tensors a file of {self.header.architecture} has."
 
@@ -237,9 +237,9 @@ class _Examination:
             found = self.header.keys.get(key)
             shown = [text if len(text) <= SHOWN else text[:SHOWN] + " ..." for text in map(str, (found, right))]
             what = (
-                f"It is {shown[0]}, and must be {shown[1]}."
+                f"It is {shown[0]}, but must be {shown[1]}."
                 if found is not None
-                else f"It is not there, and must be {shown[1]}."
+                else f"It is missing, and must be {shown[1]}."
             )
             self.faults.append(Fault(key, what, IT_IS_SET))
             self.changed[key] = right

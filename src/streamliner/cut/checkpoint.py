@@ -220,7 +220,7 @@ def _slice(name: str, tensor: NewTensor, removal: Removal) -> NewTensor:
     axis = block_axis(name)
     if axis is None:
         if any(f"{end.removesuffix('.weight')}." in name for end in BLOCK_AXIS):
-            raise UnsupportedModelError(f"The tensor {name} belongs to a quantised one with a slice for each block.")
+            raise UnsupportedModelError(f"The tensor {name} is part of a quantised tensor with a slice for each block.")
         return tensor
     shape, count = list(tensor.shape), removal.num_blocks
     if tensor.dtype not in FLOATS:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from streamliner.cut.checkpoint import CheckpointCut
 from streamliner.cut.gguf import GgufCut
 
-NEEDS_DENSE = "Which blocks were removed does not show in the files: name the dense model with --dense."
+NEEDS_DENSE = "The files do not show which blocks were removed: name the dense model with --dense."
 
 
 @dataclass(frozen=True)
@@ -58,5 +58,5 @@ def numbered_with_holes(where: str, indices: tuple[int, ...]) -> list[Fault]:
     if indices == tuple(range(len(indices))):
         return []
     missing = ", ".join(str(index) for index in range(indices[-1]) if index not in indices)
-    what = f"Blocks are numbered with holes: {missing} of 0 to {indices[-1]} are not there."
-    return [Fault(where, what, "numbers them anew.")]
+    what = f"Numbers of blocks are missing: {missing} of 0 to {indices[-1]}."
+    return [Fault(where, what, "numbers the blocks again.")]

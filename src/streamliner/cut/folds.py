@@ -63,8 +63,8 @@ class Change:
             tensor = tensors.get(where + name)
             if tensor is None or not tensor.is_floating_point() or tensor.element_size() < 2:
                 raise UnsupportedModelError(
-                    f"Block {self.old} computes with its index, which must be folded into {self.prefix}{name}, "
-                    f"but that is {'missing' if tensor is None else f'of type {tensor.dtype}'}."
+                    f"Block {self.old} computes with its index, so {self.prefix}{name} would have to change, "
+                    f"but it is {'missing' if tensor is None else f'of type {tensor.dtype}'}."
                 )
             needed[name] = tensor
         dtypes = {name: tensor.dtype for name, tensor in needed.items()}

@@ -93,8 +93,8 @@ def pattern_note(header: Header) -> str:
         return ""
     return (
         f"The file does not say which blocks attend to a window, and no published {architecture} has {count} blocks. "
-        f"The last of each {ASSUMED_PERIODS[architecture]} is taken to attend to all, which is wrong if the file was "
-        "converted from a cut checkpoint."
+        f"Programs assume that the last of each {ASSUMED_PERIODS[architecture]} attends to the whole text, which is "
+        "wrong if the file was converted from a cut checkpoint."
     )
 
 

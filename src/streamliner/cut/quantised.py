@@ -49,13 +49,13 @@ class ModuleNames:
         if not any(self._selected(matches) for matches in _readers(prefix, body, plain, expression)):
             if plain or renumbered == body:
                 return entry
-            raise UnsupportedModelError(f"{_REFUSED} {entry}, which no module of it has.", _HINT)
+            raise UnsupportedModelError(f"{_REFUSED} {entry}, which matches no module of it.", _HINT)
         if not any(wanted):
             return None
         for other in (body, renumbered):
             if [self._selected_now(matches) for matches in _readers(prefix, other, plain, expression)] == wanted:
                 return prefix + other
-        raise UnsupportedModelError(f"{_REFUSED} {entry}, which no change of numbers makes right.", _HINT)
+        raise UnsupportedModelError(f"{_REFUSED} {entry}, and no change of its numbers makes it right.", _HINT)
 
     @cached_property
     def _new_names(self) -> dict[str, str | None]:

@@ -33,12 +33,12 @@ def read_cut(cut: str | Path, out: str | Path) -> tuple[Path, Plan]:
     if not is_gguf(path) and not (path / "config.json").is_file():
         raise ModelError(f"There is no cut checkpoint {cut}.", "Make one with streamliner cut or prune.")
     if to_file and not is_gguf(path):
-        found = f"{out} would be a GGUF file, and {cut} is a folder: nothing is converted here."
+        found = f"{cut} is a folder, so it cannot become the GGUF file {out}: nothing is converted here."
         raise HealingError(found, "Write a folder (-o NAME), or heal a GGUF file that streamliner cut.")
     plan = plan_of(path)
     if not is_gguf(path) and quantised_by(json.loads((path / "config.json").read_bytes())):
         raise HealingError(
-            f"The weights of {cut} are quantised, and healed ones would not be.",
+            f"The weights of {cut} are quantised, so they cannot be healed.",
             f"Cut the model that it was quantised from: streamliner cut MODEL --plan {cut} -o NEW, heal NEW, then "
             "quantise the result.",
         )
@@ -53,7 +53,7 @@ def check_apart(out: Path, run_folder: Path, cut_folder: Path) -> None:
     for name in ("output", "run folder"):
         for other, holder in places.items():
             if name != other and (places[name] == holder or holder in places[name].parents):
-                raise OutputError(f"The {name} {places[name]} lies in the {other}.", "Choose another folder.")
+                raise OutputError(f"The {name} {places[name]} is inside the {other}.", "Choose another folder.")
 
 
 def check_healable(name: str, model: PreTrainedModel, config: Any, *, one_device: bool) -> None:
@@ -64,10 +64,10 @@ def check_healable(name: str, model: PreTrainedModel, config: Any, *, one_device
             "Leave out --offload and --device auto; in Python, load the model without device_map.",
         )
     if has_encoder(model):
-        raise HealingError(f"{name} reads with an encoder, so text alone cannot train its blocks.")
+        raise HealingError(f"{name} has an encoder, so text alone cannot train its blocks.")
     if quantised_by(config):
         raise HealingError(
-            f"The weights of {name} are quantised, and healed ones would not be.",
+            f"The weights of {name} are quantised, so they cannot be healed.",
             "Cut and heal the model that it was quantised from (a plan is for both), then quantise the result.",
         )
 

@@ -50,7 +50,7 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
     if settings.lora and find_spec("peft") is None:
         raise MissingExtraError("LoRA", "heal")
     if settings.fold and dense.ranks.size > 1:
-        raise HealingError("A fold runs in one process.", "Leave out the launcher, or --fold.")
+        raise HealingError("--fold works only in one process.", "Leave out the launcher, or --fold.")
     if settings.global_batch_size % (dense.ranks.size * settings.micro_batch):
         raise HealingError(
             f"A batch of {settings.global_batch_size} windows cannot be divided among {dense.ranks.size} processes "
@@ -216,7 +216,7 @@ class Healing:
         }
         if ranks.rank == 0:
             if open_run(self.folder, identity, record_of(settings), overwrite=settings.overwrite):
-                self.reporter.say("The run is of an earlier release, which did not record the config: is it the same?")
+                self.reporter.say("An earlier release started this run, and did not record the config: is it the same?")
             if self.arguments:
                 shown = dataclasses.replace(settings, run=str(self.folder))
                 write_config(self.folder, "heal", self.arguments, shown, self.dense.settings)

@@ -66,7 +66,7 @@ def merge(graft: Graft, precision: torch.dtype | None, sample: Tensor) -> int:
     difference = difference_of_logits(_healed_logits(graft, sample), before)
     if not difference <= (ROUNDING if precision == blocks.dtype == torch.float32 else HALF_ROUNDING):
         raise VerificationError(
-            "With the trained weights put into it, the model computes other logits: they differ by "
+            "The model with the trained weights does not compute the same as the healed model: logits differ by "
             f"{difference:.1%} of their spread.",
             "Please report it with the model's config.json.",
         )

@@ -92,7 +92,7 @@ def try_out(graft: Graft, cut_folder: Path, folder: Path, sample: Tensor, report
         return
     for stale in folder.glob(".trial-*"):  # of a process that was killed here
         shutil.rmtree(stale, ignore_errors=True)
-    reporter.say("Trying out that such a network can be saved, reloaded and generates ...")
+    reporter.say("Testing whether such a network can be saved, loaded and generate ...")
     for network in trial.networks.values():
         network.to(graft.blocks.dtype).requires_grad_(False)
     try:

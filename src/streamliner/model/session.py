@@ -158,8 +158,8 @@ class Session:
             known, ratio = self._faster_than(stored) if stored in (torch.float32, *HALVES) else ("auto", 1.0)
             if known != "auto":
                 own = str(stored).removeprefix("torch.")
-                found = f"matrix products take 1/{ratio:.1f} of the time that they take here in {own}"
-                reporter.say(f"Measuring in {known}: {found} (--dtype {own} to measure in that).")
+                found = f"matrix products here are {ratio:.1f} times as fast as in {own}"
+                reporter.say(f"Measuring in {known}: {found} (for {own}: --dtype {own}).")
         self.settings = replace(self.settings, dtype=known)
 
     def _faster_than(self, stored: torch.dtype) -> tuple[str, float]:

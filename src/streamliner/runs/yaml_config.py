@@ -44,7 +44,7 @@ def read_config(file: Path, known: Iterable[str]) -> dict[str, Any]:
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     for name in sorted(values.keys() - set(known)):
         hint = did_you_mean(name, known) or f"Settings: {', '.join(sorted(known))}."
-        raise UserError(f"The config file {file} has {name}, which is no setting of this verb.", hint)
+        raise UserError(f"The config file {file} has {name}, which is not a setting of this verb.", hint)
     return {name: value for name, value in values.items() if value is not None}
 
 

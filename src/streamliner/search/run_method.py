@@ -96,8 +96,8 @@ def _check_enough(points: list[Point], target: Target | None) -> None:
         )
     if target and not target.met(points[-1].removed):
         raise RemovalError(
-            f"{target.wish} is not reached: within the limits only {len(points[-1].removed)} blocks can go.",
-            "Allow more damage or ask for less; what was measured is kept, so this will be quick.",
+            f"{target.wish} is not reached: within the limits only {len(points[-1].removed)} blocks can be removed.",
+            "Allow more damage or ask for less. What was measured is kept, so this will be fast.",
         )
 
 
@@ -108,7 +108,7 @@ def _finite(loss: Loss, of: str) -> Loss:
         raise MethodError(
             f"The loss of {of} is {loss.per_window[wrong[0]]} on window {wrong[0]} of the calibration set "
             f"({len(wrong)} of {len(loss.per_window)} windows).",
-            "Numbers too large for float16: try --dtype bfloat16 or float32. If it stays, a weight is not a number.",
+            "Are numbers too large for float16? Try --dtype bfloat16 or float32. Otherwise a weight is not a number.",
         )
     return loss
 
@@ -127,7 +127,7 @@ def _stuck(probe: Probe, removed: tuple[int, ...], method: Method) -> RemovalErr
     if removed:
         return RemovalError(
             f"This method cannot remove more than {len(removed)} blocks of this model. {reason}",
-            f"Use --remove {len(removed)}; what was measured is kept, so this will be quick.",
+            f"Use --remove {len(removed)}; what was measured is kept, so this will be fast.",
         )
     return RemovalError(
         f"No single block of this model can be removed. {reason}",

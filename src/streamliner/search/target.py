@@ -43,12 +43,12 @@ def size_target(
     """
     total, possible = size(()), most_removable(method, len(sizes))
     if total <= most:
-        raise RemovalError(f"The model has {total:,}, so it meets {wish} as it is.")
+        raise RemovalError(f"The model has {total:,}, so it already meets {wish}.")
     ascending = sorted(sizes[method.protect_first : len(sizes) - method.protect_last])
     least = total - sum(ascending[::-1][:possible])
     if least > most:
         raise RemovalError(
-            f"{wish} cannot be reached: without all {possible} blocks that may go, {least:,} are left, "
+            f"{wish} cannot be reached: even without all {possible} removable blocks, {least:,} are left, "
             f"{rest:,} of them outside the blocks.",
             f"Ask for {least:,} or more; protect fewer blocks, or quantise the result.",
         )
@@ -71,7 +71,7 @@ def speed_target(
     if needed is None:
         most = seconds / (seconds - possible * per_block)
         raise RemovalError(
-            f"{wish} cannot be reached: without all {possible} blocks that may go it is {most:.2f}x here, as "
+            f"{wish} cannot be reached: even without all {possible} removable blocks it is {most:.2f}x here, because "
             f"{1 - num_blocks * per_block / seconds:.0%} of the time is spent outside the blocks.",
             f"Ask for less than {most:.2f}.",
         )

@@ -255,8 +255,8 @@ def _as_plan(session: Session, plan: Plan | Iterable[int], reporter: Reporter) -
     there, here = plan.model.get("precision"), session.parent["precision"]
     if there and here and there != here:
         reporter.say(
-            f"The plan was found on weights in another precision: {there} there, {here} here. The blocks are the same "
-            "ones, but its losses are not of these weights: streamliner evaluate OUT --dense MODEL measures them."
+            f"The plan was found on weights in another precision: {there} there, {here} here. It is valid for both, "
+            "but its losses are those of the other weights. For these: streamliner evaluate OUT --dense MODEL."
         )
     check_indices(plan.removed, session.num_blocks)
     if not plan.removed:

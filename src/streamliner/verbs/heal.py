@@ -184,5 +184,5 @@ def _second_model(cut: PreTrainedModel, plan: Plan, settings: HealSettings, repo
     check_healable(given.source.name, dense, dense.config, one_device=not is_spread(dense))
     check_pair(cut, dense, plan.removed)
     if given.ranks.size > 1:
-        raise HealingError("Models in memory are healed in one process.", "Use: torchrun ... -m streamliner heal CUT")
+        raise HealingError("A model in memory is healed in one process.", "Use: torchrun ... -m streamliner heal CUT")
     return Session.of(cut_model(dense, ()), name=given.source.name, tokenizer=given.tokenizer())

@@ -108,7 +108,7 @@ def _check_loop(settings: SearchSettings, healing: HealSettings | None, prune_se
     """Raise UserError for settings that contradict each other: of a fold in the loop, and of files that are not cut."""
     if healing is not None and (prune_settings.link or prune_settings.max_shard_size is not None):
         given = "--link" if prune_settings.link else "--max-shard-size"
-        raise HealingError(f"{given} is for files that are cut, and healed ones are written anew.", "Leave it out.")
+        raise HealingError(f"{given} does not work with --heal or --fold: healed files are new.", "Leave it out.")
     if prune_settings.fold_every is None:
         return
     if healing is None or healing.fold is None:

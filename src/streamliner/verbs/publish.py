@@ -92,7 +92,7 @@ def _check_repository(repository: str, *, overwrite: bool) -> None:
     name, _, rest = repository.partition("/")
     if not (rest and HUB_ID.fullmatch(repository)):
         raise OutputError(
-            f"{repository!r} is no name of a repository on the hub.", "Write USER/NAME, such as me/small."
+            f"{repository!r} is not the name of a repository on the hub.", "Write USER/NAME, such as me/small."
         )
     if constants.HF_HUB_OFFLINE:
         raise OutputError(
@@ -104,16 +104,16 @@ def _check_repository(repository: str, *, overwrite: bool) -> None:
         who = api.whoami()
         there = api.list_repo_files(repository) if api.repo_exists(repository) else []
     except LocalTokenNotFoundError as error:
-        raise OutputError(f"Nobody is logged in who could write to {repository}.", "Run: hf auth login") from error
+        raise OutputError(f"You are not logged in to write to {repository}.", "Run: hf auth login") from error
     except HFValidationError as error:
-        raise OutputError(f"{repository} is no name of a repository: {first_line(error)}") from error
+        raise OutputError(f"{repository} is not the name of a repository: {first_line(error)}") from error
     except Exception as error:  # those of the network are of the HTTP library, which changes with releases
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise OutputError(
                 f"The hub does not accept your login: {first_line(error)}", "Run: hf auth login"
             ) from error
-        raise OutputError(f"The hub cannot be asked about {repository}: {first_line(error)}", "Try later.") from error
+        raise OutputError(f"The hub gave no answer about {repository}: {first_line(error)}", "Try later.") from error
     mine = [who["name"], *(each["name"] for each in who.get("orgs") or [])]
     if name not in mine:
         found = f"You are logged in as {who['name']}, who cannot create {repository}."

@@ -126,14 +126,14 @@ class AccuracyBound:
             task, self._blocks.model, self._tokenizer, lambda done, of: None, batch_size=self._batch_size
         )
         if not found.answers:
-            raise EvaluationError(f"{task.name} does not say which questions were answered rightly.", "Choose another.")
+            raise EvaluationError(f"{task.name} does not say which questions were answered right.", "Choose another.")
         return fmean(answer.correct for answer in found.answers)
 
 
 def _check_one_process(session: Session, flag: str) -> None:
     """Raise RemovalError in several processes: each would measure something else, and wait for the others."""
     if session.ranks.size > 1:
-        raise RemovalError(f"{flag} is measured in one process.", "Leave out the launcher, or use --remove N.")
+        raise RemovalError(f"{flag} works only in one process.", "Leave out the launcher, or use --remove N.")
 
 
 def _known(folder: Path | None) -> dict[str, Any]:

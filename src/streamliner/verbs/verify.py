@@ -156,7 +156,7 @@ def _check_mended_output(place: Path, out: str | Path, overwrite: bool) -> None:
     """Raise OutputError, before any work, if a mended copy cannot be written."""
     if place.is_file() != is_gguf_name(out):
         what, name = ("a GGUF file", "OUT.gguf") if place.is_file() else ("a folder", "OUT")
-        raise OutputError(f"{place} is {what}, so its mended copy is one, and {out} would not be.", f"Write -o {name}.")
+        raise OutputError(f"The mended copy of {place} must be {what}, but {out} is not.", f"Write -o {name}.")
     if place.is_file():
         check_output_file(out, overwrite=overwrite, sources=[place])
     else:
@@ -167,7 +167,7 @@ def _mend(
     place: Path, out: str | Path, found: Checkup, dense: Session | None, trust_remote_code: bool, overwrite: bool
 ) -> None:
     for fault in found.beyond_mending:
-        raise VerificationError(f"Nothing was written, as this cannot be mended: {fault.where}: {fault.what}")
+        raise VerificationError(f"Nothing was written, because this cannot be mended: {fault.where}: {fault.what}")
     plan = _plan_of_removal(place, found, dense)
     if isinstance(found.mended, GgufCut):
         mended = found.mended
@@ -188,7 +188,7 @@ def _mend(
 
 def _check_no_fault(found: Checkup) -> None:
     for fault in found.faults:
-        raise VerificationError(f"Nothing was written, as a fault would be left: {fault.where}: {fault.what}")
+        raise VerificationError(f"Nothing was written, because a fault would be left: {fault.where}: {fault.what}")
 
 
 def _plan_of_removal(place: Path, found: Checkup, dense: Session | None) -> dict[str, Any] | None:

@@ -67,7 +67,7 @@ class Evolution:
         sets += [tuple(sorted(draw.sample(candidates, count))) for _ in range(self.starts)]
         sets = [each for each in dict.fromkeys(sets) if not probe.refusal(each)]
         if not sets:
-            raise MethodError(f"No start without {count} blocks is possible in this model.", "Use --method sleb.")
+            raise MethodError(f"No set of {count} blocks can be removed from this model.", "Use --method sleb.")
         # Counted here: the probe may know losses from a run that was killed, and this must end as that one would.
         charged: dict[Set, int] = {}
         parent, idle = self._select(probe, sets, None, charged), 0  # generations that asked for nothing new

@@ -52,7 +52,7 @@ class Refine:
             starts = [read_plan(self.start).removed]
             if len(starts[0]) != limit:
                 raise MethodError(
-                    f"The plan {self.start} removes {len(starts[0])} blocks, and {limit} are asked for.",
+                    f"The plan {self.start} removes {len(starts[0])} blocks, but you asked for {limit}.",
                     f"Use --remove {len(starts[0])}.",
                 )
         for count in range(1, limit):
@@ -71,7 +71,7 @@ class Refine:
         search = LocalSearch(probe, lambda removed: not probe.refusal(removed), candidates, self.z, budget)
         search.measure(starts[:1])
         if not search.losses:
-            raise MethodError("The budget is less than the loss of one set.", "Give more: --set budget=0.5")
+            raise MethodError("The budget is too small to measure one set.", "Give more: --set budget=0.5")
         search.race(starts[0], starts[1:])
         for start in sorted(search.losses, key=lambda each: (search.losses[each].mean, each)):
             search.climb(start)
