@@ -29,10 +29,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Checkup:
-    """What was found out about the files of a model, from names, shapes and keys.
+    """What is known about the files of a model, from names, shapes and keys.
 
     Attributes:
-        faults: what is wrong; empty for files that are sound.
+        faults: what is wrong; empty if nothing is.
         removed: blocks of the dense model that are not there; None if that is not known.
         num_blocks: blocks of that dense model.
         mended: what `--mend` would write; None where there is no fault, or one that cannot be mended.

@@ -29,7 +29,7 @@ class Evaluation(Tables):
     Attributes:
         settings: what the models were evaluated on, as a JSON value.
         tasks: the tasks of lm-eval, with their versions.
-        models: what was measured of each, the dense one first.
+        models: what was measured for each, the dense one first.
         compared: the others compared with the dense one; empty if nobody said which one is dense.
         drafts: the models measured as drafts, if a parent was given.
         samples: continuations of the same prompts by all models.

@@ -26,7 +26,7 @@ from streamliner.text.calibration import CalibrationSet
 
 
 class Probe:
-    """Measurements of one model on one calibration set, memoised by removal set and window.
+    """Measures one model on one calibration set, and remembers every loss by set of blocks and window.
 
     Args:
         blocks: of the model.
@@ -107,7 +107,7 @@ class Probe:
         return found
 
     def refusal(self, removed: Iterable[int]) -> str:
-        """Why these blocks cannot be removed together, "" if they can. A method must not remove them otherwise."""
+        """Why these blocks cannot be removed together; "" if they can. Methods ask this before they remove blocks."""
         key = check_indices(removed, self.num_blocks)
         unread = [str(index) for index in key if index in self._blocks.unread]
         if unread:
@@ -120,7 +120,7 @@ class Probe:
         return self.losses([key])[key]
 
     def text_loss(self, removed: Iterable[int] = ()) -> Loss:
-        """Cross-entropy of the next token without `removed`, whatever the objective. No journal keeps another's."""
+        """Cross-entropy of the next token without `removed`, with any objective. Only the objective is in the journal."""
         key = check_indices(removed, self.num_blocks)
         return self._found([key], range(self.num_windows), "loss")[key]
 

@@ -14,14 +14,14 @@ class Point:
     Attributes:
         removed: block indices, in the order of removal where the method removes one by one, otherwise ascending.
         score: estimated damage in the method's own unit (`Method.score`); lower is better.
-        loss: calibration loss without these blocks, nats per token, where it was measured; whatever the objective.
+        loss: calibration loss without these blocks, nats per token, with any objective; None if not measured.
         standard_error: of that loss.
         candidates: the score of every alternative in this step, by block (the first block of an interval). An adaptive
             search estimates the scores of dropped candidates, and has none for those that it did not measure again.
-        window_losses: losses of one candidate on one window that an adaptive search measured in this step.
-        margin: by how many nats of mean loss the closest candidate that was not fully measured missed being measured
-            further; None if all were measured.
-        divergence: from the dense model without these blocks, nats per token, where that is the objective.
+        window_losses: how many losses, of one candidate on one window, an adaptive search measured in this step.
+        margin: how close the closest candidate that was not fully measured came to being measured further, in nats of
+            mean loss; None if all were measured.
+        divergence: of the model without these blocks from the dense one, nats per token; None with another objective.
     """
 
     removed: tuple[int, ...]

@@ -31,8 +31,8 @@ class Plan:
     Attributes:
         removed: ascending block indices of the dense model.
         num_blocks: number of blocks of the dense model.
-        model: its name and shape: name, model_type, hidden_size, vocab_size; and precision, in what its weights are
-            stored, in words.
+        model: its name and shape: name, model_type, hidden_size, vocab_size; and the precision of its stored
+            weights, in words.
         method: name of the method, or "manual".
         settings: its hyper-parameters.
         objective: what it minimised: "loss", or "kl", the divergence from the dense model.

@@ -39,14 +39,14 @@ def calibration_set(
         num_samples: number of windows. A text that is too short returns fewer; `provenance["windows"]` has the number.
         sequence_length: tokens of a window, including the BOS.
         seed: of the choice of windows.
-        answers_only: count the loss of answers alone, in conversations and in rows with `prompt` and `completion`.
+        answers_only: count only the loss of answers, in conversations and in rows with `prompt` and `completion`.
             Windows without a token of an answer are not chosen.
 
     Returns:
         Windows of token ids, (num_samples, sequence_length), with their provenance.
 
     Raises:
-        TextError: the text does not exist or does not fill one window, or only answers are to count and it has none.
+        TextError: the text does not exist or does not fill one window, or has no answers with `answers_only`.
         MissingExtraError: a text on the hub needs the `hub` extra.
     """
     found = _windows_of(text, _Wanted(tokenizer, num_samples, sequence_length, seed, answers_only))

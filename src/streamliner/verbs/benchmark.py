@@ -23,7 +23,7 @@ def benchmark(
     settings: BenchmarkSettings,
     model_settings: ModelSettings | None = None,
 ) -> Benchmark:
-    """Time prompts and generation of models in turn, and compare them with the dense one.
+    """Measure the speed of prompts and generation, the models in turn, and compare them with the dense one.
 
     Args:
         models: names of models or models in memory; a mapping names them in the results. All must fit in memory.

@@ -38,7 +38,7 @@ def cut(model: ModelLike, plan: Plan | Iterable[int]) -> PreTrainedModel:
     """A model without the blocks of a plan, with a stock config. It shares the kept weights with the given model.
 
     Args:
-        model: a model in memory, which stays as it is, or the name of one, which is loaded.
+        model: a model in memory, which is not changed, or the name of a model, which is loaded.
         plan: from `Found.plan` or `read_plan`, or the indices of the blocks to remove.
 
     Raises:
@@ -137,7 +137,7 @@ def check_cut_output(
         check_output(out, overwrite=overwrite, model_folder=session.source.path or None, needed=needed)
         return
     if session.source.kind != "gguf":
-        found = f"{out} would be a GGUF file, and {session.source.name} is not one: nothing is converted here."
+        found = f"{session.source.name} is no GGUF file, so it cannot become {out}: nothing is converted here."
         hint = "Write a folder (-o NAME) and convert that with llama.cpp, or cut a GGUF file of the model by the plan."
         raise OutputError(found, hint)
     files = [*session.source.gguf_files, *([cut] if cut else [])]

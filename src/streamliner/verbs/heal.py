@@ -37,14 +37,14 @@ from streamliner.verbs.cut import check_cut_output
 
 
 def heal(cut: PreTrainedModel, settings: HealSettings) -> PreTrainedModel:
-    """Train what takes the place of the blocks that `streamliner.cut` removed, and return the healed model.
+    """Repair a model that `streamliner.cut` cut, by a fold, by training or both, and return the healed model.
 
-    Neither model changes: what is trained gets memory of its own. The result shares all other weights with the dense
-    model. A network that no stock block can express (ffn; swiglu in some architectures) needs custom code: the result
+    Neither model is changed: trained weights are copies. The result shares all other weights with the dense model.
+    A network that no stock block can express (ffn; swiglu in some architectures) needs custom code: the result
     is then written to a temporary folder and loaded from there with `trust_remote_code`; `save_pretrained` saves it.
 
     Args:
-        cut: a model that knows its plan, as those that `streamliner.cut` returns.
+        cut: a model from `streamliner.cut`, which knows its plan.
         settings: `dense`, the model that was cut, in the same precision and on one device; `tokenizer`, if `dense` is
             in memory; network, losses, text, budget. With `run`, the same call continues a run that was killed.
 

@@ -45,13 +45,13 @@ SMALLER = "--memory-budget 500MB, --batch-size 1, --sequence-length 512, --offlo
 
 
 def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
-    """Search for the blocks without which the model loses least on a calibration set.
+    """Find the blocks whose removal raises the loss on a calibration set least.
 
-    Everything that can be wrong with the request is found before weights are loaded or files written. With `run`, every
-    measured loss goes into the journal of that folder, and the same call continues a search that was killed.
+    Mistakes in the request are reported before weights are loaded or files are written. With `run`, every measured loss
+    goes into the journal of that folder, and the same call continues a search that was killed.
 
     Args:
-        model: a hub id, a folder, a GGUF file or a model in memory, which stays as it is.
+        model: a hub id, a folder, a GGUF file or a model in memory, which is not changed.
         settings: what to search for, and on which text.
 
     Returns:

@@ -39,13 +39,13 @@ def verify(
     """Compare a cut model with its dense model, whose removed blocks are bypassed: logits, and cached generation.
 
     Args:
-        cut: a model in memory, or a folder or GGUF file, which is loaded as any user of transformers would.
+        cut: a model in memory, or a folder or GGUF file, which is loaded as users of transformers load it.
         dense: the model that it was cut from.
         removed: the blocks that were removed; None for those of its plan.
 
     Raises:
-        VerificationError: they differ; the message says in what.
-        PlanError: `removed` is None and the cut model does not say.
+        VerificationError: they differ; the message says where.
+        PlanError: `removed` is None and the cut model does not say what was removed.
     """
     blocks = tuple(plan_of(cut).removed if removed is None else sorted(removed))
     session = open_model(dense)
@@ -59,12 +59,12 @@ def verify(
 
 
 def find_faults(model: str | Path, *, dense: ModelLike | None = None, trust_remote_code: bool = False) -> Checkup:
-    """What is wrong with the files of a model, whoever wrote them; reads headers and the beginnings of tensors.
+    """Find what is wrong with the files of a model, whoever wrote them. Reads headers and the beginnings of tensors.
 
     Args:
         model: a folder or a GGUF file.
         dense: the model that blocks were removed from, in a folder, a GGUF file or on the hub. With it more is found
-            and can be mended: which blocks were removed is known from the values of tensors.
+            and can be mended, because the values of tensors show which blocks were removed.
         trust_remote_code: run the model's own code, if it needs that.
 
     Raises:
@@ -82,10 +82,10 @@ def mend(
     trust_remote_code: bool = False,
     overwrite: bool = False,
 ) -> Checkup:
-    """Write a copy of the files of a model without the faults that `find_faults` finds; returns these.
+    """Write a copy of the files of a model without the faults that `find_faults` finds; return these faults.
 
-    The copy, a folder or a GGUF file as `model` is one, appears only once it has been looked at and has none. With a
-    dense model it carries the plan of what was removed. Nothing is written if there is no fault.
+    The copy is a folder or a GGUF file, like `model`. It appears only after a check found no fault in it. With a dense
+    model it has the plan of what was removed. Nothing is written if there is no fault.
 
     Raises:
         VerificationError: a fault cannot be mended; nothing was written.

@@ -22,8 +22,8 @@ class Best:
     are measured. At the last number local search continues from these, the best first: blocks are exchanged for
     others as long as the calibration loss falls (`neighbours.py`). On that loss it is never worse than its starts.
 
-    `budget` times the losses of SLEB's exact search are spent at most, on the greedy sets at least. With `every`, local
-    search has an equal share of what is left at every number of blocks. `z` as for SLEB.
+    The search spends at most `budget` times the losses of SLEB's exact search, but always measures the greedy sets.
+    With `every`, local search has an equal share of what is left at every number of blocks. `z` as for SLEB.
 
     References:
         SLEB, arXiv 2402.09025; intervals by cosine, arXiv 2403.19135; like-for-like swaps, EvoPress, arXiv 2410.14649.

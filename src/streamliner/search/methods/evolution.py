@@ -24,9 +24,9 @@ MOST_IDLE = 8
 class Evolution:
     """Evolve a set of blocks: offspring exchange 1 to `most_swaps` blocks for others, like for like, at random.
 
-    The first parent is the best of `starts` random sets and of the most similar intervals. Of the `offspring` of a
-    generation those that do best on an eighth of the windows go on to half of them, and the best of these are measured
-    on all, next to the parent: so it is never worse than its starts. It ends when `budget` times the losses of SLEB's
+    The first parent is the best of `starts` random sets and of the most similar intervals. All `offspring`
+    of a generation are measured on an eighth of the windows, the best of them on half, and the best of those on all,
+    next to the parent. So the result is never worse than the starts. It ends when `budget` times the losses of SLEB's
     exact search are spent. The result depends on `seed`.
 
     References:
