@@ -105,8 +105,8 @@ class HealSettings:
             idle = ("loss", "top_k", "tokens", "steps", "epochs", "learning_rate")
             given = [name for name in idle if getattr(self, name) != default_of(HealSettings, name)]
             if given:
-                found = f"{long_name(HealSettings, given[0])} is for training, and a fold trains nothing."
-                raise HealingError(found, "Add --network block or --lora 16 to train after the fold, or leave it out.")
+                found = f"{long_name(HealSettings, given[0])} is for training, but a fold trains nothing."
+                raise HealingError(found, "To train after the fold, add --network block or --lora 16.")
             return
         if (self.network == "none" or self.lora or self.whole_blocks or self.train_head) and not self.head_losses:
             raise HealingError("Training kept blocks, adapters or the head needs the loss lm or kd.", "Add --loss kd.")

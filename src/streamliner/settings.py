@@ -231,7 +231,7 @@ class EvaluateSettings:
             idle = [name for name in dependent if not given and getattr(self, name) != default_of(cls, name)]
             if idle:
                 name, flag = (long_name(cls, each) for each in (idle[0], needed))
-                raise EvaluationError(f"{name} has no effect without {flag}.", f"Add {flag}, or leave it out.")
+                raise EvaluationError(f"{name} has no effect without {flag}.", f"Add {flag}, or leave out {name}.")
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -276,7 +276,7 @@ class VerifySettings:
     def __post_init__(self) -> None:
         check_values(self)
         if self.output is not None and not self.mend:
-            raise OutputError("--output has no effect without --mend.", "Add --mend, or leave it out.")
+            raise OutputError("--output has no effect without --mend.", "Add --mend, or leave out --output.")
         if self.mend and self.output is None:
             raise OutputError("--mend writes a mended copy, and needs a name for it.", "Add -o OUT.")
 

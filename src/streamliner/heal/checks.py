@@ -27,7 +27,7 @@ def read_cut(cut: str | Path, out: str | Path) -> tuple[Path, Plan]:
     """The folder or GGUF file of a cut model that is not healed, and its plan; `out` must be of the same kind."""
     path, to_file = Path(cut).expanduser(), is_gguf_name(out)
     if is_gguf(path) and not to_file:
-        found = f"{cut} is a GGUF file, and so is what is healed from it."
+        found = f"{cut} is a GGUF file, so the healed model must be a GGUF file too."
         hint = f"Write -o NAME.gguf, or cut its dense model into a folder: streamliner cut MODEL --plan {cut} -o FOLDER"
         raise HealingError(found, hint)
     if not is_gguf(path) and not (path / "config.json").is_file():

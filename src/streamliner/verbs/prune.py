@@ -112,12 +112,12 @@ def _check_loop(settings: SearchSettings, healing: HealSettings | None, prune_se
     if prune_settings.fold_every is None:
         return
     if healing is None or healing.fold is None:
-        raise HealingError("--fold-every has no effect without --fold.", "Add --fold refit, or leave it out.")
+        raise HealingError("--fold-every has no effect without --fold.", "Add --fold refit, or leave out --fold-every.")
     if settings.objective != "loss":
-        found = "With --fold-every a search would compare with the repaired model, not with the dense one."
+        found = "With --fold-every, --objective kl would compare with the repaired model, not the dense one."
         raise MethodError(found, "Leave out --objective kl or --fold-every.")
     if "start" in settings.method_settings:
-        found = "A start for the search has all blocks, and with --fold-every they are searched a few at a time."
+        found = "--set start names all blocks at once, but --fold-every chooses a few blocks at a time."
         raise MethodError(found, "Leave out --set start or --fold-every.")
 
 
