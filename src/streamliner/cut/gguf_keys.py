@@ -56,7 +56,7 @@ def cut_keys(header: Header, removal: Removal) -> dict[str, Any]:
     architecture, before, after = header.architecture, removal.num_blocks, len(removal.kept)
     for size in SIZES.get(architecture, ()):
         if size in (before, after):
-            found = f"llama.cpp computes a {architecture} of {size} blocks in another way than one of another number"
+            found = f"llama.cpp computes a {architecture} of {size} blocks differently than one of more or fewer"
             raise UnsupportedModelError(f"{found}, and no key of the file says how.", "Write a folder: -o NAME")
     result: dict[str, Any] = {f"{architecture}.block_count": after}
     total = header.own("block_count")  # with those for multi-token prediction after the last one

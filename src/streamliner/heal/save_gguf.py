@@ -67,7 +67,7 @@ def check_gguf_healing(file: Path, settings: HealSettings) -> None:
     """Raise HealingError, before any work, if healed weights cannot be written as such a file."""
     architecture = read_header(file).architecture
     if settings.network not in ("block", "none"):
-        found = f"A GGUF file can hold only stock blocks, not the network {settings.network}."
+        found = f"A GGUF file holds only stock blocks, not the network {settings.network}."
         raise HealingError(found, "Choose --network block or none, or write a folder.")
     if architecture not in INVERSES and has_own_gguf_conversion(architecture):
         raise HealingError(
@@ -96,7 +96,7 @@ def store_weights(graft: Graft, file: Path) -> StoredWeights:
 
     architecture, model = read_header(file).architecture, cut_model(graft.blocks.model, graft.removed)
     if graft.networks:
-        raise HealingError("A GGUF file can hold only stock blocks.", "Choose --network block or none, or write a folder.")
+        raise HealingError("A GGUF file holds only stock blocks.", "Choose --network block or none, or write a folder.")
     tensors, data, values = model.state_dict(), {}, dict[str, Tensor]()
     types, in_float16, largest = dict[str, int](), list[str](), 0.0
     for name, inner, kind, there in _tensors(file, model):

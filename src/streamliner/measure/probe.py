@@ -120,7 +120,7 @@ class Probe:
         return self.losses([key])[key]
 
     def text_loss(self, removed: Iterable[int] = ()) -> Loss:
-        """Cross-entropy of the next token without `removed`, with any objective; the journal keeps only the objective."""
+        """Cross-entropy of the next token without `removed`, with any objective. Not journaled with another one."""
         key = check_indices(removed, self.num_blocks)
         return self._found([key], range(self.num_windows), "loss")[key]
 
