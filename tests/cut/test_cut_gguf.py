@@ -295,7 +295,7 @@ def test_blocks_for_multi_token_prediction_are_left_out(structure, tmp_path):
     at = read_header(path).entries["llama.block_count"].end - 4
     damaged(path, lambda content: content.__setitem__(at, 13))
     prepared = prepare_gguf([path], structure, REMOVED)
-    assert prepared.left_out == ("blk.12 (multi-token prediction, trained behind all blocks)",)
+    assert prepared.left_out == ("blk.12 (multi-token prediction, trained after all blocks)",)
     write_cut(prepared, tmp_path / "b.gguf")
     found = read_header(tmp_path / "b.gguf")
     assert (found.own("block_count"), found.own("nextn_predict_layers")) == (9, 0)

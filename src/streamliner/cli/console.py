@@ -14,7 +14,7 @@ from streamliner.format import Table
 console = Console(highlight=False)
 error_console = Console(stderr=True, highlight=False)
 KEPT = {
-    **dict.fromkeys(("search", "prune", "heal"), "Done work is kept in the run folder: the same command continues."),
+    **dict.fromkeys(("search", "prune", "heal"), "Finished work is in the run folder: the same command continues."),
     "evaluate": "Finished texts and tasks are kept: the same command continues.",
 }
 """What is kept after Ctrl-C, by verb."""

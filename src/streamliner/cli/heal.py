@@ -86,7 +86,7 @@ def print_healed(result: dict[str, Any]) -> None:
         print_line(stored_note(stored))
     print_verification(result["verification"], "the healed model in memory")
     print_line(f"Written to {result['output']}")
-    print_line(f"Judge it on other text: streamliner evaluate {result['output']} --dense MODEL --perplexity SOURCE")
+    print_line(f"Measure it on other text: streamliner evaluate {result['output']} --dense MODEL --perplexity SOURCE")
 
 
 def stored_note(stored: dict[str, Any]) -> str:

@@ -39,14 +39,14 @@ def verify(given: Given) -> None:
         if faults:
             print_line(f"{counted(len(faults), 'fault')} in {cut}")
             for each in faults:
-                print_line(f"- {each['where']}: {each['what']} --mend: {each['mend'] or 'cannot be mended.'}")
+                print_line(f"- {each['where']}: {each['what']} {_remedy(each['mend'])}")
             beyond = sum(not each["mend"] for each in faults)
             if mended:
                 print_line(f"A copy without them: {mended}")
             elif not beyond:
                 print_line("Add --mend -o OUT for a copy without them.")
             elif settings.dense is None:
-                print_line(f"{beyond} cannot be mended from these files alone. With --dense MODEL more can be.")
+                print_line(f"{beyond} cannot be mended with these files alone. With --dense MODEL, --mend can do more.")
             return
         if result["unchecked"]:
             print_line(f"Not checked whether all tensors are there: {result['unchecked']}")
@@ -60,3 +60,8 @@ def verify(given: Given) -> None:
     given.show(result, mended or cut, table)
     if faults and not mended:
         sys.exit(1)
+
+
+def _remedy(mend: str) -> str:
+    """What `--mend` does about a fault; it can do nothing if `mend` is empty."""
+    return f"--mend {mend}" if mend else "This cannot be mended."

@@ -106,7 +106,7 @@ def prepare_checkpoint(
     for change in changes:
         _fold(tensors, change, prefix)
     extra = extra_blocks(file_of, prefix, len(structure))
-    left_out = tuple(f"{name} (multi-token prediction, trained behind all blocks)" for name in extra)
+    left_out = tuple(f"{name} (multi-token prediction, trained after all blocks)" for name in extra)
     known, metadata = [file.path.name for file in files], _index_metadata(files, structure, removed)
     return in_shards(folder, configs, tensors, known, metadata, max_shard_bytes, left_out)
 

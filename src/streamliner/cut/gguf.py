@@ -185,7 +185,7 @@ def _kept_tensors(
     if extra not in (0, header.own("nextn_predict_layers")) or seen != set(range(count + extra)):
         found = f"{len(seen)} blocks, its block_count is {total}, and the model has {count}"
         raise UnsupportedModelError(f"The tensors of the GGUF file are in {found}.", FOLDER_HINT)
-    left_out = (f"blk.{index} (multi-token prediction, trained behind all blocks)" for index in range(count, total))
+    left_out = (f"blk.{index} (multi-token prediction, trained after all blocks)" for index in range(count, total))
     return tuple(kept), tuple(left_out)
 
 
