@@ -25,8 +25,8 @@ HEAD = """# Settings
 
 `python docs/make_reference.py` makes this page from the code. A setting has one name: `--num-samples` on the command
 line is the key `num_samples` in a `--config` file and the keyword `num_samples` in Python. [Command line](../cli.md)
-explains how the settings work together. `prune` also takes the settings of `search` and `heal`. Every verb that reads a model
-also takes those under [any model](#any-model).
+explains how the settings work together. `prune` also takes the settings of `search` and `heal`. Every verb that reads a
+model also takes those under [any model](#any-model).
 """
 
 
