@@ -30,7 +30,7 @@ def broken(tmp_path):
 def test_faults_are_shown_and_mended(capsys, broken, tmp_path):
     out = run(capsys, "verify", broken, status=1)[0]
     assert "2 faults in" in out
-    assert "3, 7 of 0 to 11 are not there" in out
+    assert "are missing: 3, 7 of 0 to 11" in out
     assert "Add --mend -o OUT" in out
     mended = tmp_path / "mended"
     assert f"A copy without them: {mended}" in run(capsys, "verify", broken, "--mend", "-o", mended)[0]
@@ -61,7 +61,7 @@ def test_what_cannot_be_mended_writes_nothing(capsys, broken, tmp_path):
 def test_a_wrong_call_says_what_to_type(capsys, broken, tmp_path):
     assert "Add -o OUT" in run(capsys, "verify", broken, "--mend", status=2)[1]
     assert "Add --mend" in run(capsys, "verify", broken, "-o", tmp_path / "x", status=2)[1]
-    assert "is a folder, so" in run(capsys, "verify", broken, "--mend", "-o", tmp_path / "x.gguf", status=2)[1]
+    assert "must be a folder, but" in run(capsys, "verify", broken, "--mend", "-o", tmp_path / "x.gguf", status=2)[1]
     assert "There is no folder or file" in run(capsys, "verify", tmp_path / "none", status=2)[1]
 
 

@@ -80,7 +80,7 @@ def test_prune_links_and_packs_as_cut_does(capsys, sharded, tmp_path):
     run(capsys, *command, "-o", tmp_path / "packed", "--max-shard-size", "100MB", "--quiet")
     assert [file.name for file in (tmp_path / "packed").glob("*.safetensors")] == ["model.safetensors"]
     healed = run(capsys, *command, "-o", tmp_path / "healed", "--fold", "auto", "--link", status=2)[1]
-    assert "--link is for files that are cut" in healed
+    assert "--link does not work with --heal or --fold" in healed
 
 
 def test_links_that_cannot_be_made_are_said(capsys, sharded, tmp_path, monkeypatch):

@@ -239,7 +239,7 @@ def test_assumed_patterns_are_those_of_transformers(family):
 
 def test_a_file_that_looks_cut_and_assumes_a_pattern_is_noted():
     assert "no published gemma3 has 15 blocks" in pattern_note(header("gemma3", 15, **WINDOW))
-    assert "The last of each 2 " in pattern_note(header("gpt-oss", 20, **WINDOW))
+    assert "the last of each 2 " in pattern_note(header("gpt-oss", 20, **WINDOW))
     named = header("gemma3", 12, **WINDOW)
     ours = Header("gemma3", named.keys | {GGUF_MARK: "{}"}, ())
     for right in (

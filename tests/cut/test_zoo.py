@@ -235,7 +235,7 @@ def test_minimax_without_the_buffers_that_depend_on_depth_is_refused(tmp_path):
     kept = {name: tensor for name, tensor in tensors.items() if "slope_rate" not in name}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "cut").mkdir()
-    with pytest.raises(UnsupportedModelError, match="slope_rate, but that is missing"):
+    with pytest.raises(UnsupportedModelError, match="slope_rate would have to change, but it is missing"):
         cut_checkpoint(tmp_path, tmp_path / "cut", Structure.of(model), (0,))
 
 

@@ -97,7 +97,7 @@ def test_speed():
     """Ten seconds, half a second for each of twelve blocks: 1.25x saves two seconds, so four blocks."""
     assert speed_target("", 1.25, 10, 0.5, SLEB, 12).blocks == 4
     assert speed_target("", 1.26, 10, 0.5, SLEB, 12).blocks == 5
-    with pytest.raises(RemovalError, match=r"it is 2.00x here, as 40% of the time is spent outside the blocks"):
+    with pytest.raises(RemovalError, match=r"it is 2.00x here, because 40% of the time is spent outside the blocks"):
         speed_target("", 2.1, 10, 0.5, SLEB, 12)
 
 
