@@ -211,11 +211,11 @@ def test_prune_with_a_fold_writes_a_file_and_continues(capsys, files, tmp_path):
     ("arguments", "message"),
     [
         (["heal", "CUT", "-o", "healed"], "Write -o NAME.gguf"),
-        (["heal", "CUT", "-o", "OUT", "--network", "swiglu"], "no network swiglu"),
+        (["heal", "CUT", "-o", "OUT", "--network", "swiglu"], "not the network swiglu"),
         (["heal", "FOLDER", "-o", "OUT"], "nothing is converted here"),
         (["heal", "CUT", "-o", "CUT", "--overwrite"], "is the model itself"),
         (["heal", "DENSE", "-o", "OUT"], "has no plan in it"),
-        (["prune", "DENSE", "-o", "OUT", "--remove", "1", "--heal", "--network", "ffn"], "no network ffn"),
+        (["prune", "DENSE", "-o", "OUT", "--remove", "1", "--heal", "--network", "ffn"], "not the network ffn"),
     ],
 )
 def test_what_cannot_be_is_said_before_any_work(capsys, files, tmp_path, arguments, message):
