@@ -18,7 +18,8 @@ from streamliner.settings import EvaluateSettings, ModelSettings
 def evaluate(given: Given) -> None:
     """Measure perplexity and tasks, all models on the same windows and questions, and compare them with the dense one.
 
-    Every result is cached at once: a stopped evaluation continues, and a dense model is measured once.
+    Every result is cached at once: a stopped evaluation continues, and a dense model is measured once. Ctrl-C shows
+    what was measured, drafts and samples too.
     """
     from streamliner.runs.ranks import check_alone
     from streamliner.verbs.evaluate import evaluate as run_evaluate
@@ -27,3 +28,5 @@ def evaluate(given: Given) -> None:
     settings = given.settings(EvaluateSettings)
     result = run_evaluate(given.argument(MODELS), settings, given.settings(ModelSettings))
     given.show(result.to_json(), settings.output, lambda: print_tables(result.tables()))
+    if result.stopped:
+        given.stopped("Stopped before all was measured.", settings.output)
