@@ -1,10 +1,12 @@
-"""A search of a model that is larger than the memory it may use: its weights stay on disk, a block at a time is loaded.
+"""A model that is larger than the memory it may use: its weights stay on disk, a block at a time is loaded.
 
     python benchmarks/offload.py --limit cgroup      needs a writable memory cgroup (version 1 or 2)
     python benchmarks/offload.py --limit rlimit      RLIMIT_DATA: private memory, without mapped files
+    python benchmarks/offload.py --heal lm           heals it with this loss, and once more in memory without a limit
 
-Makes a synthetic Llama-shaped checkpoint in float32, at least three times the limit, searches it with SLEB under the
-limit, and compares the bytes of weights that were read with their size times the rounds. The last line is JSON.
+Makes a synthetic Llama-shaped checkpoint in float32, at least three times the limit. Either searches it with SLEB under
+the limit, and compares the bytes of weights that were read with their size times the rounds; or cuts two blocks, and
+compares the losses of healing under the limit with those in memory. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 GROUP = Path("/sys/fs/cgroup")
 
@@ -92,6 +95,80 @@ def child(asked: argparse.Namespace) -> None:
     print(json.dumps(result))
 
 
+def command(*arguments: str) -> None:
+    """A verb of streamliner in this process."""
+    from streamliner.cli import main as streamliner
+
+    try:
+        streamliner([*arguments])
+    except SystemExit as stop:
+        if stop.code:
+            raise
+
+
+def child_heal(asked: argparse.Namespace) -> None:
+    """A healing by the command line, under the limit and offloaded, or as it is."""
+    folder, limited = Path(asked.child), asked.limit != "none"
+    if asked.limit == "rlimit":
+        resource.setrlimit(resource.RLIMIT_DATA, (asked.bytes, asked.bytes))
+    out = folder / f"healed-{asked.limit}"
+    arguments = ["heal", str(folder / "cut"), "--dense", str(folder / "dense"), "-o", str(out), "--loss", asked.heal]
+    arguments += ["--steps", str(asked.steps), "--global-batch-size", str(asked.windows), "--micro-batch"]
+    arguments += [str(asked.windows), "--sequence-length", str(asked.tokens), "--validation-windows"]
+    arguments += [str(asked.windows), "--validations", "1", "--device", "cpu", "--no-verify", "-q"]
+    start = time.perf_counter()
+    command(*arguments, *(["--offload", "disk"] if limited else ["--gradient-checkpointing"]))
+    rows = [json.loads(line) for line in (folder / f"{out.name}.run" / "history.jsonl").open()]
+    result = {
+        "losses": [row[key] for row in rows for key in ("loss", "validation") if row.get(key) is not None],
+        "seconds": time.perf_counter() - start,
+        "peak_resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    print(json.dumps(result))
+
+
+def run_child(folder: Path, group: Path | None, *more: str) -> dict[str, Any]:
+    """This script once more, in the cgroup if there is one; what it printed last, and the peak of the cgroup."""
+    procs = None if group is None else group / "cgroup.procs"
+    process = subprocess.run(
+        [sys.executable, __file__, "--child", str(folder), *sys.argv[1:], *more],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=None if procs is None else lambda: procs.write_text(str(os.getpid())),
+    )
+    if process.returncode:
+        raise SystemExit(f"it failed under the limit: exit status {process.returncode}")
+    found: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    if group is not None:
+        peak = group / ("memory.max_usage_in_bytes" if (GROUP / "memory").is_dir() else "memory.peak")
+        found["peak_of_cgroup"] = int(peak.read_text())
+    return found
+
+
+def of_search(folder: Path, group: Path | None, total: int, asked: argparse.Namespace) -> dict[str, Any]:
+    """What a search read, in reads of all blocks per round."""
+    found = run_child(folder, group)
+    of_blocks = total - 2 * 1024 * asked.hidden * 4 - asked.hidden * 4
+    read = found["bytes_read"] - found["bytes_read_for_dense_and_check"]
+    return found | {"window_groups": 1, "reads_per_round": read / of_blocks / asked.remove}
+
+
+def of_healing(folder: Path, group: Path | None, asked: argparse.Namespace) -> dict[str, Any]:
+    """The losses of healing under the limit beside those in memory, without its two middle blocks."""
+    dense = folder / "dense"
+    dense.mkdir()
+    for file in [file for file in folder.iterdir() if file != dense]:
+        file.rename(dense / file.name)
+    for file in (Path(__file__).parent.parent / "tests" / "fixtures" / "tiny-llama").glob("token*"):
+        shutil.copy(file, dense)  # it has as many words
+    blocks = ",".join(str(asked.blocks // 2 + number) for number in range(2))
+    command("cut", str(dense), "--blocks", blocks, "-o", str(folder / "cut"), "--no-verify", "-q")
+    limited, free = run_child(folder, group), run_child(folder, None, "--limit", "none")
+    pairs = zip(limited["losses"], free["losses"], strict=True)
+    worst = max(abs(a - b) / abs(b) for a, b in pairs)
+    return {"limited": limited, "in_memory": free, "worst_relative_difference": worst}
+
+
 def enter_cgroup(limit: int) -> Path:
     """A memory cgroup with this limit."""
     first = GROUP / "memory" / "streamliner-benchmark"
@@ -103,7 +180,11 @@ def enter_cgroup(limit: int) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--limit", choices=("cgroup", "rlimit"), default="cgroup")
+    parser.add_argument("--limit", choices=("cgroup", "rlimit", "none"), default="cgroup")
+    parser.add_argument(
+        "--heal", metavar="LOSS", help="heal with this loss; the trained block takes six times its size"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="of healing")
     parser.add_argument("--bytes", type=int, default=2_000_000_000)
     parser.add_argument("--blocks", type=int, default=24)
     parser.add_argument("--hidden", type=int, default=2048)
@@ -115,38 +196,16 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
-        child(asked)
+        (child_heal if asked.heal else child)(asked)
         return
     folder = Path(tempfile.mkdtemp(dir=asked.folder))
     group = enter_cgroup(asked.bytes) if asked.limit == "cgroup" else None
     try:
         total = make_checkpoint(folder, asked.blocks, asked.hidden)
         print(f"{total / 1e9:.2f} GB of weights, {asked.bytes / 1e9:.2f} GB of memory ({asked.limit})", flush=True)
-        procs = None if group is None else group / "cgroup.procs"
-        process = subprocess.run(
-            [sys.executable, __file__, "--child", str(folder), *sys.argv[1:]],
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=None if procs is None else lambda: procs.write_text(str(os.getpid())),
-        )
-        if process.returncode:
-            raise SystemExit(f"the search failed under the limit: exit status {process.returncode}")
-        found = json.loads(process.stdout.splitlines()[-1])
-        embeddings = 2 * 1024 * asked.hidden * 4
-        of_blocks = total - embeddings - asked.hidden * 4
-        dense = found["bytes_read_for_dense_and_check"]
-        if group is not None:
-            peak = group / ("memory.max_usage_in_bytes" if (GROUP / "memory").is_dir() else "memory.peak")
-            found["peak_of_cgroup"] = int(peak.read_text())
-        result = found | {
-            "limit": asked.limit,
-            "limit_bytes": asked.bytes,
-            "bytes_of_weights": total,
-            "weights_over_limit": total / asked.bytes,
-            "window_groups": 1,
-            "reads_per_round": (found["bytes_read"] - dense) / of_blocks / asked.remove,
-        }
-        print(json.dumps(result))
+        found = of_healing(folder, group, asked) if asked.heal else of_search(folder, group, total, asked)
+        size = {"bytes_of_weights": total, "weights_over_limit": total / asked.bytes}
+        print(json.dumps(found | {"limit": asked.limit, "limit_bytes": asked.bytes} | size))
     finally:
         shutil.rmtree(folder)
         if group is not None:

@@ -1,6 +1,4 @@
-"""Every setting, named once: a frozen dataclass for each verb, and one for how a model is loaded.
-
-Those of healing are in `heal_settings.py`.
+"""Every setting but those of healing, named once: a frozen dataclass for each verb, and one for loading a model.
 
 The fields become the flags of `streamliner VERB`, the keys of a `--config` file and the keywords of `streamliner.VERB`
 in Python (see `fields.py`). Defaults are the papers' where they have any.
@@ -18,8 +16,7 @@ from streamliner.types import ModelLike, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 EFFORTS = ("exact", "adaptive")
-OBJECTIVES = ("loss", "kl")
-"""What a search minimises: the loss on text, or the divergence from the dense model."""
+OBJECTIVES = ("loss", "kl")  # on text, and the divergence from the dense model
 BENCHMARK_KINDS = ("prompt", "generation")
 """The kinds of work that a benchmark times: keys of its JSON file."""
 ENGINES = ("transformers", "vllm", "llama.cpp")
@@ -213,7 +210,7 @@ class EvaluateSettings:
     draft_prompts: int = flag(16, "Prompts to measure a draft on", minimum=1)
     draft_tokens: int = flag(64, "Tokens after each of these prompts", minimum=4)
     samples: int = flag(0, "Number of prompts to continue and print", minimum=0)
-    batch_size: int = flag(1, "Questions in one forward (tasks)", minimum=1)
+    batch_size: int | str = flag(1, "Options in one forward of tasks; auto: what fits", metavar="N|auto")
     cache: bool = flag(True, "Reuse cached results")
     output: str | Path | None = flag(None, RESULT, "--output", "-o", metavar="FILE")
     overwrite: bool = flag(False, OVERWRITE)
@@ -222,6 +219,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         """Raise EvaluationError for a setting that has no effect: the user wanted something measured."""
         check_values(self)
+        _ = self.options_at_once  # raises if it is none
         for needed, given, dependent in (
             ("perplexity", self.texts, ("sequence_length", "stride", "num_samples")),
             ("tasks", self.task_names, ("tasks_path", "limit", "num_fewshot", "apply_chat_template", "batch_size")),
@@ -242,6 +240,11 @@ class EvaluateSettings:
     def task_names(self) -> tuple[str, ...]:
         """Names of lm-eval's tasks."""
         return names(self.tasks)
+
+    @property
+    def options_at_once(self) -> int | str:
+        """`batch_size` as a number, or "auto"."""
+        return "auto" if self.batch_size == "auto" else number(self.batch_size, "--batch-size", "sequences")
 
 
 @dataclass(frozen=True)

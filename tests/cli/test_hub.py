@@ -109,6 +109,23 @@ def test_a_file_is_uploaded_with_its_plan_and_a_card(capsys, hub, tmp_path):
     assert 'gguf_file="small.gguf"' in card.content
 
 
+def test_what_was_healed_is_uploaded(capsys, hub, tmp_path):
+    """By `prune --heal` and by `heal`, with the figures of the healing in the card."""
+    size = ("--sequence-length", "32", "--steps", "1", "--global-batch-size", "2", "--validation-windows", "2")
+    search = ("--method", "streamline", "--remove", "2", "--num-samples", "2", "--heal")
+    out, _ = run(capsys, "prune", TINY, *search, *size, "-o", "hub:me/pruned")
+    assert "Uploaded to https://huggingface.co/me/pruned" in out
+    run(capsys, *CUT, "-o", "cut")
+    run(capsys, "heal", "cut", "--dense", TINY, *size, "-o", "healed", "--push-to-hub", "me/healed", "--no-verify")
+    for name, folder in (("me/pruned", "pruned"), ("me/healed", "healed")):
+        files = hub.repositories[name]
+        assert files["model.safetensors"] == (tmp_path / folder / "model.safetensors").read_bytes()
+        assert json.loads(files["streamliner.json"])["healing"]["training"]["steps"] == 1
+        assert "## Healing" in card_of(files).content
+        assert f'from_pretrained("{name}")' in card_of(files).content
+        assert not any("history" in file or ".run" in file for file in files)
+
+
 def test_a_card_without_a_licence_is_said(capsys, hub):
     assert "names no licence" in run(capsys, *CUT, "-o", "small", "--push-to-hub", "me/small")[0]
     assert card_of(hub.repositories["me/small"]).data.license is None

@@ -11,11 +11,13 @@ import torch
 from command import run
 from places import TINY
 from streamliner.cut.memory import cut_model
+from streamliner.errors import Interrupted
 from streamliner.evaluate.draft import measure_draft, tokens_per_verification, write_texts
 from streamliner.evaluate.samples import PROMPT_TOKENS, spread_prompts
 from streamliner.model.session import Session
 from streamliner.runs.reporter import Reporter
 from streamliner.text.windows import text_windows
+from streamliner.verbs import evaluate as verb
 
 
 def measured(parent, draft, prompts, new_tokens):
@@ -99,3 +101,43 @@ def test_draft_on_the_command_line(capsys, tmp_path):
     assert draft["model"] == str(tmp_path / "cut")
     assert 0 < draft["greedy"]["acceptance_rate"] <= 1
     assert 1 < draft["sampled"]["tokens_per_verification"]["4"] <= 5
+
+
+@pytest.mark.parametrize(("stops_at", "drafts", "samples"), [("a draft", 1, 2), ("samples", 1, 1), ("the first", 0, 0)])
+def test_ctrl_c_keeps_what_was_measured(capsys, tmp_path, monkeypatch, stops_at, drafts, samples):
+    """In the draft of the third of three models, in the samples of the second, and before anything was measured."""
+    calls = []
+
+    def stopping(name, call):
+        original = getattr(verb, name)
+
+        def replaced(*arguments, **keywords):
+            calls.append(name)
+            if calls.count(name) == call:
+                raise Interrupted("Stopped.")
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(verb, name, replaced)
+
+    stopping(
+        *{"a draft": ("measure_draft", 2), "samples": ("continuations", 2), "the first": ("evaluate_model", 1)}[
+            stops_at
+        ]
+    )
+    for block in ("4", "5"):
+        run(capsys, "cut", TINY, "--blocks", block, "-o", tmp_path / block, "--no-verify", "-q")
+    size = ["--draft-prompts", "2", "--draft-tokens", "8", "--samples", "1", "--perplexity", "python-docs:test"]
+    size += ["--num-samples", "1", "--sequence-length", "32", "-o", tmp_path / "result.json"]
+    arguments = ["evaluate", tmp_path / "4", tmp_path / "5", "--dense", TINY, "--as-draft-for", TINY, *size]
+    out, err = run(capsys, *arguments, status=130)
+    if stops_at == "the first":
+        assert "the same command continues" in err
+        assert not (tmp_path / "result.json").exists()
+        return
+    assert "Stopped before all was measured." in err
+    assert f"The results so far are above and in {tmp_path / 'result.json'}." in err
+    assert "perplexity" in out
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["stopped"]
+    assert len(found["drafts"]) == drafts
+    assert [len(sample["continuations"]) for sample in found["samples"]] == [samples]

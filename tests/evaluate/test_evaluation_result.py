@@ -67,7 +67,7 @@ def test_json_has_the_keys_of_results_that_exist(result):
     written = json.loads((ROOT / "docs" / "gemma-3-270m" / "evaluation.json").read_text())
     expected = {key: item for key, item in written.items() if key not in ENVIRONMENT}
     found = json.loads(json.dumps(result.to_json()))
-    assert list(found) == list(expected)
+    assert [key for key in found if key in expected] == list(expected)
     assert without_new_keys(shape(found), shape(expected)) == shape(expected)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -122,3 +123,30 @@ def test_ctrl_c_while_questions_load_is_not_taken_for_a_missing_network(tasks, m
 def test_mistakes(capsys, tasks, monkeypatch, arguments, message):
     monkeypatch.chdir(tasks.parent)
     assert message in run(capsys, "evaluate", TINY, *arguments, status=2)[1]
+
+
+@pytest.mark.parametrize("on_cpu", [8, "auto"])
+def test_as_many_options_at_once_as_fit(capsys, monkeypatch, tasks, on_cpu):
+    """lm-eval tries how many fit, for a GPU; here the CPU stands for one. What it prints is not part of the result."""
+    from lm_eval.models.huggingface import HFLM
+
+    arguments = ["evaluate", TINY, "--tasks", "topics", "--tasks-path", tasks, "--no-cache", "--json", "--batch-size"]
+    one = json.loads(run(capsys, *arguments, "1")[0])
+    sizes = []
+    original = HFLM._model_call
+    monkeypatch.setattr(
+        HFLM,
+        "_model_call",
+        lambda lm, inputs, *more, **keywords: sizes.append(len(inputs)) or original(lm, inputs, *more, **keywords),
+    )
+    monkeypatch.setattr(sys.modules[Harness.__module__], "ON_CPU", on_cpu)  # `streamliner.evaluate` is a function
+    out, _ = run(capsys, *arguments, "auto")
+    assert max(sizes) == (8 if on_cpu == 8 else 64)
+    together = json.loads(out)
+    assert together["settings"]["batch_size"] == "auto"
+    scores = [
+        [each["scores"] for each in found["models"][0]["tasks"]["topics"]["answers"]] for found in (one, together)
+    ]
+    assert [number for each in scores[1] for number in each] == pytest.approx(
+        [number for each in scores[0] for number in each], rel=1e-4
+    )

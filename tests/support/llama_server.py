@@ -36,7 +36,7 @@ class LlamaServer:
             "n_predict": count,
             "temperature": 0,
             "ignore_eos": True,
-            "cache_prompt": False,
+            "cache_prompt": likeliest > 0,  # a longer beginning of the same text then costs its new tokens alone
             "n_probs": likeliest,
         }
         return self.server.handle_completions(request)["choices"][0]

@@ -2,7 +2,6 @@
 
 from streamliner.cli.command import MODELS, Given, command
 from streamliner.cli.console import print_tables
-from streamliner.errors import Interrupted
 from streamliner.format import counted
 from streamliner.settings import BenchmarkSettings, ModelSettings
 
@@ -27,9 +26,4 @@ def benchmark(given: Given) -> None:
     result = run_benchmark(given.argument(MODELS), settings, given.settings(ModelSettings))
     given.show(result.to_json(), settings.output, lambda: print_tables(result.tables()))
     if result.stopped:
-        if given.json:  # which says so, and must be alone on stdout
-            raise SystemExit(Interrupted.exit_code)
-        raise Interrupted(
-            f"Stopped after {counted(result.workload.repeats, 'round')}.",
-            f"The results so far are above{f' and in {settings.output}' if settings.output else ''}.",
-        )
+        given.stopped(f"Stopped after {counted(result.workload.repeats, 'round')}.", settings.output)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
@@ -104,6 +104,12 @@ class Given:
             table()
         elif path is not None:
             print(path)
+
+    def stopped(self, what: str, path: Any) -> NoReturn:
+        """End the command, whose results so far were shown, as Ctrl-C ends one."""
+        if self.json:  # which says so, and must be alone on the standard output
+            raise SystemExit(Interrupted.exit_code)
+        raise Interrupted(what, f"The results so far are above{f' and in {path}' if path else ''}.")
 
 
 Verb = Callable[[Given], None]

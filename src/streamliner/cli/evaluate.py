@@ -19,7 +19,8 @@ def evaluate(given: Given) -> None:
     """Measure perplexity and tasks of models, and compare them with the dense model.
 
     All models get the same windows and questions. Every result is cached at once, so the same command continues a
-    stopped evaluation, and a dense model is measured only once.
+    stopped evaluation, and a dense model is measured only once. After Ctrl-C the table has what was measured, also
+    drafts and samples.
     """
     from streamliner.runs.ranks import check_alone
     from streamliner.verbs.evaluate import evaluate as run_evaluate
@@ -28,3 +29,5 @@ def evaluate(given: Given) -> None:
     settings = given.settings(EvaluateSettings)
     result = run_evaluate(given.argument(MODELS), settings, given.settings(ModelSettings))
     given.show(result.to_json(), settings.output, lambda: print_tables(result.tables()))
+    if result.stopped:
+        given.stopped("Stopped before all was measured.", settings.output)

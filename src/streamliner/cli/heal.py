@@ -17,7 +17,6 @@ CUT = Argument("cut", "Folder or GGUF file that streamliner cut", "CUT")
     CUT,
     OUT,
     examples=("heal small --loss kd --data my.jsonl --tokens 2M -o healed", "heal small --fold refit -o folded"),
-    without=("offload",),
     recipes=True,
     Heal=HealSettings,
     Hub=HubSettings,

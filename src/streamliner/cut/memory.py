@@ -14,12 +14,22 @@ from streamliner.errors import UnsupportedModelError
 from streamliner.model.devices import is_spread, spread_as
 from streamliner.model.precision import quantised_by
 from streamliner.model.shell import fill_shell, scales_weights_by_block
-from streamliner.model.stack import check_indices
+from streamliner.model.stack import check_indices, find_stack
 from streamliner.types import PreTrainedModel
 
 
-def cut_model(model: PreTrainedModel, removed: tuple[int, ...] | list[int]) -> PreTrainedModel:
+def kept_names(model: PreTrainedModel, removed: tuple[int, ...]) -> dict[str, str]:
+    """New name -> old name of the saved tensors that stay when blocks are removed."""
+    stack = find_stack(model)
+    return renamed_tensors(model.state_dict(), stack.path, Removal.of(removed, len(stack)), {})
+
+
+def cut_model(
+    model: PreTrainedModel, removed: tuple[int, ...] | list[int], *, without_weights: bool = False
+) -> PreTrainedModel:
     """A new model without the blocks `removed`. It shares the kept tensors with `model`, which stays as it is.
+
+    With `without_weights`, tensors that wait on the disk or on another device are on the meta device in it.
 
     A RemovalError if the blocks do not exist, an UnsupportedModelError if the cut model would not be the dense model
     with the blocks bypassed.
@@ -38,6 +48,9 @@ def cut_model(model: PreTrainedModel, removed: tuple[int, ...] | list[int]) -> P
         )
     # Rename, slice, fold: as for a checkpoint on disk (`checkpoint.py`).
     path, removal, dense = structure.stack.path, Removal.of(removed, len(structure)), model.state_dict()
+    if not without_weights and any(tensor.is_meta for tensor in dense.values()):
+        found = "Some weights of this model are not in memory (they are loaded when needed)."
+        raise UnsupportedModelError(found, "Cut its checkpoint: streamliner cut FOLDER --blocks 3,7 -o OUT")
     tensors: dict[str, Tensor | None] = {}
     for name, old_name in renamed_tensors(dense, path, removal, {}).items():
         axis = block_axis(name)
@@ -46,6 +59,6 @@ def cut_model(model: PreTrainedModel, removed: tuple[int, ...] | list[int]) -> P
         tensors |= change.apply(tensors, path)
     kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     cut = fill_shell(structure.cut_shell(removed), kept, model, path)
-    if is_spread(model):
+    if is_spread(model) and not without_weights:
         cut = spread_as(cut, model, path, removal.kept)
     return cut  # type: ignore[return-value]

@@ -33,6 +33,7 @@ class Evaluation(Tables):
         compared: the others compared with the dense one; empty if nobody said which one is dense.
         drafts: the models measured as drafts, if a parent was given.
         samples: continuations of the same prompts by all models.
+        stopped: whether Ctrl-C ended it early: the last models may have no draft and no samples, or not be there.
     """
 
     settings: dict[str, Any]
@@ -41,6 +42,7 @@ class Evaluation(Tables):
     compared: tuple[Comparison, ...] = ()
     drafts: tuple[Draft, ...] = ()
     samples: tuple[Sample, ...] = ()
+    stopped: bool = False
 
     def to_json(self) -> dict[str, object]:
         """As a JSON value: what `streamliner evaluate` writes."""
@@ -52,6 +54,7 @@ class Evaluation(Tables):
             "compared": [comparison.to_json() for comparison in self.compared],
             "drafts": [asdict(draft) for draft in self.drafts],
             "samples": [asdict(sample) for sample in self.samples],
+            "stopped": self.stopped,
         }
 
     def tables(self) -> list[Table]:
@@ -65,7 +68,7 @@ class Evaluation(Tables):
         if self.drafts:
             tables.append(_draft_table(self.drafts))
         for place, sample in enumerate(self.samples, 1):
-            texts = zip(short, sample.continuations, strict=True)
+            texts = zip(short, sample.continuations, strict=not self.stopped)
             tables.append(Table([("", f"sample {place}"), ("prompt", sample.prompt), *texts]))
         return tables
 
@@ -118,4 +121,6 @@ def _draft_table(drafts: Sequence[Draft]) -> Table:
 
 def recorded_settings(settings: EvaluateSettings) -> dict[str, Any]:
     """What a result says about its settings, under the names that its schema has."""
-    return {key: getattr(settings, RENAMED.get(key, key)) for key in RECORDED}
+    return {key: getattr(settings, RENAMED.get(key, key)) for key in RECORDED} | {
+        "batch_size": settings.options_at_once
+    }

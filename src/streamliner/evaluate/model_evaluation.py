@@ -65,10 +65,10 @@ def evaluate_model(
         # Perplexities depend on token ids alone; answers also on the tokenizer and on how the model generates.
         generation = config_values(getattr(blocks.model, "generation_config", None))
         chat = settings.apply_chat_template and tokenizer.chat_template
-        key = [*key, settings.batch_size, tokenizer_hash(tokenizer), chat, generation, version("lm_eval")]
+        key = [*key, settings.options_at_once, tokenizer_hash(tokenizer), chat, generation, version("lm_eval")]
         for task in inputs.tasks:
             entry = CacheEntry(settings.cache, "task", key, task.sha256, task.num_fewshot)
-            answer = partial(inputs.harness.run, batch_size=settings.batch_size, chat=bool(chat))
+            answer = partial(inputs.harness.run, batch_size=settings.options_at_once, chat=bool(chat))
             run = partial(answer, task, blocks.model, tokenizer)
             tasks[task.name] = TaskResult.from_json(_measured(entry, f"{name}: {task.name}", run, reporter))
     return ModelEvaluation(description, identity["weights"], dtype, tuple(texts), tasks)

@@ -1,9 +1,11 @@
 """Tasks of lm-eval: accuracy, and the model's answer to each question."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from typing import Any, Self
 from streamliner.errors import EvaluationError, MissingExtraError, did_you_mean, first_line
 from streamliner.evaluate.stability import Answer, answers, right_or_wrong
 from streamliner.model.compat import continuation_tokens, lm_eval_progress
+
+ON_CPU = 8
+"""Options in one forward on a CPU, if the user leaves it to us."""
 
 
 @dataclass(frozen=True)
@@ -114,18 +119,27 @@ class Harness:
         tokenizer: Any,
         on_progress: Callable[[int, int], None],
         *,
-        batch_size: int = 1,
+        batch_size: int | str = 1,
         chat: bool = False,
     ) -> TaskResult:
         """Let the model answer; `on_progress` is called with the numbers of lm-eval's requests done and of all.
 
-        With `chat`, each question and its examples are a conversation in the tokenizer's chat template.
+        Args:
+            task: one that `find` returned.
+            model, tokenizer: of transformers.
+            on_progress: see above.
+            batch_size: options in one forward. "auto": as many as a GPU has memory for, which lm-eval finds by trying;
+                `ON_CPU` on a CPU, where more are not faster and too many are not an error but the end of the process.
+            chat: whether each question and its examples are a conversation in the tokenizer's chat template.
         """
         import lm_eval
         from lm_eval.models.huggingface import HFLM
 
+        if batch_size == "auto" and model.device.type == "cpu":
+            batch_size = ON_CPU
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        with lm_eval_progress(functools.partial(_Bar, on_progress=on_progress)):
+        # What it prints about "auto" goes to the standard error, as results go to the standard output.
+        with lm_eval_progress(functools.partial(_Bar, on_progress=on_progress)), contextlib.redirect_stdout(sys.stderr):
             found: Any = lm_eval.simple_evaluate(
                 model=lm,
                 tasks=[self._found[task.name]],  # not by name: a group may have changed it

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from streamliner.cut.memory import cut_model
+from streamliner.cut.memory import cut_model, kept_names
 from streamliner.cut.parent import plan_of
 from streamliner.cut.safetensors_file import read_checkpoint
 from streamliner.errors import HealingError, ModelError, OutputError
 from streamliner.heal.save_gguf import tensors_in_memory
+from streamliner.heal_settings import HealSettings
+from streamliner.model.devices import loaded_tensor
 from streamliner.model.mark import is_gguf, read_mark
 from streamliner.model.precision import quantised_by
 from streamliner.model.stack import find_stack, has_encoder
@@ -60,8 +62,9 @@ def check_healable(name: str, model: PreTrainedModel, config: Any, *, one_device
     """Raise HealingError if no settings can heal a dense model of this structure and config."""
     if not one_device:
         raise HealingError(
-            "Healing needs the whole model on one device.",
-            "Leave out --offload and --device auto; in Python, load the model without device_map.",
+            "Healing needs one device that computes.",
+            "Leave out --device auto; for a model that does not fit, --offload cpu or disk. In Python, load the model "
+            "without device_map.",
         )
     if has_encoder(model):
         raise HealingError(f"{name} has an encoder, so text alone cannot train its blocks.")
@@ -69,6 +72,16 @@ def check_healable(name: str, model: PreTrainedModel, config: Any, *, one_device
         raise HealingError(
             f"The weights of {name} are quantised, so they cannot be healed.",
             "Cut and heal the model that it was quantised from (a plan is for both), then quantise the result.",
+        )
+
+
+def check_offloaded(settings: HealSettings) -> None:
+    """Raise HealingError if healing with these settings would change blocks whose weights are not in memory."""
+    name = "--lora" if settings.lora else "--fold" if settings.fold else ""
+    if name:
+        raise HealingError(
+            f"{name} changes blocks all over the model, and with --offload their weights are not in memory.",
+            "Train --network block or --train-blocks N, or leave out --offload.",
         )
 
 
@@ -102,11 +115,11 @@ def _check_same_weights(
     dense: PreTrainedModel, removed: tuple[int, ...], tensors: Iterable[tuple[str, Tensor]], name: str
 ) -> None:
     """Compare some values of each tensor that the cut model has in memory too."""
-    kept = cut_model(dense, removed).state_dict()
+    kept, names = cut_model(dense, removed, without_weights=True).state_dict(), kept_names(dense, removed)
     for tensor_name, tensor in tensors:
         if tensor_name not in kept:
             continue
-        there, here = tensor.flatten(), kept[tensor_name].flatten()
+        there, here = tensor.flatten(), loaded_tensor(dense, names[tensor_name], kept[tensor_name]).flatten()
         step = max(1, len(there) // 256)
         if len(there) != len(here) or not torch.equal(here[::step].cpu(), there[::step].to(here.dtype).cpu()):
             raise ModelError(f"{name} was not cut from this dense model: {tensor_name} differs.", ANOTHER_MODEL)

@@ -6,7 +6,7 @@ run. So memory does not grow with the data.
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class Graft:
 
     Kept blocks that are trained whole are networks too: copies that start as the blocks are. Gaps are empty without
     `--network`. Blocks in `removed` are bypassed in the healed model. `head` is what runs after the last block,
-    if that is trained.
+    if that is trained. A graft that `recomputes` keeps only the inputs of blocks for gradients.
     """
 
     blocks: Blocks
@@ -39,6 +39,7 @@ class Graft:
     removed: tuple[int, ...]
     adapters: Adapters | None = None
     head: TrainedHead | None = None
+    recomputes: bool = False
 
     @property
     def kept_blocks(self) -> list[int]:
@@ -57,7 +58,13 @@ class Graft:
         """While open, the model is the healed one: removed blocks are bypassed, networks and head in their places."""
         forwards = {index: self.blocks.pass_on(index) for index in self.removed}
         forwards |= {place: self._in_place_of(place) for place in self.networks}
-        with self.blocks.substituted(forwards), self.head.in_place() if self.head else nullcontext():
+        with ExitStack() as stack:
+            stack.enter_context(self.blocks.substituted(forwards))
+            if self.recomputes:
+                ran = [index for index in range(len(self.blocks)) if index not in self.removed]
+                stack.enter_context(self.blocks.substituted({index: self.blocks.recomputed(index) for index in ran}))
+            if self.head:
+                stack.enter_context(self.head.in_place())
             yield
 
     @contextmanager
@@ -122,16 +129,19 @@ def make_graft(blocks: Blocks, removed: tuple[int, ...], settings: HealSettings)
 
     Raises HealingError if the architecture has no place for networks, or blocks that are to change share weights.
     """
-    graft = Graft(blocks, (), {}, removed)
+    graft = Graft(blocks, (), {}, removed, recomputes=settings.gradient_checkpointing or blocks.offloaded)
     if settings.network != "none" or settings.stream_losses:
         check_one_stream(blocks)
     if settings.network != "none":
         graft.gaps = find_gaps(removed, len(blocks), settings.network_depth)
-        check_not_shared(blocks, [place for gap in graft.gaps for place in gap.places], removed)
+        places = [place for gap in graft.gaps for place in gap.places]
+        check_not_shared(blocks, places, removed)
+        blocks.bring(places)
         graft.networks = make_networks(blocks, graft.gaps, settings)
     if settings.whole_blocks:
         last = graft.kept_blocks[-settings.whole_blocks :]
         check_not_shared(blocks, last, removed)
+        blocks.bring(last)
         whole = {place: copy.deepcopy(blocks.modules[place]).float().requires_grad_(True) for place in last}
         graft.networks = {**graft.networks, **whole}
     if settings.lora:

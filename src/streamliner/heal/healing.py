@@ -13,7 +13,7 @@ import torch
 from streamliner.cut.verification import sample_tokens
 from streamliner.errors import HealingError, MissingExtraError
 from streamliner.heal.accelerator import find_trackers, make_accelerator
-from streamliner.heal.checks import check_healable
+from streamliner.heal.checks import check_healable, check_offloaded
 from streamliner.heal.folding import Folded, fold
 from streamliner.heal.graft import Graft, make_graft
 from streamliner.heal.merge import merge
@@ -43,8 +43,9 @@ THAT_MATTER = (
 
 def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) -> Prepared:
     """Raise UserError for all that can be found before there is a plan and before weights are loaded."""
-    one_device = dense.settings.device != "auto" and not dense.settings.offload
-    check_healable(dense.source.name, dense.shell, dense.config, one_device=one_device)
+    check_healable(dense.source.name, dense.shell, dense.config, one_device=dense.settings.device != "auto")
+    if dense.settings.offload:
+        check_offloaded(settings)
     if settings.custom_network:
         network_class(settings.network)
     if settings.lora and find_spec("peft") is None:
@@ -252,7 +253,8 @@ class Healing:
     def _perplexity(self, blocks: Blocks) -> float | None:
         """Of the model as it is now, on the held-out windows; None without any."""
         windows = self.prepared.text.validation
-        return text_loss(blocks, windows).perplexity if len(windows) else None
+        at_once = self.prepared.settings.micro_batch if blocks.offloaded else 1
+        return text_loss(blocks, windows, at_once=at_once).perplexity if len(windows) else None
 
 
 def identity_of(settings: HealSettings) -> dict[str, Any]:

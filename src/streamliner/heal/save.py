@@ -38,7 +38,7 @@ def write_healed(graft: Graft, cut_folder: Path, out: Path) -> None:
     Tensors that did not change, and what is neither weights nor config, come from the cut checkpoint byte for byte.
     Raises HealingError if it needs custom code, and the model's class cannot be extended by code.
     """
-    healed = cut_model(graft.blocks.model, graft.removed)
+    healed = cut_model(graft.blocks.model, graft.removed, without_weights=True)
     if graft.networks:
         kept = [block for block in range(len(graft.blocks)) if block not in graft.removed]
         numbers = {old: new for new, old in enumerate(kept)}
@@ -90,6 +90,11 @@ def try_out(graft: Graft, cut_folder: Path, folder: Path, sample: Tensor, report
             parameter.data = (parameter.data + noise.to(parameter)).to(precision).float()
     if stock_blocks(trial, sample) is not None:
         return
+    if graft.blocks.offloaded:
+        raise HealingError(
+            "No stock class has such a network, and writing the code for it needs all weights in memory.",
+            "Choose --network block, or leave out --offload.",
+        )
     for stale in folder.glob(".trial-*"):  # of a process that was killed here
         shutil.rmtree(stale, ignore_errors=True)
     reporter.say("Testing whether such a network can be saved, loaded and generate ...")
@@ -117,7 +122,8 @@ def _newer_tensors(file: TensorFile, tensors: Mapping[str, Tensor]) -> dict[str,
     result = {}
     for name in file.tensors:
         old, here = file.unchanged(name), tensors.get(name)
-        result[name] = old if here is None or _unchanged(here, old.load()) else replace(old, make=here.cpu)
+        same = here is None or here.is_meta or _unchanged(here, old.load())  # on the meta device: offloaded
+        result[name] = old if here is None or same else replace(old, make=here.cpu)
     return result
 
 

@@ -54,9 +54,10 @@ def text_loss(
     *,
     first: int = 0,
     start: tuple[int, Sequence[Tensor]] | None = None,
+    at_once: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Loss:
-    """The model's loss on each window, one window in memory at a time. `.perplexity` of the result is its perplexity.
+    """The model's loss on each window. `.perplexity` of the result is its perplexity.
 
     The model is measured as it is now: inside `blocks.bypass(removed)`, without these blocks.
 
@@ -65,12 +66,12 @@ def text_loss(
         windows: token ids, (windows, tokens).
         first: the first position that predicts; the positions before it are context.
         start: a depth, and the residual stream there of each window, (1, tokens, hidden): what is below does not run.
+        at_once: windows in one forward; with `start` one.
         on_progress: called with (windows done, windows).
     """
     fit = positions_that_fit(blocks, HEAD_BYTES)
     losses: list[float] = []
-    for number, window in enumerate(windows):
-        ids = window[None]
+    for number, ids in enumerate(torch.split(windows, at_once)):
         with blocks.resumed(start[0], start[1][number]) if start else nullcontext():
             stream = blocks.streams(ids, [len(blocks)])[len(blocks)]
         losses += head_losses(blocks, stream, ids, fit, first).tolist()

@@ -14,10 +14,11 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from streamliner.errors import MISFITS, StreamlinerError, UnsupportedModelError, is_of_device, is_out_of_memory
 from streamliner.model.compat import mend_llama4
-from streamliner.model.devices import is_spread, offloaded_bytes
+from streamliner.model.devices import is_spread, keep_present, offloaded_bytes, present
 from streamliner.model.handoff import Call, find_handoffs, stream_out, trace
 from streamliner.model.stack import check_indices, find_stack, text_inputs
 
@@ -199,6 +200,27 @@ class Blocks:
             self._keeps_logits = self._picks = False
             return self.streams(input_ids, wanted)
         return {depth: stream for depth, stream in found.items() if depth in wanted}
+
+    def recomputed(self, index: int) -> BlockForward:
+        """A forward of block `index`, as it is now, of which autograd keeps the input alone and computes it again.
+
+        So gradients through frozen blocks need the activations, and offloaded weights, of one block at a time
+        (arXiv 1604.06174).
+        """
+        block = self.modules[index]
+        original = block.forward
+
+        def run(call: Call) -> Any:
+            with present(block):
+                return call.run(original)
+
+        return lambda call: checkpoint(run, call, use_reentrant=False, preserve_rng_state=False)
+
+    def bring(self, indices: Iterable[int]) -> None:
+        """Load offloaded weights of some blocks for good: these will change."""
+        for index in indices:
+            keep_present(self.modules[index])
+        self.offloaded_bytes = [offloaded_bytes(module) for module in self.modules]
 
     @contextmanager
     def watch(self, on_stream: Callable[[int, Tensor], None]) -> Iterator[None]:

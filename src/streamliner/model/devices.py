@@ -201,6 +201,18 @@ def present(block: nn.Module) -> Iterator[None]:
                 hook.post_forward(module, None)
 
 
+def keep_present(block: nn.Module) -> None:
+    """Load a block's offloaded weights for good: they are its own from now on."""
+    from accelerate.hooks import remove_hook_from_submodules
+
+    parts = _offloaded_parts(block)
+    for module, hook in parts:
+        hook.pre_forward(module)
+        hook.offload = False  # removing it would drop them
+    if parts:
+        remove_hook_from_submodules(block)
+
+
 def _offloaded_parts(block: nn.Module) -> list[tuple[nn.Module, Any]]:
     """The modules in a block whose weights a hook of accelerate loads for each call, with the hook."""
     hooks = ((module, offload_hook(module)) for module in block.modules())

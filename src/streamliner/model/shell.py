@@ -98,7 +98,8 @@ def fill_shell(shell: nn.Module, tensors: Mapping[str, Tensor], dense: nn.Module
     unexpected = shell.load_state_dict(tensors, strict=False, assign=True).unexpected_keys
     shell.tie_weights()  # type: ignore[operator]
     _untie(shell, tensors)
-    wrong = unexpected + [name for name, parameter in shell.named_parameters() if parameter.is_meta]
+    meta = {name for name, tensor in tensors.items() if tensor.is_meta}
+    wrong = unexpected + [name for name, each in shell.named_parameters() if each.is_meta and name not in meta]
     if wrong:
         raise UnsupportedModelError(f"The cut {type(dense).__name__} has other tensors than expected: {wrong[0]}.")
     device, buffers = next(iter(tensors.values())).device, dict(dense.named_buffers())

@@ -139,7 +139,9 @@ def _heal_folder(healing: Healing, out: Path) -> dict[str, Any]:
             dense.release()
             reporter.say("Verifying: reload, logits against the healed model, generation with and without cache ...")
             trusted = dense.settings.trust_remote_code or result["custom_code"]
-            result["verification"] = verify_checkpoint(partial, reference, trust_remote_code=trusted).to_json()
+            place = dense.device_map(Structure(dense.shell).cut_shell(healing.removed))
+            found = verify_checkpoint(partial, reference, trust_remote_code=trusted, device_map=place)
+            result["verification"] = found.to_json()
         write_json(partial / MARK, json.loads((cut_folder / MARK).read_bytes()) | {"healing": result})
         extend_model_card(partial, result, FILE)
     return result

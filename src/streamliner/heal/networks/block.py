@@ -8,6 +8,7 @@ from torch import nn
 from streamliner.errors import HealingError
 from streamliner.heal.gaps import Gap
 from streamliner.model.blocks import Blocks
+from streamliner.model.devices import present
 
 
 def make_block(blocks: Blocks, gap: Gap, number: int, init: str, generator: torch.Generator) -> nn.Module:
@@ -24,7 +25,10 @@ def make_block(blocks: Blocks, gap: Gap, number: int, init: str, generator: torc
                 parameter.data = (torch.randn(parameter.shape, generator=generator) * scale).to(parameter)
         return network
     sources = {"first": inside[number : number + 1], "last": [inside[number - len(gap.places)]], "mean": inside}[init]
-    states = [blocks.modules[index].state_dict() for index in sources]
+    states = []
+    for index in sources:
+        with present(blocks.modules[index]):
+            states.append(blocks.modules[index].state_dict())
     for name, own in network.state_dict().items():
         if {state[name].shape if name in state else None for state in states} != {own.shape}:
             raise HealingError(
