@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from streamliner.measure.deadline import Deadline
 from streamliner.measure.loss import Loss
-from streamliner.search.race import Race
+from streamliner.search.race import Race, as_unlikely
 from streamliner.search.registry import make_method
 
 
@@ -41,7 +41,7 @@ class Table:
 
 FIVE = {
     (1,): [2.0, 2.1, 1.9, 2.0, 2.0, 2.2],
-    (2,): [2.5, 2.7, 2.4, 2.6, 2.5, 2.7],  # worse by 0.5 to 0.6: dropped at the first comparison
+    (2,): [2.5, 2.61, 2.4, 2.6, 2.5, 2.7],  # worse by 0.5 in the first windows: dropped at the first comparison
     (3,): [1.9, 2.4, 2.0, 1.9, 2.1, 2.0],  # sometimes better, sometimes worse: stays
 }
 
@@ -68,6 +68,20 @@ def test_candidates_closer_than_the_precision_can_tell(exact, resolution, best, 
     assert said in "".join(probe.said)
 
 
+def test_few_windows_need_more_standard_errors():
+    """Values of Student's distribution from tables: exceeded with probability 0.05, 0.005 and 0.0005."""
+    one_sided = {
+        0.05: (6.314, 2.920, 2.132, 1.812),
+        0.005: (63.657, 9.925, 4.604, 3.169),
+        0.0005: (636.62, 31.599, 8.610, 4.587),
+    }
+    for probability, values in one_sided.items():
+        z = NormalDist().inv_cdf(1 - probability)
+        assert [as_unlikely(z, freedom) for freedom in (1, 2, 4, 10)] == pytest.approx(values, rel=1e-3)
+        assert as_unlikely(z, 100_000) == pytest.approx(z, rel=1e-4)
+    assert as_unlikely(0.0, 5) == 0.0
+
+
 def test_a_clearly_worse_candidate_is_dropped_after_three_windows():
     probe = Table(5, FIVE.__getitem__, 6)
     race = Race(probe, 3.0)
@@ -75,8 +89,8 @@ def test_a_clearly_worse_candidate_is_dropped_after_three_windows():
     assert race.best == 1
     assert set(race.losses) == {1, 3}
     assert race.window_losses == len(probe.measured) == 6 + 3 + 6
-    apart = [2.5 - 2.0, 2.7 - 2.1, 2.4 - 1.9]
-    assert race.margin == pytest.approx(fmean(apart) - 3 * stdev(apart) / math.sqrt(3))
+    apart = [2.5 - 2.0, 2.61 - 2.1, 2.4 - 1.9]
+    assert race.margin == pytest.approx(fmean(apart) - as_unlikely(3.0, 2) * stdev(apart) / math.sqrt(3))
     assert race.estimates == {2: pytest.approx(fmean(FIVE[1,]) + fmean(apart))}
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from statistics import fmean, stdev
 from typing import Any, Generic, TypeVar
 
@@ -23,15 +24,17 @@ class Race(Generic[Label]):
 
     After n windows a candidate is dropped if, with d its losses minus those of the best so far,
 
-        mean(d) > z * stdev(d) / sqrt(n)
+        mean(d) > t * stdev(d) / sqrt(n)
 
-    With z = 0 none is dropped. When the time of the search is up, all are dropped but the leader.
+    where t of Student's distribution with n - 1 degrees of freedom is as unlikely as z of the normal one: a standard
+    error of few windows is itself uncertain. With z = 0 none is dropped. When the time of the search is up, all are
+    dropped but the leader.
 
     Attributes:
         losses: of the candidates that were measured on all windows.
         estimates: mean losses of the dropped candidates: that of the best, plus mean(d) when they were dropped.
         window_losses: losses of one candidate on one window in this race.
-        margin: the smallest difference, in nats, between mean(d) and z standard errors when a candidate was dropped.
+        margin: the smallest difference, in nats, between mean(d) and t standard errors when a candidate was dropped.
     """
 
     probe: Probe
@@ -115,10 +118,39 @@ class Race(Generic[Label]):
             if not late and not all(map(math.isfinite, differences)):
                 continue  # there is no standard error; the candidate stays in the race and loses it
             error = stdev(differences) / math.sqrt(count) if count > 1 else 0.0
-            margin = fmean(differences) - self.z * error
+            margin = fmean(differences) - as_unlikely(self.z, count - 1) * error
             if late or margin > 0:
                 beaten[label] = fmean(differences), margin
         return beaten
+
+
+@lru_cache
+def as_unlikely(z: float, freedom: int) -> float:
+    """The t of Student's distribution that is exceeded as seldom as z of the normal one.
+
+    `freedom` are its degrees of freedom, at least 1. Its distribution function is a finite sum where that is an
+    integer (Abramowitz and Stegun, 26.7.3 and 26.7.4), and is inverted by bisection.
+    """
+    if z <= 0 or freedom < 1:
+        return z
+    inside, low, high = math.erf(z / math.sqrt(2)), z, 2 * z
+    while _within(high, freedom) < inside:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, freedom) < inside else (low, middle)
+    return high
+
+
+def _within(t: float, freedom: int) -> float:
+    """How often Student's distribution is between -t and t."""
+    angle, odd = math.atan(t / math.sqrt(freedom)), freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for step in range(1, freedom // 2 + 1):
+        total += term
+        term *= math.cos(angle) ** 2 * (2 * step / (2 * step + 1) if odd else (2 * step - 1) / (2 * step))
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 
 def _order(loss: float, label: Any) -> tuple[bool, float, Any]:

@@ -29,7 +29,7 @@ class Sleb:
     *Lazy*: a candidate is measured again only if it is next to the block removed last, or if its last known increase of
     loss, reduced by 1 - `slack` of its size, is below the best one measured in this round.
     *Racing*: candidates are measured window by window, and dropped when they are worse than the best by more than `z`
-    standard errors of the paired difference (`race.py`); 0 drops none.
+    standard errors of the paired difference, more for few windows (`race.py`); 0 drops none.
     The result is that of "exact" unless an increase shrank by more than the slack between two measurements, or a winner
     was more than z standard errors worse on its first windows. Neither can be excluded, so "exact" is the default.
 
