@@ -116,7 +116,9 @@ class Table:
 
     def html(self) -> str:
         """HTML for a notebook."""
-        above, below = (f"<p>{escape(line)}</p>" if line else "" for line in (self.title, self.caption))
+        above, below = (
+            f"<p>{escape(line).replace(chr(10), '<br>')}</p>" if line else "" for line in (self.title, self.caption)
+        )
         head, *body = (list(map(escape, row)) for row in self.rows)
         rows = "".join(f"<tr><td>{'</td><td>'.join(row)}</td></tr>" for row in body)
         return f"{above}<table><tr><th>{'</th><th>'.join(head)}</th></tr>{rows}</table>{below}"

@@ -144,3 +144,16 @@ def test_numbers_that_yaml_takes_for_text(capsys, tmp_path):
     file = write(tmp_path, f"cut: {TINY}\noutput: {tmp_path / 'out'}\nlearning_rate: fast\n")
     out, err = run(capsys, "heal", "--config", file, status=2)
     assert "--learning-rate fast is not a number." in out + err
+
+
+def test_the_config_of_a_moved_run_continues_where_it_is_now(capsys, tmp_path):
+    """Also that of `prune`, which is there from the beginning of the search."""
+    (tmp_path / "here").mkdir()
+    size = ("--num-samples", "2", "--sequence-length", "32", "--remove", "1", "--no-verify")
+    run(capsys, "prune", TINY, *size, "-o", tmp_path / "here" / "out")
+    moved = (tmp_path / "here" / "out.run").rename(tmp_path / "moved.run")
+    assert "streamliner prune" in (moved / "config.yaml").read_text().splitlines()[0]
+    _, err = run(capsys, "prune", "--config", moved / "config.yaml", "-o", tmp_path / "again")
+    assert f"Continuing the run in {moved}" in err.replace("\n", "")
+    assert not (tmp_path / "here" / "out.run").exists()
+    assert (tmp_path / "again" / "model.safetensors").exists()

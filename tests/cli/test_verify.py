@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -74,3 +75,30 @@ def test_logits_of_trained_tensors_are_not_compared(capsys, broken, tmp_path):
     found = sl.find_faults(mended, dense=TINY)
     assert (found.faults, found.trained) == ((), ("model.layers.2.mlp.down_proj.weight",))
     assert "1 tensors are not those" in run(capsys, "verify", mended, "--dense", TINY)[0]
+
+
+def test_files_that_llama_cpps_converter_made(capsys, tmp_path):
+    """Of a type that GGUF calls otherwise; named after its folder, and with the tensors in the order of their names."""
+    pytest.importorskip("gguf")
+    from gguf_files import write_gguf
+
+    dense, small = tmp_path / "dense", tmp_path / "small"
+    shutil.copytree(TINY, dense)
+    config = json.loads((TINY / "config.json").read_text())
+    mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None}
+    (dense / "config.json").write_text(json.dumps(config | mistral))
+    run(capsys, "cut", dense, "--blocks", "3,7", "-o", small, "--no-verify")
+    weights = load_file(small / "model.safetensors")
+    save_file(dict(sorted(weights.items(), reverse=True)), small / "model.safetensors", {"format": "pt"})
+    write_gguf(dense, tmp_path / "dense.gguf", lambda writer: writer.add_name("Dense"))
+    names = {name: weights[name] for name in sorted(weights)}
+    assert list(names) != list(weights)
+    file = write_gguf(small, tmp_path / "small.gguf", lambda writer: writer.add_name("Small"))
+    out, _ = run(capsys, "verify", file, "--dense", dense, "--mend", "-o", tmp_path / "mended.gguf")
+    assert "Removed blocks: 3, 7" in out
+    assert "There is nothing to mend" in out
+    assert "No fault was found" in out
+    assert not (tmp_path / "mended.gguf").exists()
+    assert "small.gguf is right." in run(capsys, "verify", file, "--dense", tmp_path / "dense.gguf")[0]
+    other = write_gguf(small, tmp_path / "other.gguf", lambda writer: writer.add_rope_scaling_factor(2.0))
+    assert "scaling" in run(capsys, "verify", other, "--dense", tmp_path / "dense.gguf", status=1)[1]

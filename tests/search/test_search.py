@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from streamliner.errors import MethodError, RemovalError
 from streamliner.measure.probe import Probe
+from streamliner.runs.folder import run_difference
 from streamliner.search.limits import parse_percentage, parse_remove
 from streamliner.search.registry import full_name, make_method, method_names
 from streamliner.search.run_method import run_method
@@ -179,6 +180,36 @@ def test_a_method_from_a_file(tmp_path, probe, home):
     assert frontier.at(2).removed == (10, 11)
     with pytest.raises(MethodError, match="no method First"):
         make_method(f"{file}:First")
+    for part, missing in (('    score = "none"\n', "score"), ("    protect_first: int = 0\n", "protect_first")):
+        file.write_text(OWN_METHOD.format(home=home).replace(part, ""))
+        with pytest.raises(MethodError, match=f"Last in .*mine.py is not a dataclass with {missing}"):
+            make_method(f"{file}:Last")
+    file.write_text(OWN_METHOD.format(home=home).replace("@dataclass(frozen=True)", ""))
+    with pytest.raises(MethodError, match=r"Last in .*mine\.py is not a dataclass with score"):
+        make_method(f"{file}:Last")
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ("(3,)", r"yielded \(3,\), which is no Point"),
+        ("Point((3, 3), 0.0)", "each must be one of 0 to 11, named once"),
+        ("Point((12,), 0.0)", "each must be one of 0 to 11"),
+        ("Point((1, 2, 3), 0.0)", "yielded 3 blocks, but it was asked for 1 to 2"),
+    ],
+)
+def test_what_a_method_yields_is_checked(tmp_path, probe, points, message):
+    file = tmp_path / "mine.py"
+    text = OWN_METHOD.format(home="streamliner")
+    file.write_text(text.replace("Point(tuple(range(12 - n, 12)), 0.0)", points))
+    with pytest.raises(MethodError, match=message):
+        run(probe, f"{file}:Last", 2)
+
+
+def test_a_run_with_a_method_from_a_file_may_be_moved():
+    there, here = ({"identity": {"method": f"{place}/my_own.py:A_b"}} for place in ("/old", "new/place"))
+    assert run_difference(there, here) == ""
+    assert run_difference(there, {"identity": {"method": "/old/my_own.py:A_c"}}) != ""
 
 
 def test_methods_have_dashed_names_and_the_old_ones_still_work():

@@ -48,6 +48,10 @@ def verify(given: Given) -> None:
             elif settings.dense is None:
                 print_line(f"{beyond} cannot be mended with these files alone. With --dense MODEL, --mend can do more.")
             return
+        if settings.output is not None:
+            print_line(f"There is nothing to mend: {settings.output} was not written.")
+        if result["removed"] and not result["verification"]:
+            print_line(f"Removed blocks: {', '.join(map(str, result['removed']))}")
         if result["unchecked"]:
             print_line(f"Not checked whether all tensors are there: {result['unchecked']}")
         if result["verification"]:

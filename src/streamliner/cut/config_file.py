@@ -26,6 +26,7 @@ NOT_COMPARED = (
     "dtype",
     "torch_dtype",
     "_name_or_path",
+    "_model_name_or_path",  # of a GGUF file, from its own name
     "quantization_config",
     "architectures",
 )

@@ -125,7 +125,8 @@ def gguf_names(architecture: str, model: Any) -> dict[str, str]:
         return {}
     processor = loader.TENSOR_PROCESSORS.get(architecture, loader.TensorProcessor)
     with quick_gguf():
-        return dict(loader.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict())))
+        # Named by the file: to its reader a Mistral is a Llama.
+        return dict(loader.get_gguf_hf_weights_map(model, processor(config=model.config.to_dict()), architecture))
 
 
 def has_own_gguf_conversion(architecture: str) -> bool:

@@ -121,7 +121,10 @@ def _processor() -> str:
 def _comparable(value: Any, where: str = "") -> Any:
     if isinstance(value, dict):
         return {key: _comparable(item, key) for key, item in value.items() if (where, key) != ("model", "name")}
-    return value.replace("_", "-") if where == "method" and isinstance(value, str) else value
+    if where != "method" or not isinstance(value, str):
+        return value
+    file, is_file, name = value.rpartition(".py:")  # a file of the user's may be moved
+    return f"{Path(file).name}{is_file}{name}" if is_file else value.replace("_", "-")
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:

@@ -12,6 +12,8 @@ from streamliner.fields import flags_of, recorded
 from streamliner.runs.files import write_text
 
 CONFIG = "config.yaml"
+RUN_FILES = ("run.json", "healing.json")
+"""What run folders have next to it: of a search, and of a healing."""
 RECIPES = "recipes"
 """Folder of the package with a config file for each recipe."""
 BUDGETS = ("tokens", "steps", "epochs")
@@ -34,7 +36,10 @@ def read_recipe(name: str, known: Iterable[str], given: Iterable[str]) -> dict[s
 
 
 def read_config(file: Path, known: Iterable[str]) -> dict[str, Any]:
-    """The settings in a YAML file; `null` stands for the default. A UserError for a name that is not `known`."""
+    """The settings in a YAML file; `null` stands for the default. A UserError for a name that is not `known`.
+
+    The file in a run folder is of the run in this folder, which may have been moved since it was written.
+    """
     try:
         values = yaml.safe_load(file.expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -45,6 +50,8 @@ def read_config(file: Path, known: Iterable[str]) -> dict[str, Any]:
     for name in sorted(values.keys() - set(known)):
         hint = did_you_mean(name, known) or f"Settings: {', '.join(sorted(known))}."
         raise UserError(f"The config file {file} has {name}, which is not a setting of this verb.", hint)
+    if file.name == CONFIG and any((file.parent / name).exists() for name in RUN_FILES):
+        values["run"] = str(file.parent)
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -100,8 +100,14 @@ def _class_from_file(file: str, class_name: str) -> type[Method]:
     except Exception as error:  # the user's code may raise anything
         raise MethodError(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
     cls = getattr(module, class_name, None)
-    if not _is_method(cls):
-        raise MethodError(f"{file} has no method {class_name}.", "It must be a dataclass with search(probe, limit).")
+    if cls is None:
+        names = [name for name, value in vars(module).items() if _is_method(value) and value.__module__ == spec.name]
+        hint = did_you_mean(class_name, names, f"Its methods: {', '.join(names) or 'none'}.")
+        raise MethodError(f"{file} has no method {class_name}.", hint)
+    missing = [name for name in NEEDED if not hasattr(cls, name)]
+    if not _is_method(cls) or missing:
+        what = f"{class_name} in {file} is not a dataclass with {', '.join(missing or NEEDED)}."
+        raise MethodError(what, "See docs/tutorials/own-method.md.")
     return typing.cast(type[Method], cls)
 
 

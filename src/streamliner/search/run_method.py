@@ -58,7 +58,8 @@ def run_method(
     points: list[Point] = []
     _expect(probe, method, (), limit)
     found = steps.search(method, probe, limit) if steps else method.search(probe, limit)
-    for point in map(partial(_with_text_loss, probe), found):
+    checked = map(partial(_checked, probe, limit), found)
+    for point in map(partial(_with_text_loss, probe), checked):
         if point.loss is not None and point.loss > bound:
             break
         if point.loss is not None and not math.isfinite(point.loss):
@@ -77,6 +78,20 @@ def run_method(
     settings = dataclasses.asdict(method) | (steps.settings if steps else {})
     score = method.score if probe.objective == "loss" else method.score.replace(*DIVERGENCE)
     return Frontier(full_name(name), settings, dense, tuple(points), score, probe.objective)
+
+
+def _checked(probe: Probe, limit: int, point: Point) -> Point:
+    """The point; a MethodError if no such blocks can be removed, as a method of the user's may yield anything."""
+    wrong = ""
+    if not isinstance(point, Point):
+        wrong = f"{point!r}, which is no Point"
+    elif len(set(point.removed)) < len(point.removed) or not set(point.removed) <= set(range(probe.num_blocks)):
+        wrong = f"the blocks {point.removed}, but each must be one of 0 to {probe.num_blocks - 1}, named once"
+    elif not 0 < len(point.removed) <= limit:
+        wrong = f"{len(point.removed)} blocks, but it was asked for 1 to {limit}"
+    if wrong:
+        raise MethodError(f"The method yielded {wrong}.", "See docs/tutorials/own-method.md.")
+    return point
 
 
 def _with_text_loss(probe: Probe, point: Point) -> Point:

@@ -37,4 +37,7 @@ class CalibrationSet:
         count, length = self.windows.shape
         answers = self.provenance.get(COUNTED)
         only = "" if answers is None else f", {answers} of them in answers"
-        return f"{self.provenance['source']}: {count} windows of {length} tokens, {self.num_tokens} in all{only}"
+        source = self.provenance.get("source", "tokens")
+        return f"{source}: {count} windows of {length} tokens, {self.num_tokens} in all{only}"
+
+    __repr__ = __str__

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +93,10 @@ def prune(
             is_gguf_name(out) or session.source.kind != "gguf"
         ):  # a folder made of a GGUF file is in what it is loaded in
             choose_precision(session, settings)
-        found = search_session(session, settings)
+        record = partial(_record, session, out, folder, prune_settings, settings)
+        found = search_session(session, settings, record=record)
         if session.ranks.rank:  # one process writes
             return Pruned(found, {})
-        _record(session, out, folder, prune_settings, settings)
         pruned = Pruned(found, cut_to_disk(session, found.plan(), out, cutting))
     else:
         pruned = _prune_and_heal(session, out, folder, settings, healing, prune_settings)
@@ -140,11 +141,11 @@ def _prune_and_heal(
     check_run_folder(folder / "healing", RUN)
     prepared = prepare_healing(session, healing, Reporter(quiet=True))  # finds mistakes before hours of search
     loop = None if prune_settings.fold_every is None else FoldLoop(prune_settings.fold_every, prepared)
-    found = search_session(session, settings, loop)
+    record = partial(_record, session, out, folder, prune_settings, settings, healing)
+    found = search_session(session, settings, loop, record)
     place = folder / ("cut.gguf" if is_gguf_name(out) else "cut")
     result: dict[str, Any] = {}
     if not session.ranks.rank:
-        _record(session, out, folder, prune_settings, settings, healing)
         cutting = CutSettings(verify=prune_settings.verify, overwrite=True, quiet=settings.quiet)
         result = _cut_once(session, found.plan(), place, cutting)
     session.ranks.wait()
@@ -181,5 +182,6 @@ def _cut_once(session: Session, plan: Plan, place: Path, cutting: CutSettings) -
 def _same_plan(place: Path, plan: Plan) -> bool:
     there, here = (finite(each.to_json()) for each in (read_plan(place), plan))
     for each in (there, here):
-        each["model"].pop("checkpoint", None)
+        for name in ("checkpoint", "name"):  # a model may have been moved
+            each["model"].pop(name, None)
     return json.dumps(there) == json.dumps(here)

