@@ -11,8 +11,8 @@ from streamliner.search.methods.refine import Refine
 from streamliner.search.methods.sleb import Sleb
 
 ADAPTIVE_SHARE = 1 / 3
-"""Losses that `adaptive` measures with 12 windows or more, as a share of those of `exact`. With 8 it is a half (.50 and .54
-in the log), and with 4 all: few windows know their standard error badly."""
+"""Losses that `adaptive` measures with 12 windows or more, as a share of those of `exact`. With 8 it is a half (.50 and
+.54 in the log), and with 4 all: few windows know their standard error badly."""
 WORTH_A_LINE, LONG = 10.0, 60.0
 """Seconds from which on the time is said, and the ways that take less."""
 FEWEST_WINDOWS = 2
