@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -87,9 +90,11 @@ def test_a_run_folder_keeps_history_and_continues(tiny, tokenizer, tmp_path):
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in first.state_dict().items())
 
 
-def test_the_dense_model_may_be_named():
+def test_the_dense_model_may_be_named(capsys):
     """Both models are loaded in the checkpoint's own precision, bfloat16."""
-    healed = heal(cut(str(BFLOAT16), REMOVED), settings(str(BFLOAT16), None, steps=1))
+    chosen = dataclasses.replace(settings(str(BFLOAT16), None, steps=1), quiet=False)
+    healed = heal(cut(str(BFLOAT16), REMOVED), chosen)
+    assert re.search(r"held-out windows: dense [\d.]+, cut [\d.]+, healed [\d.]+\.", capsys.readouterr().err)
     assert healed.dtype == torch.bfloat16
     assert healed.config.num_hidden_layers == 10
 

@@ -30,6 +30,13 @@ def test_a_bar_that_reaches_below_zero_ends_at_a_logarithmic_axis():
     assert 0 < float(top) < float(bottom) < picture.size[1]
 
 
+def test_a_line_on_another_one_is_dashed():
+    points = [Point(1, 2.0), Point(2, 3.0)]
+    series = [Series("one", points), Series("same", points), Series("other", [Point(1, 2.0), Point(2, 4.0)])]
+    lines = [part for part in plot_lines(series, "x", "y", "", "").parts.split("<") if part.startswith("polyline")]
+    assert ["dashed" in line for line in lines] == [False, True, False]
+
+
 def test_an_svg_file_stands_alone():
     """Well-formed, with its colours and legend, so that it can be shown anywhere."""
     names = [f"a < series with a long name, number {i}" for i in range(4)]

@@ -85,12 +85,18 @@ class Series:
 def plot_lines(
     series: Sequence[Series], x_label: str, y_label: str, caption: str, values: str, *, log: bool = False
 ) -> Figure:
-    """Plot all series over the same axes, without points that are not finite; `log` for a logarithmic y axis."""
+    """Plot all series over the same axes, without points that are not finite; `log` for a logarithmic y axis.
+
+    A line that lies on an earlier one is dashed, so that both are seen.
+    """
 
     def can_be_drawn(value: float) -> bool:
         return math.isfinite(value) and (value > 0 or not log)
 
     shown = [replace(each, points=[point for point in each.points if can_be_drawn(point.y)]) for each in series]
+    for earlier, each in enumerate(shown):
+        if each.points and any(list(each.points) == list(other.points) for other in shown[:earlier]):
+            shown[earlier] = replace(each, dashed=True)
     points = [point for each in shown for point in each.points]
     if not points:
         return Figure("", (WIDTH, HEIGHT), (), caption, values)

@@ -1,7 +1,7 @@
 """The frontier: for every number of removed blocks the best set found."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from streamliner.errors import PlanError
@@ -28,7 +28,7 @@ class Point:
     score: float
     loss: float | None = None
     standard_error: float | None = None
-    candidates: dict[int, float] | None = None
+    candidates: dict[int, float] | None = field(default=None, repr=False)
     window_losses: int | None = None
     margin: float | None = None
     divergence: float | None = None

@@ -13,6 +13,7 @@ from streamliner.cut.parent import dense_model_of, plan_of
 from streamliner.cut.structure import Structure
 from streamliner.cut.verification import sample_tokens, verify_checkpoint, verify_gguf, verify_model
 from streamliner.errors import HealingError
+from streamliner.format import number
 from streamliner.heal.checks import ANOTHER_MODEL, check_apart, check_checkpoint, check_healable, check_pair, read_cut
 from streamliner.heal.custom_code import FILE
 from streamliner.heal.graft import Graft
@@ -76,6 +77,11 @@ def heal(cut: PreTrainedModel, settings: HealSettings) -> PreTrainedModel:
             reference = healed_reference(graft, sample_tokens(session.config))
             result["verification"] = verify_model(healed, reference).to_json()
         write_json(folder / RESULT, result)
+    found = {name: number(value) for name, value in result["validation_perplexity"].items() if value is not None}
+    if found:
+        reporter.say(
+            f"Perplexity on held-out windows: {', '.join(f'{name} {value}' for name, value in found.items())}."
+        )
     setattr(healed, PLAN_ATTRIBUTE, dataclasses.replace(plan, method=f"{plan.method}, healed"))
     return healed
 

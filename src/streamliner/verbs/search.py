@@ -70,6 +70,7 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
 
 def choose_precision(session: Session, settings: SearchSettings) -> None:
     """Decide in which precision the losses are measured: as in the run that continues, otherwise one that is fast."""
+    _method(settings)  # a wrong name or setting is said before anything is timed
     known = None if settings.run is None or settings.overwrite else run_precision(Path(settings.run))
     session.choose_precision(Reporter(settings.quiet or session.ranks.rank > 0), known=known)
 
