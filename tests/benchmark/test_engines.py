@@ -147,7 +147,7 @@ def test_vllm_runs_the_same_models(tokenizer, tmp_path):
 
 def test_vllm_is_asked_for_by_name(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vllm", None)
-    with pytest.raises(EvaluationError, match="pip install vllm"):
+    with pytest.raises(EvaluationError, match="Install streamliner and vllm"):
         load_engines([open_model(TINY)], BenchmarkSettings(engine="vllm"), Reporter(quiet=True))
 
 

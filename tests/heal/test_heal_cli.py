@@ -191,7 +191,7 @@ def test_prune_knows_before_the_search_that_it_cannot_heal(capsys, tmp_path):
     for arguments, message in (
         (["--data", "nowhere.txt"], "There is no text nowhere.txt"),
         (["--micro-batch", "3"], "cannot be divided"),
-        (["--device", "auto"], "Leave out --offload and --device auto"),
+        (["--device", "auto"], "Leave out --device auto"),
     ):
         assert message in run(capsys, *search, *arguments, status=2)[1]
     assert not list(tmp_path.iterdir())
