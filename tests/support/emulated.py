@@ -15,6 +15,7 @@ from functools import partial
 from unittest.mock import patch
 
 import torch
+from torch.library import Library, fallthrough_kernel
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME, GIGABYTE = "emulated", 10**9
@@ -200,20 +201,20 @@ def _set_data(tensor, other):
 
 
 CPU, DATA, DEVICE = torch.device("cpu"), torch.Tensor.data, Device()
-_libraries: list[torch.library.Library] = []
+_registered: list[Library] = []
 
 
 def register():
     """Tell torch of the backend, once in a process; without a device it changes nothing for other tests."""
-    if _libraries:
+    if _registered:
         return
     _setup_privateuseone_for_python_backend(NAME, DEVICE)
-    everything, aten = (torch.library.Library(name, "IMPL") for name in ("_", "aten"))
-    _libraries.extend((everything, aten))
+    everything, aten = (Library(name, "IMPL") for name in ("_", "aten"))
+    _registered.extend((everything, aten))
     for name in ("empty.memory_format", "empty_strided"):
         aten.impl(name, partial(DEVICE.run, _op(name)), "PrivateUse1")
     aten.impl("_copy_from", lambda source, target, *_: DEVICE.run(ATEN.copy_.default, target, source), "PrivateUse1")
-    everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    everything.fallback(fallthrough_kernel, "AutocastPrivateUse1")
     for names, half in ((IN_HALF, True), (IN_FLOAT32, False)):
         for name in names:
             aten.impl(name, _autocast(name, half=half), "AutocastPrivateUse1")
