@@ -104,7 +104,7 @@ class Run:
 
     def search(self, method: str, **settings: Any) -> dict[str, Any]:
         """A search; its blocks are what the next stages remove."""
-        found = sl.search(self.session, self.text, method=method, remove=self.asked.remove, overwrite=False, **settings)
+        found = sl.search(self.session, self.text, method=method, remove=self.asked.remove, **settings)
         self.removed = found.plan().removed
         return {"removed": list(self.removed), "cost": found.to_json()["cost"], "loss": found.frontier.points[-1].loss}
 

@@ -119,7 +119,7 @@ def _check_same_weights(
     for tensor_name, tensor in tensors:
         if tensor_name not in kept:
             continue
-        there, here = tensor.flatten(), loaded_tensor(dense, names[tensor_name], kept[tensor_name]).flatten()
+        there, here = tensor.flatten(), loaded_tensor(dense, names.get(tensor_name, ""), kept[tensor_name]).flatten()
         step = max(1, len(there) // 256)
         if len(there) != len(here) or not torch.equal(here[::step].cpu(), there[::step].to(here.dtype).cpu()):
             raise ModelError(f"{name} was not cut from this dense model: {tensor_name} differs.", ANOTHER_MODEL)

@@ -222,10 +222,8 @@ def _compare(
         session, removed = dense, found.removed
     if place.is_file() and session.source.kind != "gguf":
         name = session.source.name
-        found_no = (
-            f"{name} is no GGUF file, and a GGUF file may be quantised. Name the dense model's GGUF file: --dense."
-        )
-        return {"not_compared": found_no}
+        reason = f"{name} is no GGUF file, and a GGUF file may be quantised. Name the dense model's GGUF file: --dense."
+        return {"not_compared": reason}
     if place.is_file():
         return {"removed": list(removed), "verification": _verify_gguf(place, removed, session, reporter).to_json()}
     reference = reference_outputs(session.load(reporter), removed, sample_tokens(session.config))
