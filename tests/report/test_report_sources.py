@@ -12,6 +12,7 @@ from places import TINY
 from streamliner.errors import OutputError
 from streamliner.report.read import Results, Run, read_results
 from streamliner.report.render import as_markdown, make_sections
+from streamliner.report.sections.healing_run import healing_section
 
 
 def test_a_training_that_still_runs_is_read(folder, tmp_path):
@@ -74,3 +75,17 @@ def test_other_files_are_refused(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(OutputError, match=message):
         read_results([str(tmp_path / "x.json")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "title"),
+    [
+        ({"train_blocks": "2"}, "Healing: last 2 kept blocks, kd (own)"),
+        ({"train_blocks": "all", "train_head": True}, "Healing: all kept blocks and head, kd (own)"),
+        ({"network": "block", "train_blocks": "0"}, "Healing: block, kd (own)"),
+    ],
+)
+def test_a_training_is_named_by_what_was_trained(settings, title):
+    whole = {"network": "none", "loss": {"kd": 1.0}, "data": [["python-docs", 1.0]], "batch_size": 2}
+    own = Run("runs/own", {"healing": {"settings": whole | {"learning_rate": 1e-4, "seed": 0} | settings}}, [])
+    assert healing_section(own).title == title
