@@ -55,7 +55,7 @@ def check_same_run(folder: Path, found: Any, wanted: Any) -> None:
     """Check that the run in `folder` is the wanted one; an OutputError that names the first difference if not."""
     if difference := run_difference(found, wanted):
         if difference.startswith("calibration "):
-            difference = "its text had other tokens, or others that count (python-docs changes with Python)"
+            difference = "its calibration text or --seed differed (python-docs changes with Python)"
         raise OutputError(
             f"The run folder {folder} is of another run: {difference}.",
             "Choose another folder, or add --overwrite to start it again from the beginning.",
