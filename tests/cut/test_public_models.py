@@ -64,7 +64,16 @@ def test_inspect_cut_and_search(name, tmp_path, capsys):
     assert blocks == set(range(depth - 2))
     assert bool(cut["left_out"]) == bool(text.get("num_nextn_predict_layers"))
 
-    windows = ("--num-samples", "1", "--sequence-length", "16", "--calibration", "python-docs")
+    windows = (
+        "--num-samples",
+        "1",
+        "--sequence-length",
+        "16",
+        "--calibration",
+        "python-docs",
+        "--method",
+        "streamline",
+    )
     search = streamliner(capsys, "search", tmp_path / "model", "--remove", "1", *windows, "-o", tmp_path / "run")
     assert len(search["plan"]["removed"]) == 1
 
