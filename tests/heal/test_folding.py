@@ -112,21 +112,25 @@ def test_a_fold_lowers_the_loss_of_the_trained_model(tiny, tokenizer, name):
     assert gaps > {"refit": 0.1, "replaceme": 0.05, "gain": 0.003}[name]
 
 
-def test_a_refit_is_least_squares_on_stored_activations(tiny, tokenizer, monkeypatch):
-    """All inputs of the map and all that the stream lacks, stored and solved at once."""
+@pytest.mark.parametrize("sink", [1e9, 1.0])
+def test_a_refit_is_least_squares_on_stored_activations(tiny, tokenizer, monkeypatch, sink):
+    """All inputs of the map and all that the stream lacks, stored and solved at once; sinks count as ordinary tokens."""
     monkeypatch.setattr(folding, "PENALTIES", (1e-9,))
-    monkeypatch.setattr(folding, "SINK", 1e9)
+    monkeypatch.setattr(folding, "SINK", sink)
     done, graft = fold(tiny, tokenizer, "refit", (4, 5), tokens=64 * 20)
     text = training_text(tokenizer, settings())
     windows = torch.stack([text.batch(1)[0] for _ in range(20)])
     inputs, missing = [], []
     blocks = Blocks(tiny)
     down = blocks.modules[3].mlp.down_proj
-    handle = down.register_forward_hook(lambda _, args, __: inputs.append(args[0][:, 1:].reshape(-1, 256)))
+    handle = down.register_forward_hook(lambda _, args, __: inputs.append(args[0].reshape(-1, 256)))
     with torch.no_grad():
         for ids in windows[:, None]:
             streams = blocks.streams(ids, {4, 6})
-            missing.append((streams[6] - streams[4])[:, 1:].reshape(-1, 96))
+            lengths = streams[6][0].norm(dim=1, keepdim=True)
+            share = (lengths.median() / lengths).where(lengths > sink * lengths.median(), 1.0)
+            inputs[-1] *= share
+            missing.append((streams[6] - streams[4]).reshape(-1, 96) * share)
     handle.remove()
     expected = torch.linalg.lstsq(torch.cat(inputs).double(), torch.cat(missing).double()).solution.T.float()
     change = graft.networks[3].mlp.down_proj.weight - down.weight if done[0].kept else None
@@ -155,13 +159,13 @@ def test_a_fold_through_a_norm_is_least_squares_on_what_the_norm_scales(tokenize
 
     def note(_, args, made):
         scale = made.square().mean(-1, keepdim=True).sqrt()
-        inputs.append(((args[0] if name == "auto" else made) / scale)[:, 1:].flatten(0, 1))
+        inputs.append(((args[0] if name == "auto" else made) / scale).flatten(0, 1))
 
     handle = blocks.modules[1].mlp.down_proj.register_forward_hook(note)
     with torch.no_grad():
         for _ in range(windows):
             streams = blocks.streams(text.batch(1), {2, 4})
-            missing.append(((streams[4] - streams[2]) / factors)[:, 1:].flatten(0, 1))
+            missing.append(((streams[4] - streams[2]) / factors).flatten(0, 1))
     handle.remove()
     expected = torch.linalg.lstsq(torch.cat(inputs).double(), torch.cat(missing).double()).solution.T.float()
     before = blocks.modules[1].mlp.down_proj.weight

@@ -40,7 +40,7 @@ MOST_TRIED = 64
 NO_FACTOR = 1e-3
 """A norm's channels whose factor is smaller than this part of the largest: what goes into them reaches nothing."""
 SINK = 8.0
-"""Tokens whose stream is longer than this many times the median are left out: attention sinks would rule the sums."""
+"""A token whose stream is longer than this many times the median is an attention sink."""
 
 
 @dataclass(frozen=True)
@@ -245,15 +245,16 @@ class Folding:
         ):
             own = blocks.streams(ids, {fit.depth})[fit.depth]
         given, made = (tensor.reshape(ids.shape[1], -1).float() for tensor in calls[-1])
-        lengths = dense[0].float().norm(dim=1)
-        ordinary = lengths < SINK * lengths.median()
-        ordinary[: max(1, self.text.prefix)] = False
-        features = FOLDS[fit.fold].features(given[ordinary], made[ordinary], bias=fit.last.has_bias)
-        targets = (dense[0].float() - own[0].float())[ordinary] / fit.last.scale
+        features = FOLDS[fit.fold].features(given, made, bias=fit.last.has_bias)
+        targets = (dense[0].float() - own[0].float()) / fit.last.scale
         if norm:
-            written = normed[-1][1].reshape(ids.shape[1], -1).float()[ordinary]
-            features, targets = _through(norm, fit.network, made[ordinary], written, features, targets)
-        fit.sums.add(features, targets)
+            written = normed[-1][1].reshape(ids.shape[1], -1).float()
+            features, targets = _through(norm, fit.network, made, written, features, targets)
+        # A sink's stream is hundreds of times longer, and would rule the sums. Left out, it would not come back where
+        # the block that makes it was removed. So it counts as a token of ordinary length.
+        lengths = dense[0].float().norm(dim=1, keepdim=True)
+        share = torch.where(lengths > SINK * lengths.median(), lengths.median() / lengths, 1.0)
+        fit.sums.add(share * features, share * targets)
 
     def _windows(self, tokens: int) -> Tensor:
         """Windows of at least so many tokens in all, the same for each block: (windows, tokens)."""

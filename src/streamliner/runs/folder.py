@@ -17,6 +17,8 @@ LIBRARIES = (
     *("lm_eval", "vllm", "xllamacpp"),
 )
 
+NO_COMMAND = ("ipykernel_launcher.py", "-c", "")
+"""What is called the program in a notebook, in `python -c` and in an interpreter: it cannot be typed again."""
 
 ADDED = ("config", "attention", "device", "releases", "window_shape")
 """Parts of a run's identity that earlier releases did not record."""
@@ -98,8 +100,9 @@ def environment() -> dict[str, Any]:
     versions |= {plugin.distribution: plugin.version for kind in KINDS.values() for plugin in plugins(kind)}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     program = Path(sys.argv[0]).name  # without this machine's folders
+    command = ["streamliner" if program == "__main__.py" else program, *sys.argv[1:]]
     return {
-        "command": ["streamliner" if program == "__main__.py" else program, *sys.argv[1:]],
+        "command": [] if program in NO_COMMAND else command,
         "versions": versions,
         "hardware": {
             "machine": platform.machine(),

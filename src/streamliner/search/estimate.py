@@ -53,12 +53,18 @@ class Estimate:
         one = self.times.rest + self.times.block * blocks
         return float(whole + losses * one) * self.windows + (CHECK * whole if self.forks else 0)
 
-    def announce(self, method: Method, limit: int) -> None:
-        """Say how long the search will take, and if that is long, how to search for less."""
+    def announce(self, method: Method, limit: int, *, continues: bool = False) -> None:
+        """Say how long the search will take, and if that is long, how to search for less.
+
+        Of a run that `continues` it is the time of the whole: what is in its journal takes none.
+        """
         seconds = self.seconds(method, limit)
         if seconds < WORTH_A_LINE:
             return
         line = f"The search will take about {duration(seconds)} on this machine."
+        if continues:
+            self.probe.say(f"{line} That is from its beginning: what was measured before takes no time now.")
+            return
         if seconds >= LONG:
             ways = {name: self.seconds(cheaper, limit) for name, cheaper in _ways(method).items()}
             faster = [f"about {duration(s)} with {name}" for name, s in ways.items() if s < 0.8 * seconds]

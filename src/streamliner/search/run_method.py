@@ -61,6 +61,8 @@ def run_method(
     checked = map(partial(_checked, probe, limit), found)
     for point in map(partial(_with_text_loss, probe), checked):
         if point.loss is not None and point.loss > bound:
+            increase = math.expm1(point.loss - dense)
+            probe.say(f"Without {len(point.removed)} blocks the perplexity rises by {increase:.1%}, more than allowed.")
             break
         if point.loss is not None and not math.isfinite(point.loss):
             _finite(probe.text_loss(point.removed), f"the best model without {len(point.removed)} blocks")

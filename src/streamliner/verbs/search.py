@@ -1,6 +1,7 @@
 """`streamliner search`: find the blocks to remove."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -130,6 +131,8 @@ def search_session(
 def _write(folder: Path, found: Found, similarity: Similarity | None, *, every: bool) -> None:
     """Write the result into the run folder, with a plan for every number of blocks if asked for."""
     frontier = found.frontier
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    write_json(folder / "run.json", run | {"cost": dataclasses.asdict(found.counters)})
     write_json(folder / "frontier.json", {"schema_version": SCHEMA_VERSIONS["frontier"]} | dataclasses.asdict(frontier))
     write_json(folder / "plan.json", found.plan().to_json())
     for point in frontier.points if every else ():
@@ -257,11 +260,11 @@ def _in_time(
     probe = Probe(blocks, calibration, refusal=structure.refusal, objective=settings.objective, say=reporter.say)
     mine = len(session.ranks.share(probe.num_windows))
     estimate = Estimate(probe, time_pass(blocks, calibration.windows[0]), mine, blocks.forkable)
+    before = None if settings.run is None or settings.overwrite else run_windows(Path(settings.run))
     if settings.time_limit_seconds is None:
-        estimate.announce(method, limit)
+        estimate.announce(method, limit, continues=before is not None)
     if settings.time_limit_seconds is None or isinstance(settings.calibration, CalibrationSet):
         return calibration
-    before = None if settings.run is None or settings.overwrite else run_windows(Path(settings.run))
     fit = before or estimate.windows_that_fit(method, limit, settings.time_limit_seconds)
     count = int(session.ranks.of_first(fit))  # each process measures its own times
     if count >= probe.num_windows:

@@ -1,6 +1,6 @@
 """A search: its frontier, every candidate by round, and the similarity of depths."""
 
-from streamliner.format import loss, perplexity_of
+from streamliner.format import duration, loss, perplexity_of
 from streamliner.report.figures import Figure
 from streamliner.report.heat_map import plot_matrix, plot_rounds
 from streamliner.report.read import JsonObject, Run
@@ -21,19 +21,31 @@ def search_section(run: Run) -> Section:
         section.text.append(f"The plan removes {blocks}: {', '.join(map(str, removed))}.")
     section.text += filter(None, [note_of(frontier["settings"])])
     kl = frontier.get("objective") == "kl"
-    rows = [["removed", "blocks", "loss", "standard error", "perplexity", *["divergence"] * kl]]
-    dense = {"removed": [], "loss": frontier["dense_loss"], "standard_error": None, "divergence": 0.0}
+    rows = [["removed", "blocks", "loss", "standard error", "perplexity", *["divergence"] * kl, "score"]]
+    dense = {"removed": [], "loss": frontier["dense_loss"], "standard_error": None, "divergence": 0.0, "score": None}
     for point in (dense, *frontier["points"]):
         numbers = [loss(point["loss"]), loss(point["standard_error"]), perplexity_of(point["loss"])]
         numbers += [loss(point["divergence"])] if kl else []
+        numbers.append("" if point["score"] is None else f"{point['score']:.4f}")
         rows.append([str(len(point["removed"])), ", ".join(map(str, point["removed"])), *numbers])
     section.tables.append(rows)
+    section.text += [f"Score: {frontier['score']}."] if frontier.get("score") else []
+    section.text += _cost(run)
     section.figures += _plot_candidates(frontier)
     if "similarity" in run.files:
         cosine = run.files["similarity"]["cosine"]
         caption = "Mean cosine similarity of the residual streams at two depths. Marks: removed blocks."
         section.figures.append(plot_matrix(cosine, removed, caption, f"A matrix of {len(cosine)} depths."))
     return section
+
+
+def _cost(run: Run) -> list[str]:
+    """What the search cost; nothing for runs of earlier releases."""
+    cost = run.files.get("run", {}).get("cost")
+    if not cost:
+        return []
+    work = f"{cost['forwards']:,} forwards and {cost['block_forwards']:,} block forwards"
+    return [f"It cost {work} in {duration(cost['seconds'])}; if it was continued, since its last start."]
 
 
 def _plot_candidates(frontier: JsonObject) -> list[Figure]:
