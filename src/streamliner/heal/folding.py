@@ -250,8 +250,8 @@ class Folding:
         if norm:
             written = normed[-1][1].reshape(ids.shape[1], -1).float()
             features, targets = _through(norm, fit.network, made, written, features, targets)
-        # A sink's stream is hundreds of times longer, and would rule the sums. Left out, it would not come back where
-        # the block that makes it was removed. So it counts as a token of ordinary length.
+        # A sink's stream is hundreds of times longer, and would rule the sums. Left out, it would be spoiled where this
+        # block makes it, as its input is far from all others. So it counts as a token of ordinary length.
         lengths = dense[0].float().norm(dim=1, keepdim=True)
         share = torch.where(lengths > SINK * lengths.median(), lengths.median() / lengths, 1.0)
         fit.sums.add(share * features, share * targets)
