@@ -114,7 +114,7 @@ def test_a_fold_lowers_the_loss_of_the_trained_model(tiny, tokenizer, name):
 
 @pytest.mark.parametrize("sink", [1e9, 1.0])
 def test_a_refit_is_least_squares_on_stored_activations(tiny, tokenizer, monkeypatch, sink):
-    """All inputs of the map and all that the stream lacks, stored and solved at once; sinks count as ordinary tokens."""
+    """All inputs of the map and all that the stream lacks, stored and solved at once; sinks weigh as others do."""
     monkeypatch.setattr(folding, "PENALTIES", (1e-9,))
     monkeypatch.setattr(folding, "SINK", sink)
     done, graft = fold(tiny, tokenizer, "refit", (4, 5), tokens=64 * 20)

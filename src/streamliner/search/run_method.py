@@ -54,15 +54,12 @@ def run_method(
     check_limit(method, probe.num_blocks, limit)
     probe.progress.remaining = probe.num_windows
     dense = _finite(probe.text_loss(), "the dense model").mean
-    bound = math.inf if max_perplexity_increase is None else dense + math.log1p(max_perplexity_increase)
     points: list[Point] = []
     _expect(probe, method, (), limit)
     found = steps.search(method, probe, limit) if steps else method.search(probe, limit)
     checked = map(partial(_checked, probe, limit), found)
     for point in map(partial(_with_text_loss, probe), checked):
-        if point.loss is not None and point.loss > bound:
-            increase = math.expm1(point.loss - dense)
-            probe.say(f"Without {len(point.removed)} blocks the perplexity rises by {increase:.1%}, more than allowed.")
+        if _is_too_bad(probe, point, dense, max_perplexity_increase):
             break
         if point.loss is not None and not math.isfinite(point.loss):
             _finite(probe.text_loss(point.removed), f"the best model without {len(point.removed)} blocks")
@@ -80,6 +77,15 @@ def run_method(
     settings = dataclasses.asdict(method) | (steps.settings if steps else {})
     score = method.score if probe.objective == "loss" else method.score.replace(*DIVERGENCE)
     return Frontier(full_name(name), settings, dense, tuple(points), score, probe.objective)
+
+
+def _is_too_bad(probe: Probe, point: Point, dense: float, allowed: float | None) -> bool:
+    """Whether the perplexity rises by more than `allowed` (0.1 is 10 %); if so it says by how much."""
+    if allowed is None or point.loss is None or point.loss <= dense + math.log1p(allowed):
+        return False
+    increase = math.expm1(point.loss - dense)
+    probe.say(f"Without {len(point.removed)} blocks the perplexity rises by {increase:.1%}, more than allowed.")
+    return True
 
 
 def _checked(probe: Probe, limit: int, point: Point) -> Point:
