@@ -9,6 +9,7 @@ import pytest
 
 import streamliner as sl
 from places import SUPPORT, TINY
+from streamliner import errors
 from streamliner.errors import UserError
 
 
@@ -68,3 +69,21 @@ def test_names_and_models_in_memory_search_alike(tiny, tokenizer, tmp_path):
     here = sl.search(tiny, text, remove=2, quiet=True)
     there = sl.search(str(TINY), text, remove=2, run=tmp_path / "r", quiet=True)
     assert here.plan().removed == there.plan().removed == sl.read_plan(tmp_path / "r").removed
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        (None, "pip install 'streamliner[plot]'"),
+        ('{"url": "https://example.org/streamliner.whl"}', "pip install 'streamliner[plot]'"),
+        ('{"url": "file:///my%20clone", "dir_info": {}}', "pip install '/my clone[plot]'"),
+        ('{"url": "file:///clone", "dir_info": {"editable": true}}', "pip install --editable '/clone[plot]'"),
+    ],
+)
+def test_an_extra_is_installed_from_where_the_package_was(monkeypatch, origin, command):
+    class Distribution:
+        def read_text(self, name):
+            return origin
+
+    monkeypatch.setattr(errors, "distribution", lambda name: Distribution())
+    assert errors.install_command("plot") == command

@@ -1,7 +1,11 @@
 """Every error that a user can cause. The message says what is wrong and what was found; `hint` says what to do next."""
 
 import difflib
+import json
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 
 class StreamlinerError(Exception):
@@ -81,10 +85,10 @@ class OutputError(UserError):
 
 
 class MissingExtraError(UserError):
-    """An optional library is missing; `extra` is the one in `pip install 'streamliner[extra]'`."""
+    """An optional library is missing; `extra` is the name of the extra that has it."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional library.", f"Install it with: pip install 'streamliner[{extra}]'")
+        super().__init__(f"{what} needs an optional library.", f"Install it with: {install_command(extra)}")
 
 
 class NotEnoughMemoryError(StreamlinerError):
@@ -93,6 +97,18 @@ class NotEnoughMemoryError(StreamlinerError):
 
 class VerificationError(StreamlinerError):
     """What was written or measured does not match the definition of removal. Nothing was kept."""
+
+
+def install_command(extra: str) -> str:
+    """What installs an extra: from the clone that streamliner was installed from, otherwise from PyPI (PEP 610)."""
+    try:
+        origin = json.loads(distribution("streamliner").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        origin = {}
+    if "dir_info" not in origin:
+        return f"pip install 'streamliner[{extra}]'"
+    editable = "--editable " if origin["dir_info"].get("editable") else ""
+    return f"pip install {editable}'{url2pathname(urlsplit(origin['url']).path)}[{extra}]'"
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:

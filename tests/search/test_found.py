@@ -75,5 +75,5 @@ def test_the_plot_draws_perplexity_by_blocks(found):
 
 def test_without_matplotlib_the_extra_is_named(found, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingExtraError, match=r"streamliner\[plot\]"):
+    with pytest.raises(MissingExtraError, match=r"\[plot\]'"):
         found.plot()

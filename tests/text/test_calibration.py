@@ -121,7 +121,7 @@ def test_without_the_hub_the_default_text_is_python_docs(monkeypatch):
     said = []
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert default_text(True, said.append).name == "python-docs"
-    assert "streamliner[hub]" in said[0]
+    assert "[hub]'" in said[0]
     assert "python-docs instead" in said[0]
     assert default_text(False, said.append).name == "python-docs"
     assert "needs no network" in said[1]

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import constants
 from packaging.requirements import Requirement
 
+from streamliner.errors import install_command
 from streamliner.format import counted
 from streamliner.model.devices import best_device, free_and_total, product_seconds
 from streamliner.model.threads import available_threads, best_number, thread_rates, threads
@@ -73,7 +74,7 @@ def _requirements() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         parts = [_state(each) for each in every if each.marker is not None and each.marker.evaluate({"extra": name})]
         parts = [each for each in parts if each not in needed]
         fits = all(each["fits"] for each in parts)
-        command = f"pip install 'streamliner[{name}]'"
+        command = install_command(name)
         extras.append({"name": name, "gives": gives, "installed": fits, "command": command, "packages": parts})
     return needed, extras
 
