@@ -82,6 +82,18 @@ def test_two_processes_train_the_adapters_of_one(folder, tmp_path):
     assert_as_one(folder, "lora", start_pair(tmp_path, *command(folder, "lora-two", *lora)).wait())
 
 
+def test_frozen_blocks_may_be_divided(folder, tmp_path):
+    """With FSDP2 each process holds half of them, and the losses stay those of one."""
+    for kind, arguments in {
+        "mse-sharded": ["--loss", "mse", "--loss", "lm"],
+        "lora-sharded": ["--network", "none", "--lora", "2", "--loss", "kd", "--gradient-checkpointing"],
+    }.items():
+        finish(*command(folder, f"{kind}-one", *arguments))
+        two = start_pair(tmp_path / kind, *command(folder, f"{kind}-two", "--shard", *arguments)).wait()
+        print(two)
+        assert_as_one(folder, kind, two)
+
+
 def test_a_batch_that_cannot_be_divided_is_refused(folder, tmp_path):
     status, _, err = start_pair(tmp_path, *command(folder, "odd", "--global-batch-size", "3")).wait()
     assert status == 2
