@@ -34,9 +34,9 @@ def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.d
     kind = str(accelerator.distributed_type.value)
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise HealingError(
-            f"Healing needs the whole model in each process, and {kind} divides it.",
-            "Launch it with data parallelism alone, torchrun --nproc-per-node 4 -m streamliner heal ...; --shard divides "
-            "the frozen blocks.",
+            f"The launcher divides the whole model among processes ({kind}), also what is trained.",
+            "Launch it with data parallelism alone: torchrun --nproc-per-node 4 -m streamliner heal ... Then --shard "
+            "divides the frozen blocks.",
         )
     return accelerator
 

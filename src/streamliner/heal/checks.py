@@ -97,7 +97,8 @@ def check_sharded(dense: Session) -> None:
     if dense.settings.offload:
         raise HealingError("--shard and --offload exclude each other.", "Leave out one of them.")
     if any(len({index for index, _ in places}) > 1 for places in shared_parameters(dense.stack.modules)):
-        raise HealingError(f"Blocks of {dense.source.name} share weights, so they cannot be divided.", "Leave out --shard.")
+        found = f"Blocks of {dense.source.name} share weights, so they cannot be divided."
+        raise HealingError(found, "Leave out --shard.")
 
 
 def check_checkpoint(folder: Path, dense: PreTrainedModel, removed: tuple[int, ...]) -> None:

@@ -131,9 +131,9 @@ class Healing:
     ) -> tuple[Graft, dict[str, Any]]:
         settings, blocks = self.prepared.settings, self.dense.load(self.reporter)
         graft = make_graft(blocks, self.removed, settings)
-        # Divided blocks are loaded on the CPU, and run where the others would have been loaded.
-        device = torch.device(self.dense.settings.device or self.dense.ranks.device) if settings.shard else blocks.device
-        accelerator = None
+        device, accelerator = blocks.device, None
+        if settings.shard:  # then the model was loaded on the CPU
+            device = torch.device(self.dense.settings.device or self.dense.ranks.device)
         if settings.trains:
             accelerator = make_accelerator(settings, blocks.dtype, device, self.folder)
             if settings.find_learning_rate and accelerator.scaler is not None:

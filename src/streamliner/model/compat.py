@@ -84,9 +84,9 @@ def reset_accelerator() -> None:
 
 
 def hide_from_ddp(module: nn.Module, names: list[str]) -> None:
-    """Let DDP leave out the parameters with these names: it would divide them among processes once more."""
-    # torch 2.13: "a workaround until the API is finalized", in its own words; `DistributedDataParallel` has no argument.
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)
+    """Let DDP leave out the parameters with these names, which are not the same in all processes."""
+    # torch 2.13: a static method that is documented as a prototype; there is no argument for it.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
 
 
 def forget_sharding(module: nn.Module) -> None:
