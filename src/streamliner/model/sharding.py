@@ -19,7 +19,7 @@ def shard(blocks: Iterable[nn.Module], device: torch.device) -> tuple[int, int]:
     Nobody may train these weights, and no parameter may be in two blocks. From then on all processes must run the same
     blocks in the same order. Returns the bytes that this process keeps, and those of the whole blocks.
     """
-    # A group of its own: DDP adds up gradients while blocks are gathered, not in the same order in each process.
+    # A group of its own: DDP adds up gradients while blocks are gathered, and the order of both may differ by process.
     mesh = DeviceMesh.from_group(torch.distributed.new_group(timeout=WAIT), device.type)
     kept = whole = 0
     for block in blocks:
