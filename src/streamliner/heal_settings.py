@@ -60,6 +60,7 @@ class HealSettings:
     global_batch_size: int = flag(32, "Windows of an optimiser step, over all processes", minimum=1)
     micro_batch: int = flag(1, "Windows in one forward; gradients add up", minimum=1)
     gradient_checkpointing: bool = flag(False, "Recompute blocks for gradients: less memory, more time")
+    shard: bool = flag(False, "Divide frozen blocks among processes (FSDP2)")
     learning_rate: float = flag(2e-4, "Peak learning rate")
     find_learning_rate: bool = flag(False, "First try 0.1 to 10 times --learning-rate")
     min_learning_rate: float = flag(5e-6, "Learning rate of the last step")

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,21 @@ class Pair:
 
 def start_pair(folder, *arguments, changed=None):
     """`streamliner` in two processes as under torchrun; what they print goes below `folder`."""
+    return _pair(folder, lambda each, rank: start(*arguments, folder=each, changed=changed, **rank))
+
+
+def start_both(folder, function):
+    """`function`, of a module that can be imported, in two such processes."""
+
+    def begin(each, rank):
+        process = SERVER.Process(target=_call, args=(function, each, rank))
+        process.start()
+        return process
+
+    return _pair(folder, begin)
+
+
+def _pair(folder, begin):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -72,7 +88,7 @@ def start_pair(folder, *arguments, changed=None):
     started = []
     for rank, each in enumerate(folders):
         each.mkdir(parents=True)
-        started.append(start(*arguments, folder=each, changed=changed, RANK=str(rank), LOCAL_RANK=str(rank), **where))
+        started.append(begin(each, where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
     return Pair(tuple(started), folders)
 
 
@@ -105,13 +121,17 @@ def count_lines(file):
 
 
 def _streamliner(arguments, folder, changed, environment):
-    os.environ |= environment
     sys.argv = ["streamliner", *arguments]  # a run records its command
     for (module, name), value in changed.items():
         setattr(import_module(module), name, value)
+    _call(partial(main, arguments), folder, environment)
+
+
+def _call(function, folder, environment):
+    os.environ |= environment
     torch.set_num_threads(1)
     for name, stream in (("out", 1), ("err", 2)):
         if folder or name == "out":
             file = os.open(folder / name if folder else os.devnull, os.O_WRONLY | os.O_CREAT)
             os.dup2(file, stream)
-    main(arguments)
+    function()

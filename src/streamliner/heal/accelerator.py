@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from streamliner.errors import HealingError, MissingExtraError
 from streamliner.heal_settings import HealSettings
-from streamliner.model.compat import reset_accelerator
+from streamliner.model.compat import hide_from_ddp, reset_accelerator
+from streamliner.model.sharding import sharded_names
 
 
 def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.device, folder: Path) -> Any:
@@ -31,10 +34,23 @@ def make_accelerator(settings: HealSettings, dtype: torch.dtype, device: torch.d
     kind = str(accelerator.distributed_type.value)
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise HealingError(
-            f"Healing needs the whole model in each process, and {kind} divides it.",
-            "Launch it with data parallelism alone: torchrun --nproc-per-node 4 -m streamliner heal ...",
+            f"The launcher divides the whole model among processes ({kind}), also what is trained.",
+            "Launch it with data parallelism alone: torchrun --nproc-per-node 4 -m streamliner heal ... Then --shard "
+            "divides the frozen blocks.",
         )
     return accelerator
+
+
+def wrap(accelerator: Any, objective: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[nn.Module, Any]:
+    """What `accelerator.prepare` makes of both, also where blocks of the objective are divided among processes."""
+    names = sharded_names(objective)
+    if not names:
+        return accelerator.prepare(objective, optimiser)  # type: ignore[no-any-return]
+    # accelerate 1.15 wraps no model with divided parameters in DDP, although DDP can leave these out.
+    mixed = accelerator.prepare_model(objective, evaluation_mode=True)
+    hide_from_ddp(mixed, names)
+    options = accelerator.ddp_handler.to_kwargs() if accelerator.ddp_handler else {}
+    return DistributedDataParallel(mixed, **options), accelerator.prepare_optimizer(optimiser)
 
 
 def find_trackers(settings: HealSettings) -> list[Any] | None:

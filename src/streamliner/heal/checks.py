@@ -16,7 +16,9 @@ from streamliner.heal.save_gguf import tensors_in_memory
 from streamliner.heal_settings import HealSettings
 from streamliner.model.devices import loaded_tensor
 from streamliner.model.mark import is_gguf, read_mark
+from streamliner.model.parts import shared_parameters
 from streamliner.model.precision import quantised_by
+from streamliner.model.session import Session
 from streamliner.model.stack import find_stack, has_encoder
 from streamliner.runs.outputs import is_gguf_name
 from streamliner.search.plan import Plan
@@ -83,6 +85,20 @@ def check_offloaded(settings: HealSettings) -> None:
             f"{name} changes blocks all over the model, and with --offload their weights are not in memory.",
             "Train --network block or --train-blocks N, or leave out --offload.",
         )
+
+
+def check_sharded(dense: Session) -> None:
+    """Raise HealingError if the blocks of the dense model cannot be divided among processes."""
+    if dense.ranks.size == 1:
+        raise HealingError(
+            "--shard divides the frozen blocks among several processes, and there is one.",
+            "Start it with torchrun --nproc-per-node 2 -m streamliner heal ..., or leave out --shard.",
+        )
+    if dense.settings.offload:
+        raise HealingError("--shard and --offload exclude each other.", "Leave out one of them.")
+    if any(len({index for index, _ in places}) > 1 for places in shared_parameters(dense.stack.modules)):
+        found = f"Blocks of {dense.source.name} share weights, so they cannot be divided."
+        raise HealingError(found, "Leave out --shard.")
 
 
 def check_checkpoint(folder: Path, dense: PreTrainedModel, removed: tuple[int, ...]) -> None:

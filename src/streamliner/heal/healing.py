@@ -13,13 +13,14 @@ import torch
 from streamliner.cut.verification import sample_tokens
 from streamliner.errors import HealingError, MissingExtraError
 from streamliner.heal.accelerator import find_trackers, make_accelerator
-from streamliner.heal.checks import check_healable, check_offloaded
+from streamliner.heal.checks import check_healable, check_offloaded, check_sharded
 from streamliner.heal.folding import Folded, fold
 from streamliner.heal.graft import Graft, make_graft
 from streamliner.heal.merge import merge
 from streamliner.heal.networks.make import network_class
 from streamliner.heal.objective import Objective
 from streamliner.heal.save import try_out
+from streamliner.heal.sharded import sharded
 from streamliner.heal.state import STATE, load_tensors, open_run
 from streamliner.heal.trainer import Prepared, Trained, Trainer
 from streamliner.heal_settings import HealSettings
@@ -46,6 +47,8 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
     check_healable(dense.source.name, dense.shell, dense.config, one_device=dense.settings.device != "auto")
     if dense.settings.offload:
         check_offloaded(settings)
+    if settings.shard:
+        check_sharded(dense)
     if settings.custom_network:
         network_class(settings.network)
     if settings.lora and find_spec("peft") is None:
@@ -128,28 +131,32 @@ class Healing:
     ) -> tuple[Graft, dict[str, Any]]:
         settings, blocks = self.prepared.settings, self.dense.load(self.reporter)
         graft = make_graft(blocks, self.removed, settings)
-        accelerator = None
+        device, accelerator = blocks.device, None
+        if settings.shard:  # then the model was loaded on the CPU
+            device = torch.device(self.dense.settings.device or self.dense.ranks.device)
         if settings.trains:
-            accelerator = make_accelerator(settings, blocks.dtype, blocks.device, self.folder)
+            accelerator = make_accelerator(settings, blocks.dtype, device, self.folder)
             if settings.find_learning_rate and accelerator.scaler is not None:
                 # Its gradient scaler needs more steps than such a test has.
                 raise HealingError("--find-learning-rate does not work in float16.", "Add --mixed-precision bf16.")
         self._enter_folder(graft)
-        perplexity = self._perplexities(graft) if self.dense.ranks.rank == 0 else {}
-        folds = self._fold(graft, perplexity) if settings.fold else []
-        trained = self._run_training(graft, accelerator) if accelerator else None
-        if self.dense.ranks.rank:
+        first = self.dense.ranks.rank == 0
+        with sharded(graft, device, self.reporter, keep=first) if settings.shard else nullcontext():
+            perplexity = self._perplexities(graft) if first or settings.shard else {}
+            folds = self._fold(graft, perplexity) if settings.fold else []
+            trained = self._run_training(graft, accelerator) if accelerator else None
+        if not first:
             return graft, {}
         unused = merge(graft, precision, sample_tokens(self.dense.config))
         with graft.in_place():
-            perplexity["healed"] = self._perplexity(blocks)
+            perplexity["healed"] = self._perplexity(graft.blocks)
         stored = {}
         if store is not None:
             stored = {"stored": store(graft)}
             if stored["stored"]["largest_error"]:
                 perplexity["unquantised"] = perplexity.pop("healed")
                 with graft.in_place():
-                    perplexity["healed"] = self._perplexity(blocks)
+                    perplexity["healed"] = self._perplexity(graft.blocks)
         return graft, stored | {
             "gaps": [dataclasses.asdict(gap) for gap in graft.gaps],
             "removed": list(self.removed),

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from streamliner.errors import HealingError
+from streamliner.heal.accelerator import wrap
 from streamliner.heal.objective import Objective, reaches_all
 from streamliner.heal.range_test import FACTORS, range_test, steps_of_range_test
 from streamliner.heal.state import BEST, HISTORY, MOMENTS, STATE, Progress, load_tensors, save_tensors
@@ -80,7 +81,7 @@ class Trainer:
         warmup, low = max(1, round(settings.warmup * steps)), min(settings.min_learning_rate, settings.learning_rate)
         schedule = get_cosine_with_min_lr_schedule_with_warmup(self._optimiser, warmup, steps, min_lr=low)
         self._share_of_peak = schedule.lr_lambdas[0]
-        self._objective, self._wrapped_optimiser = accelerator.prepare(objective, self._optimiser)
+        self._objective, self._wrapped_optimiser = wrap(accelerator, objective, self._optimiser)
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
         self._restore()
 

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 # torch 2.13: no public module exports them; "Extending torch" in its own documentation imports the first from there.
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
@@ -80,6 +81,20 @@ def reset_accelerator() -> None:
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()
+
+
+def hide_from_ddp(module: nn.Module, names: list[str]) -> None:
+    """Let DDP leave out the parameters with these names, which are not the same in all processes."""
+    # torch 2.13: a static method that is documented as a prototype; there is no argument for it.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, names)  # type: ignore[no-untyped-call]
+
+
+def forget_sharding(module: nn.Module) -> None:
+    """Take the hooks of FSDP2 out of a module whose weights are whole again: they expect divided ones."""
+    # torch 2.13: `fully_shard` has no undo.
+    for hooks in (module._state_dict_pre_hooks, module._load_state_dict_pre_hooks, module._load_state_dict_post_hooks):
+        for key in [key for key, hook in hooks.items() if hook.__module__.startswith("torch.distributed.fsdp.")]:
+            del hooks[key]
 
 
 def continuation_tokens(lm: Any, context: str, continuation: str) -> list[int]:

@@ -175,8 +175,8 @@ class Session:
         plenty = known is not None and 4 * self.parameters < known[1] / 4
         return ("float32", ratio) if stored in HALVES and ratio >= WORTH_IT and plenty else ("auto", 1.0)
 
-    def load(self, reporter: Reporter | None = None) -> Blocks:
-        """The blocks of the model, which is loaded by the first call."""
+    def load(self, reporter: Reporter | None = None, *, device: str | None = None) -> Blocks:
+        """The blocks of the model, which is loaded by the first call, to `device` or as the settings say."""
         if self.blocks is None and self.model is not None:
             self.blocks = Blocks(self.model)
         if self.blocks is not None:
@@ -185,7 +185,7 @@ class Session:
         shadows = self.source.kind == "folder" and HUB_ID.fullmatch(self.source.name) and "/" in self.source.name
         which = ": the folder here, not the model of that name on the hub" if shadows else ""
         reporter.say(f"Loading {self.source.name}{which} ...")
-        device = settings.device or (str(self.ranks.device) if self.ranks.size > 1 else None)
+        device = device or settings.device or (str(self.ranks.device) if self.ranks.size > 1 else None)
         placed = self.device_map(self.shell) if settings.offload else None
         with enough_memory(f"loading {self.source.name}", "--dtype bfloat16, --offload disk, or a larger machine"):
             self.blocks = Blocks(load_model(self.source, dtype=settings.dtype, device=device, device_map=placed))

@@ -118,7 +118,8 @@ def heal_to_disk(
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run", RUN)
     check_apart(Path(out), folder, place)
     prepared = prepare_healing(dense, settings, reporter)
-    check_checkpoint(place, dense.load(reporter).model, plan.removed)
+    on = "cpu" if settings.shard else None  # whole it may not fit on a GPU
+    check_checkpoint(place, dense.load(reporter, device=on).model, plan.removed)
     arguments = {"cut": str(cut), "output": str(out)}
     healing = Healing(dense, plan.removed, prepared, folder, place, reporter, arguments)
     write = _heal_file if is_gguf(place) else _heal_folder
