@@ -56,7 +56,7 @@ def main() -> None:
             tokens="6k",
             global_batch_size=4,
             micro_batch=4,
-            learning_rate=3e-4,
+            learning_rate=1e-4,
             validations=2,
             validation_windows=8,
             overwrite=True,
