@@ -280,8 +280,9 @@ Rules of entry:
 3. Each model is compared with the dense (original) one by its loss on each corpus, window by window, and by its answers
    to the tasks, question by question. Errors are those of the paired differences. A row that is worse stays.
 4. Training depends on chance, so a row with training has several seeds; with one seed it shows no spread.
-5. A row shows the release that it was measured with. Of SmolLM2's, only `sleb` and `refine+fold` at 30% are newer than the
-   last changes of `refine` and of folds ([the log](../benchmarks/LOG.md), 2026-11-27); their seconds are those of a busy machine.
+5. A row shows the release that it was measured with. Of SmolLM2's, only `sleb` and `refine+fold` at 30% are newer than
+   the last changes of `refine` and of folds ([the log](../benchmarks/LOG.md), 2026-11-27). Their seconds are those of a
+   busy machine.
 
 Columns:
 
