@@ -21,6 +21,8 @@ from streamliner.model.devices import faster_precision
 from streamliner.model.load import silenced_transformers
 from streamliner.model.session import open_model
 from streamliner.model.threads import best_threads
+from streamliner.report.render import write_report
+from streamliner.runs.files import write_json
 from streamliner.runs.outputs import output_folder
 from streamliner.settings import PruneSettings, SearchSettings
 from streamliner.verbs.prune import prune
@@ -74,6 +76,11 @@ def main() -> None:
     check = pruned.cut["verification"]
     print(f"\nVerified: logits differ from bypass by {check['max_logit_difference']:g}; cached generation agrees.")
     print(f"Done in {time.monotonic() - start:.0f} s. Load it with AutoModelForCausalLM.from_pretrained('{healed}').")
+    measured = {"evaluation.json": evaluation, "benchmark.json": speed}
+    for name, result in measured.items():
+        write_json(folder / name, result.to_json())
+    sources = [f"{healed}.run", *(str(folder / name) for name in measured)]
+    print(f"Report: {write_report(sources, folder / 'report.html')[0]}")
 
 
 def choose_threads() -> None:
