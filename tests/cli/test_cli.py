@@ -97,8 +97,10 @@ def test_what_the_architecture_keeps_is_told_before_the_search(capsys, tmp_path,
 
 def test_perplexity_bound(capsys, tmp_path):
     arguments = ["search", TINY, "-o", tmp_path / "r", *QUICK, "--max-perplexity-increase", "60%", "--json"]
-    found = json.loads(run(capsys, *arguments)[0])
+    out, err = run(capsys, *arguments)
+    found = json.loads(out)
     assert found["plan"]["loss"] <= found["plan"]["dense_loss"] + math.log(1.6)
+    assert "blocks the perplexity rises by" in " ".join(err.split())
     assert found["plan"]["removed"]
 
 

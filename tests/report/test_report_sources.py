@@ -89,3 +89,10 @@ def test_a_training_is_named_by_what_was_trained(settings, title):
     whole = {"network": "none", "loss": {"kd": 1.0}, "data": [["python-docs", 1.0]], "batch_size": 2}
     own = Run("runs/own", {"healing": {"settings": whole | {"learning_rate": 1e-4, "seed": 0} | settings}}, [])
     assert healing_section(own).title == title
+
+
+def test_a_search_says_its_score_and_cost(folder):
+    (run,) = read_results([str(folder / "sleb")]).runs
+    text = as_markdown(make_sections(Results([run])), "pictures")
+    assert "Score: calibration loss, nats per token." in text
+    assert f"It cost {run.files['run']['cost']['forwards']} forwards" in text

