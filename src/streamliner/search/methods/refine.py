@@ -9,7 +9,7 @@ from streamliner.measure.probe import Probe
 from streamliner.search.frontier import Point
 from streamliner.search.method import measured, removable
 from streamliner.search.methods.best import similar_intervals
-from streamliner.search.methods.sleb import exact_losses
+from streamliner.search.methods.sleb import Sleb, exact_losses
 from streamliner.search.neighbours import LocalSearch
 from streamliner.search.plan import read_plan
 
@@ -18,11 +18,13 @@ from streamliner.search.plan import read_plan
 class Refine:
     """Exchange blocks of a set for others as long as the calibration loss falls.
 
-    It starts from the plan `start` (a file or run folder), whose number of blocks must be the one asked for; without it
-    from all intervals, which are raced. A step races all swaps of one block against the set; where none helps, pairs of
-    the best swaps and shifts of whole runs (`neighbours.py`). At most `budget` times the losses of SLEB's exact search
-    are spent. The result is never worse than its start. For fewer blocks than asked for it gives the most similar
-    interval; with `every` each number is refined, with an equal share of the budget.
+    It starts from the plan `start` (a file or run folder), whose number of blocks must be the one asked for. Without it
+    there are two kinds of starts: all intervals, which are raced; and, where the budget is enough, an interval of at
+    least half the blocks, that whose loss rises least per block, to which SLEB's adaptive search adds the others.
+    A step races all swaps of one block against the set; where none helps, pairs of the best swaps and shifts of whole
+    runs (`neighbours.py`). At most `budget` times the losses of SLEB's exact search are spent. The result is never
+    worse than its start. For fewer blocks than asked for it gives the most similar interval; with `every` each number
+    is refined, with an equal share of the budget.
 
     References:
         Intervals by cosine, arXiv 2403.19135; like-for-like swaps, EvoPress, arXiv 2410.14649.
@@ -55,20 +57,26 @@ class Refine:
                     f"The plan {self.start} removes {len(starts[0])} blocks, but you asked for {limit}.",
                     f"Use --remove {len(starts[0])}.",
                 )
+        budget = self.budget * exact_losses(probe, self, (), limit) * probe.num_windows
+        if self.every:
+            budget /= limit
+        smaller: list[Point] = []
         for count in range(1, limit):
             intervals = similar_intervals(probe, candidates, count, most=None)
             if self.every:
-                yield measured(probe, self._refined(probe, candidates, intervals, limit, 1 / limit))
+                smaller.append(measured(probe, self._refined(probe, candidates, intervals, smaller, budget)))
             elif intervals:
-                yield measured(probe, intervals[0])
-        yield measured(probe, self._refined(probe, candidates, starts, limit, 1 / limit if self.every else 1))
+                smaller.append(measured(probe, intervals[0]))
+            yield from smaller[-1:]
+        yield measured(probe, self._refined(probe, candidates, starts, [] if self.start else smaller, budget))
 
     def _refined(
-        self, probe: Probe, candidates: list[int], starts: list[tuple[int, ...]], limit: int, share: float
+        self, probe: Probe, candidates: list[int], starts: list[tuple[int, ...]], smaller: list[Point], budget: float
     ) -> tuple[int, ...]:
-        """The best set that exchanges lead to from some starts, for a share of the budget."""
-        budget = share * self.budget * exact_losses(probe, self, (), limit) * probe.num_windows
-        search = LocalSearch(probe, lambda removed: not probe.refusal(removed), candidates, self.z, budget)
+        """The best set that exchanges lead to from some starts, and from a smaller set that blocks are added to."""
+        grown, spent = self._grown(probe, smaller, len(starts[0]), budget)
+        search = LocalSearch(probe, lambda removed: not probe.refusal(removed), candidates, self.z, budget - spent)
+        starts = grown + starts
         search.measure(starts[:1])
         if not search.losses:
             raise MethodError("The budget is too small to measure one set.", "Give more: --set budget=0.5")
@@ -76,3 +84,23 @@ class Refine:
         for start in sorted(search.losses, key=lambda each: (search.losses[each].mean, each)):
             search.climb(start)
         return search.best
+
+    def _grown(
+        self, probe: Probe, smaller: list[Point], limit: int, budget: float
+    ) -> tuple[list[tuple[int, ...]], int]:
+        """A smaller set with other blocks as SLEB adds them, or none, and the window losses spent."""
+        smaller = [point for point in smaller if limit <= 2 * len(point.removed)]
+        if not smaller:
+            return [], 0
+        dense, spent = probe.loss().mean, 0
+        removed = min(smaller, key=lambda point: (point.score - dense) / len(point.removed)).removed
+        greedy = Sleb(effort="adaptive", z=self.z, protect_first=self.protect_first, protect_last=self.protect_last)
+        rounds = greedy.extend(probe, removed, limit)
+        while len(removed) < limit:
+            # All candidates of the round on all windows, and one set for what comes after it.
+            most = (len(removable(probe, self, removed)) + 1) * probe.num_windows
+            point = next(rounds, None) if most <= budget - spent else None
+            if point is None:
+                return [], spent
+            removed, spent = point.removed, spent + (point.window_losses or 0)
+        return [tuple(sorted(removed))], spent

@@ -60,7 +60,7 @@ class Sleb:
         """Points of 1 to `limit` blocks; each contains the one before."""
         if self.metric != "iterative":
             return self._ranked(probe, limit)
-        return self._adaptive(probe, limit) if self.effort == "adaptive" else self._exact(probe, limit)
+        return self.extend(probe, (), limit) if self.effort == "adaptive" else self._exact(probe, limit)
 
     def _ranked(self, probe: Probe, limit: int) -> Iterator[Point]:
         candidates = removable(probe, self)
@@ -80,10 +80,10 @@ class Sleb:
             yield _point(race, removed)
             removed = (*removed, race.best)
 
-    def _adaptive(self, probe: Probe, limit: int) -> Iterator[Point]:
-        removed: tuple[int, ...] = ()
+    def extend(self, probe: Probe, removed: tuple[int, ...], limit: int) -> Iterator[Point]:
+        """Points of one more block than `removed` to `limit` blocks, by the adaptive search."""
         increases: dict[int, float] = {}  # of the loss by each block, when last measured
-        before = probe.loss().mean
+        before = probe.loss(removed).mean
         while len(removed) < limit and (candidates := removable(probe, self, removed)):
             race: Race[int] = Race(probe, self.z)
             margin = self._race_lazily(race, removed, candidates, increases, before)
