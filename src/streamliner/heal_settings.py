@@ -1,8 +1,9 @@
 """The settings of healing, and of the text that a model writes to be healed on; see `settings.py`."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from streamliner.errors import HealingError, did_you_mean
 from streamliner.fields import check_values, default_of, flag, long_name, names, number, weights
@@ -17,8 +18,10 @@ STREAM_LOSSES = ("mse", "normalized-mse")
 """Losses that compare residual streams."""
 HEAD_LOSSES = ("lm", "kd")
 """Losses that need the model's logits."""
-TOKENS = 60_000_000
-"""LLM-Streamline's training budget (arXiv 2403.19135): 0.06 billion tokens."""
+TOKENS, BATCH = 60_000_000, 32
+"""LLM-Streamline's training budget (arXiv 2403.19135), 0.06 billion tokens, and the windows of an optimiser step."""
+FEW_TOKENS, SMALL_BATCH = 100_000, 4
+"""The defaults without a GPU."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,10 @@ class HealSettings:
     answers_only: bool = flag(False, ANSWERS_ONLY)
     sequence_length: int | None = flag(None, LENGTH)
     validation_windows: int = flag(16, "Windows held out to choose the best state")
-    tokens: int | str | None = flag(None, "Budget in tokens: 200k, 60M (default), 1.3G", metavar="N")
+    tokens: int | str | None = flag(None, "Budget in tokens (default: 60M; CPU: 100k)", metavar="N")
     steps: int | None = flag(None, "Budget in optimiser steps")
     epochs: float | None = flag(None, "Budget in passes over the text")
-    global_batch_size: int = flag(32, "Windows of an optimiser step, over all processes", minimum=1)
+    global_batch_size: int | None = flag(None, "Windows of an optimiser step (default: 32; CPU: 4)", minimum=1)
     micro_batch: int = flag(1, "Windows in one forward; gradients add up", minimum=1)
     gradient_checkpointing: bool = flag(False, "Recompute blocks for gradients: less memory, more time")
     shard: bool = flag(False, "Divide frozen blocks among processes (FSDP2)")
@@ -182,6 +185,27 @@ class HealSettings:
     def num_tokens(self) -> int:
         """The budget in tokens, where it is given neither in steps nor in epochs."""
         return TOKENS if self.tokens is None else number(self.tokens, "--tokens", "tokens")
+
+    @property
+    def batch_windows(self) -> int:
+        """Windows of an optimiser step, over all processes."""
+        return BATCH if self.global_batch_size is None else self.global_batch_size
+
+    def without_gpu(self, sequence_length: int, windows_together: int) -> "HealSettings":
+        """These settings with smaller defaults: of the windows, the budget, and the batch.
+
+        Args:
+            sequence_length: tokens of a window.
+            windows_together: windows that all processes run at a time; the batch is a multiple of it.
+        """
+        small: dict[str, Any] = {}
+        if self.sequence_length is None:
+            small["sequence_length"] = sequence_length
+        if self.trains and self.global_batch_size is None:
+            small["global_batch_size"] = -(-SMALL_BATCH // windows_together) * windows_together
+        if self.trains and self.tokens is None and self.steps is None and self.epochs is None:
+            small["tokens"] = FEW_TOKENS
+        return replace(self, **small)
 
     @property
     def trackers(self) -> tuple[str, ...]:

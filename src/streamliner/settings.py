@@ -11,7 +11,7 @@ from typing import Any
 
 from streamliner.errors import EvaluationError, MethodError, OutputError, RemovalError
 from streamliner.fields import check_values, default_of, flag, long_name, names, number, pairs, seconds
-from streamliner.text.calibration import NUM_SAMPLES, CalibrationSet
+from streamliner.text.calibration import CalibrationSet
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -32,7 +32,7 @@ OVERWRITE = "Replace an output that streamliner wrote"
 QUIET = "No messages; only the path of the result"
 SEED = "Seed of all random choices"
 BATCH_SIZE = "Sequences in one forward"
-LENGTH = "Tokens of a window (default: 2048, or the model's limit)"
+LENGTH = "Tokens of a window (default: 2048; CPU: 256)"
 ANSWERS_ONLY = "In conversations, count only the answers (heal: lm, kd)"
 VERIFY = "Reload the result and compare it with bypass"
 RESULT = "JSON file to write"
@@ -84,7 +84,7 @@ class SearchSettings:
     )
     protect_first: int | None = flag(None, "Blocks to keep at the start (default: the method's)")
     protect_last: int | None = flag(None, "Blocks to keep at the end (default: the method's)")
-    num_samples: int = flag(NUM_SAMPLES, "Windows of text")
+    num_samples: int | None = flag(None, "Windows of text (default: 128; CPU: 16)")
     sequence_length: int | None = flag(None, LENGTH)
     time_limit: str | float | None = flag(None, "Longest time of the search, such as 10m", metavar="TIME")
     batch_size: int = flag(1, BATCH_SIZE, minimum=1)
@@ -198,7 +198,7 @@ class EvaluateSettings:
     perplexity: str | Iterable[str] = flag(
         (), "Text source, such as wikitext2:test; repeatable", metavar="SOURCE", repeatable=True
     )
-    sequence_length: int | None = flag(None, LENGTH)
+    sequence_length: int | None = flag(None, "Tokens of a window (default: 2048, or the model's limit)")
     stride: int | None = flag(None, "Tokens predicted per window, if windows overlap")
     num_samples: int | None = flag(None, "Windows of each text (default: all)", minimum=1)
     tasks: str | Iterable[str] = flag((), "Tasks of lm-eval, such as arc_easy,piqa", metavar="NAMES")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def test_quiet_prints_the_path_alone(capsys, tmp_path):
     assert "block-influence" in out.split()
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name != "paper"])
 def test_a_recipe_is_a_run_and_flags_win(capsys, tmp_path, name):
     small = ("--num-samples", "2", "--sequence-length", "64", "--fold-tokens", "1k", "--validation-windows", "2")
     trains = name in ("good", "best")
@@ -128,7 +129,7 @@ def test_a_recipe_is_a_run_and_flags_win(capsys, tmp_path, name):
 
 def test_recipes_have_settings_that_exist_and_heal_takes_its_own(capsys, tmp_path):
     known = set(flags_of(HealSettings)) | set(flags_of(SearchSettings)) | set(flags_of(PruneSettings))
-    assert RECIPE.__metadata__[0].help == f"Settings by name: {', '.join(recipe_names())}"
+    assert set(re.split(r", | or ", RECIPE.__metadata__[0].help.partition(": ")[2])) == set(recipe_names())
     for name in recipe_names():
         assert read_recipe(name, known, ()).keys() == read_recipe(name, [*known, "other"], ()).keys()
         assert "method" not in read_recipe(name, flags_of(HealSettings), ())

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from streamliner.model.devices import is_slow
 from streamliner.model.session import Session
 from streamliner.settings import BenchmarkSettings
 
@@ -46,7 +47,7 @@ ON_CPU = Workload(prompt_tokens=256, batch_size=1, context_tokens=32, new_tokens
 
 def complete_workload(settings: BenchmarkSettings, device: str, longest_prompt: int) -> Workload:
     """The user's settings, with the defaults of a device where there are none, the prompt no longer than possible."""
-    usual = ON_CPU if device.startswith(("cpu", "mps")) else ON_GPU
+    usual = ON_CPU if is_slow(device) else ON_GPU
     usual = replace(usual, prompt_tokens=min(usual.prompt_tokens, longest_prompt))
     given = {name: getattr(settings, name) for name in asdict(usual)}
     return replace(usual, **{name: value for name, value in given.items() if value is not None})

@@ -25,7 +25,7 @@ DISK_HINT = "Make room or choose another place; what a run folder has is kept, a
 OUTPUT_FIELDS = ("run", "output", "verify", "overwrite", "quiet", "push_to_hub", "private")
 
 CONFIG = Annotated[Path | None, typer.Option(help="YAML file of settings", metavar="FILE", rich_help_panel=OUTPUT)]
-RECIPE = Annotated[str | None, typer.Option(help="Settings by name: best, good, quick", metavar="NAME")]
+RECIPE = Annotated[str | None, typer.Option(help="Ready-made settings: quick, good, best or paper", metavar="NAME")]
 JSON = Annotated[bool, typer.Option("--json", help="One JSON value on stdout", metavar=" ", rich_help_panel=OUTPUT)]
 
 
@@ -67,12 +67,16 @@ class Given:
     Attributes:
         json: whether to print JSON.
         quiet: whether to print the path of the result alone.
-        names: the names given, not left at their defaults.
+        names: the names given, neither left at their defaults nor a recipe's.
     """
 
-    def __init__(self, values: Mapping[str, Any], *, json: bool) -> None:
-        self._values, self.json, self.names = dict(values), json, set(values)
+    def __init__(self, values: Mapping[str, Any], *, json: bool, recipe: Mapping[str, Any] | None = None) -> None:
+        self._values, self.json, self.names = {**(recipe or {}), **values}, json, set(values)
         self.quiet = bool(values.get("quiet"))
+
+    def value(self, name: str) -> Any:
+        """The value that was given or that the recipe has, None without one."""
+        return self._values.get(name)
 
     def argument(self, argument: Argument) -> Any:
         """The value of an argument. A UserError if it was not given."""
@@ -155,7 +159,8 @@ def command(
             try:
                 with silence:
                     chosen = (read_config(config, known) if config else {}) | typed
-                    verb(Given((read_recipe(recipe, known, chosen) if recipe else {}) | chosen, json=json))
+                    usual = read_recipe(recipe, known, chosen) if recipe else {}
+                    verb(Given(chosen, json=json, recipe=usual))
             except (Exception, Interrupted) as error:
                 told = interruption(error) or _told(error)
                 if told is None:

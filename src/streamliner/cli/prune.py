@@ -58,10 +58,10 @@ def prune(given: Given) -> None:
 
 
 def _heal_settings(given: Given) -> HealSettings | None:
-    if given.settings(PruneSettings).heal or "fold" in given.names:
+    if given.settings(PruneSettings).heal or given.value("fold"):
         return given.settings(HealSettings)
     only_heal = flags_of(HealSettings).keys() - flags_of(SearchSettings).keys() - {"verify"}
-    idle = sorted(only_heal & given.names)
+    idle = sorted(only_heal & given.names)  # a recipe may have settings for both
     if idle:
         raise UserError(
             f"Healing options need --heal or --fold: {long_name(HealSettings, idle[0])} was given.",

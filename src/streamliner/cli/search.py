@@ -15,6 +15,7 @@ RUN = Argument("run", "Run folder for journal, frontier and plan", "RUN", ("--ou
         "search Qwen/Qwen3-0.6B --method streamline --remove 4 -o runs/s",
         "search Qwen/Qwen3-0.6B --remove 4 --calibration my.txt -o runs/m",
     ),
+    recipes=True,
     Search=SearchSettings,
     Model=ModelSettings,
 )

@@ -55,9 +55,12 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
         raise MissingExtraError("LoRA", "heal")
     if settings.fold and dense.ranks.size > 1:
         raise HealingError("--fold works only in one process.", "Leave out the launcher, or --fold.")
-    if settings.global_batch_size % (dense.ranks.size * settings.micro_batch):
+    together = dense.ranks.size * settings.micro_batch
+    if dense.is_slow:
+        settings = settings.without_gpu(dense.usual_windows[1], together)
+    if settings.batch_windows % together:
         raise HealingError(
-            f"A batch of {settings.global_batch_size} windows cannot be divided among {dense.ranks.size} processes "
+            f"A batch of {settings.batch_windows} windows cannot be divided among {dense.ranks.size} processes "
             f"with {settings.micro_batch} windows in a forward.",
             "Choose --global-batch-size as a multiple of processes x --micro-batch.",
         )
@@ -86,10 +89,10 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
 
 def count_steps(settings: HealSettings, text: TrainingText) -> int:
     """Optimiser steps of the budget. Raises HealingError if it is less than one."""
-    tokens = settings.global_batch_size * text.sequence_length
+    tokens = settings.batch_windows * text.sequence_length
     steps = settings.num_tokens // tokens if settings.steps is None else settings.steps
     if settings.epochs is not None:
-        steps = round(settings.epochs * text.windows_in_a_pass()) // settings.global_batch_size
+        steps = round(settings.epochs * text.windows_in_a_pass()) // settings.batch_windows
     if steps < 1:
         raise HealingError(
             f"The budget is less than one step of {tokens:,} tokens.",
@@ -240,7 +243,7 @@ class Healing:
         """Say what will be trained."""
         settings, text, steps = self.prepared.settings, self.prepared.text, self.prepared.steps
         trainable = sum(parameter.numel() for parameter in objective.trainable().values())
-        batch = settings.global_batch_size
+        batch = settings.batch_windows
         losses = " + ".join(name if weight == 1 else f"{weight:g} x {name}" for name, weight in settings.losses.items())
         for gap in objective.graft.gaps:
             self.reporter.say(f"{gap}.")
@@ -275,7 +278,7 @@ def identity_of(settings: HealSettings) -> dict[str, Any]:
         | {
             "loss": settings.losses,
             "data": [list(pair) for pair in settings.texts],
-            "batch_size": settings.global_batch_size,
+            "batch_size": settings.batch_windows,
         }
     )
 

@@ -70,7 +70,7 @@ class Trainer:
         self.progress = Progress()
         self._settings, self._text, self._steps = settings, text, steps
         self._accelerator, self._folder = accelerator, folder
-        self._tokens_of_a_step = settings.global_batch_size * text.sequence_length
+        self._tokens_of_a_step = settings.batch_windows * text.sequence_length
         self._is_first = accelerator.process_index == 0
         self._validation = text.held_out.to(objective.graft.blocks.device)
         if accelerator.num_processes > 1 and not reaches_all(objective):
@@ -239,7 +239,7 @@ class Trainer:
 
     def _accumulate_gradients(self) -> dict[str, Tensor]:
         """Gradients of the mean loss over this process's share of the next batch; returns the mean of each loss."""
-        batch, share = self._text.batch(self._settings.global_batch_size), self._accelerator.process_index
+        batch, share = self._text.batch(self._settings.batch_windows), self._accelerator.process_index
         windows = batch.chunk(self._accelerator.num_processes)[share].to(self._validation.device)
         parts = torch.split(windows, self._settings.micro_batch)
         means: dict[str, Tensor] = {}

@@ -32,6 +32,12 @@ def best_device() -> torch.device:
     return torch.device(found.type if found else "cpu")
 
 
+def is_slow(device: str | None) -> bool:
+    """Whether a model there takes the defaults of minutes rather than hours: on a CPU or on a Mac."""
+    kind = best_device() if device in (None, "auto") else torch.device(device)
+    return kind.type in ("cpu", "mps")
+
+
 def is_spread(model: nn.Module) -> bool:
     """Whether accelerate placed the parts of the model on several devices."""
     return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1

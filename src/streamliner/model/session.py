@@ -19,6 +19,7 @@ from streamliner.model.devices import (
     enough_memory,
     faster_precision,
     free_and_total,
+    is_slow,
     is_spread,
     offload_map,
     release_memory,
@@ -34,7 +35,7 @@ from streamliner.runs.files import PLAN_ATTRIBUTE
 from streamliner.runs.ranks import Ranks, find_ranks
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import ModelSettings
-from streamliner.text.calibration import SEQUENCE_LENGTH
+from streamliner.text.calibration import FEW_SAMPLES, NUM_SAMPLES, SEQUENCE_LENGTH, SHORT_LENGTH
 from streamliner.types import ModelLike, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -128,10 +129,23 @@ class Session:
             raise ModelError(f"{self.source.name} is a model in memory without a tokenizer.", "Pass tokenizer=...")
         return load_tokenizer(self.source)
 
-    def window_length(self, asked: int | None = None, flag: str = "--sequence-length") -> int:
-        """Tokens of a window: `asked`, otherwise 2048 as in SLEB or the model's limit; a TextError names `flag`."""
+    @property
+    def is_slow(self) -> bool:
+        """Whether the model runs without a GPU, so that defaults are smaller than the papers'."""
+        return is_slow(self.settings.device)
+
+    @property
+    def usual_windows(self) -> tuple[int, int]:
+        """Number and tokens of the windows of a search by default: SLEB's, or fewer and shorter without a GPU."""
+        number, length = (FEW_SAMPLES, SHORT_LENGTH) if self.is_slow else (NUM_SAMPLES, SEQUENCE_LENGTH)
+        return number, self.window_length(usual=length)
+
+    def window_length(
+        self, asked: int | None = None, flag: str = "--sequence-length", *, usual: int = SEQUENCE_LENGTH
+    ) -> int:
+        """Tokens of a window: `asked`, otherwise `usual` or the model's limit; a TextError names `flag`."""
         most = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        length = asked or min(SEQUENCE_LENGTH, most or SEQUENCE_LENGTH)
+        length = asked or min(usual, most or usual)
         if most and length > most:
             limit = f"the {most} positions of {self.source.name}"
             raise TextError(f"{flag} {length} is more than {limit}.", f"Use {most} or less.")

@@ -53,6 +53,15 @@ def run_windows(folder: Path) -> int | None:
         return None
 
 
+def asked_windows(folder: Path) -> tuple[int, int] | None:
+    """The number of windows that the search in a run folder asked for, and their tokens; None without a search."""
+    try:
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return int(found["search"]["num_samples"]), int(found["identity"]["window_shape"][1])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def check_same_run(folder: Path, found: Any, wanted: Any) -> None:
     """Check that the run in `folder` is the wanted one; an OutputError that names the first difference if not."""
     if difference := run_difference(found, wanted):

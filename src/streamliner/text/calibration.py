@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 NUM_SAMPLES, SEQUENCE_LENGTH = 128, 2048
 """SLEB's calibration set (arXiv 2402.09025, section 4.1)."""
+FEW_SAMPLES, SHORT_LENGTH = 16, 256
+"""The default without a GPU: a 64th of SLEB's tokens, so that a small model takes minutes and not hours."""
 
 COUNTED = "counted_tokens"
 """The key of a provenance, where only answers count, for how many tokens do."""

@@ -30,7 +30,7 @@ from streamliner.verbs.benchmark import benchmark_models
 from streamliner.verbs.cut import check_cut_output, check_files_made, cut_to_disk
 from streamliner.verbs.fold_loop import FoldLoop
 from streamliner.verbs.heal import heal_to_disk
-from streamliner.verbs.search import choose_precision, search_session
+from streamliner.verbs.search import choose_precision, search_session, with_windows
 from streamliner.verbs.targets import ROUNDS
 
 
@@ -86,7 +86,7 @@ def prune(
         check_gguf(session.source.gguf_files, structure)
         if healing is not None:
             check_gguf_healing(session.source.gguf_files[0], healing)
-    settings = dataclasses.replace(settings, run=folder)
+    settings = with_windows(session, dataclasses.replace(settings, run=folder))
     cutting = prune_settings.cutting(settings)
     if healing is None:
         if (

@@ -20,7 +20,7 @@ from streamliner.model.fingerprint import fingerprint
 from streamliner.model.session import Session, open_model
 from streamliner.model.stack import has_encoder
 from streamliner.runs.files import SCHEMA_VERSIONS, write_json
-from streamliner.runs.folder import check_run_folder, environment, run_precision, run_windows
+from streamliner.runs.folder import asked_windows, check_run_folder, environment, run_precision, run_windows
 from streamliner.runs.journal import Journal, open_journal
 from streamliner.runs.lock import one_writer
 from streamliner.runs.reporter import Reporter
@@ -32,7 +32,7 @@ from streamliner.search.method import Method
 from streamliner.search.registry import full_name, make_method
 from streamliner.search.run_method import run_method
 from streamliner.settings import AMOUNTS, DAMAGES, SearchSettings
-from streamliner.text.calibration import COUNTED, CalibrationSet
+from streamliner.text.calibration import COUNTED, NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet
 from streamliner.text.sources import default_text
 from streamliner.text.windows import calibration_set, mixed_set
 from streamliner.types import ModelLike
@@ -66,7 +66,7 @@ def search(model: ModelLike | Session, settings: SearchSettings) -> Found:
     """
     session = open_model(model)
     choose_precision(session, settings)
-    return search_session(session, settings)
+    return search_session(session, with_windows(session, settings))
 
 
 def choose_precision(session: Session, settings: SearchSettings) -> None:
@@ -74,6 +74,27 @@ def choose_precision(session: Session, settings: SearchSettings) -> None:
     _method(settings)  # a wrong name or setting is said before anything is timed
     known = None if settings.run is None or settings.overwrite else run_precision(Path(settings.run))
     session.choose_precision(Reporter(settings.quiet or session.ranks.rank > 0), known=known)
+
+
+def with_windows(session: Session, settings: SearchSettings) -> SearchSettings:
+    """The settings with a number and a length of windows: given, of the run that continues, or usual on this device."""
+    given = settings.num_samples, settings.sequence_length
+    before = None if settings.run is None or settings.overwrite else asked_windows(Path(settings.run))
+    usual = session.usual_windows
+    if settings.time_limit is not None:  # which bounds their number
+        usual = NUM_SAMPLES, usual[1]
+    elif (
+        given == (None, None)
+        and not before
+        and session.is_slow
+        and not isinstance(settings.calibration, CalibrationSet)
+    ):
+        Reporter(settings.quiet or session.ranks.rank > 0).say(
+            f"Without a GPU the default is {usual[0]} windows of {usual[1]} tokens; the paper's is {NUM_SAMPLES} of "
+            f"{SEQUENCE_LENGTH} (--recipe paper)."
+        )
+    count, length = (o if g is None else g for g, o in zip(given, before or usual, strict=True))
+    return dataclasses.replace(settings, num_samples=count, sequence_length=length)
 
 
 def search_session(
@@ -227,6 +248,7 @@ def _calibration(session: Session, settings: SearchSettings, reporter: Reporter)
             raise TextError("answers_only has no effect on a calibration set that is made already.", hint)
         return given
     text: Any = default_text(session.source.kind == "hub", reporter.say) if given is None else given
+    assert settings.num_samples is not None  # `with_windows` chose it
     tokenizer, length = settings.tokenizer or session.tokenizer(), session.window_length(settings.sequence_length)
     make: Callable[..., CalibrationSet] = mixed_set if isinstance(text, Mapping) else calibration_set
     calibration = make(
