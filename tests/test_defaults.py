@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -84,3 +85,19 @@ def test_a_run_that_continues_on_another_device_keeps_its_windows(capsys, tmp_pa
     assert found["cost"]["window_losses"] == 0  # all known
     settings = SearchSettings(remove=1, run=tmp_path / "run")
     assert with_windows(open_model(TINY), dataclasses.replace(settings, overwrite=True)).num_samples == NUM_SAMPLES
+
+
+def test_a_healing_that_continues_on_another_device_keeps_its_sizes(capsys, tmp_path, monkeypatch):
+    run(capsys, "cut", TINY, "--blocks", "5,6", "-o", tmp_path / "cut", "--no-verify", "-q")
+    arguments = ("heal", tmp_path / "cut", "--dense", TINY, "-o", tmp_path / "out", "--data", "python-docs")
+    given = ("--validation-windows", "2", "--tokens", "2k")
+    run(capsys, *arguments, *given)
+    monkeypatch.setattr(Session, "is_slow", False)
+    settings = HealSettings(run=tmp_path / "out.run", data="python-docs", validation_windows=2)
+    prepared = prepare_healing(open_model(TINY), settings, Reporter(quiet=True))
+    assert (prepared.text.sequence_length, prepared.settings.batch_windows) == (SHORT_LENGTH, SMALL_BATCH)
+    assert prepared.settings.num_tokens == 2000
+    shutil.rmtree(tmp_path / "out")
+    run(capsys, *arguments, *given)  # is not of another run
+    other = dataclasses.replace(settings, overwrite=True)
+    assert prepare_healing(open_model(TINY), other, Reporter(quiet=True)).settings.batch_windows == BATCH

@@ -191,6 +191,13 @@ class HealSettings:
         """Windows of an optimiser step, over all processes."""
         return BATCH if self.global_batch_size is None else self.global_batch_size
 
+    def as_before(self, sizes: Mapping[str, Any]) -> "HealSettings":
+        """These settings with what they leave out as a run had it, on another device perhaps (`recorded_sizes`)."""
+        budgets = ("tokens", "steps", "epochs")
+        given = [name for name in sizes if getattr(self, name) is not None]
+        left = {*given, *(budgets if {*budgets} & {*given} or not self.trains else ())}
+        return replace(self, **{name: value for name, value in sizes.items() if name not in left})
+
     def without_gpu(self, sequence_length: int, windows_together: int) -> "HealSettings":
         """These settings with smaller defaults: of the windows, the budget, and the batch.
 

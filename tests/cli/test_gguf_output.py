@@ -238,7 +238,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(capsys, monkeypatch, dens
     _, err = run(capsys, "cut", dense, "--blocks", "3", "-o", out, "--no-verify", status=2)
     assert "it has appeared meanwhile. The result is whole, and kept in" in err
     assert out.read_bytes() == b""
-    (kept,) = tmp_path.glob(".out.gguf.partial-*/out.gguf")
+    (kept,) = tmp_path.glob(".out.gguf.kept-*/out.gguf")
     assert read_plan(kept).removed == (3,)
 
 

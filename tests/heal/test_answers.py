@@ -119,3 +119,11 @@ def test_mistakes(capsys, model, tmp_path):
     _, err = run(capsys, "answer", TINY, questions(tmp_path), "-o", tmp_path / "own.jsonl", status=2)
     assert "no chat template" in err
     assert (tmp_path / "there.jsonl").read_text() == "{}"
+
+
+def test_questions_that_do_not_fit_the_context_are_left_out(capsys, model, tmp_path):
+    """Models with a table of positions would fail on them, others answer nonsense."""
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in (question("pop"), question("pop") * 500)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    _, err = run(capsys, "answer", model, tmp_path / "long.jsonl", "-o", tmp_path / "out.jsonl", *QUICK)
+    assert "Left out: 1 questions" in err

@@ -15,7 +15,7 @@ import streamliner as sl
 from close import assert_close
 from command import run
 from families import SMALL, make_model
-from healing import REMOVED, settings, training_text
+from healing import REMOVED, few_answers, settings, training_text
 from kill import finish
 from places import TINY
 from streamliner.cut.memory import cut_model
@@ -30,6 +30,7 @@ from streamliner.measure.loss import text_loss
 from streamliner.model import last_map
 from streamliner.model.blocks import Blocks
 from streamliner.model.last_map import find_last_map
+from streamliner.text.chat import counted
 
 SAMPLE = torch.arange(8, 40)[None]
 
@@ -75,6 +76,51 @@ def test_experts_have_no_last_map_but_a_shared_expert_is_one():
     blocks = Blocks(make_model("deepseek_v3"))
     assert find_last_map(blocks, 0, SAMPLE).path == "mlp.down_proj"
     assert find_last_map(blocks, 3, SAMPLE).path == "mlp.shared_experts.down_proj"
+
+
+@pytest.mark.parametrize("removed", [(0,), (0, 1), (0, 5)])
+def test_a_gap_at_the_start_is_judged_on_the_healed_model(tiny, tokenizer, removed):
+    """No block is below it, so the dense model's stream there is not the healed one's."""
+    done, graft = fold(tiny, tokenizer, "gain", removed)
+    assert done
+    best = done[0].loss_before
+    for each in done:
+        best = each.loss_after if each.kept else best
+    with graft.in_place():
+        after = text_loss(graft.blocks, training_text(tokenizer, settings()).validation).mean
+    assert after == pytest.approx(best, abs=1e-5)
+    dense = text_loss(graft.blocks, training_text(tokenizer, settings()).validation).mean
+    assert after > dense + 0.1
+
+
+def test_where_only_answers_count_they_judge_a_fold(tiny, tokenizer, tmp_path):
+    """The mean over their tokens, so a window without an answer has no say."""
+    text = training_text(tokenizer, settings(data=few_answers(tmp_path), answers_only=True, loss="lm"))
+    graft = Graft(Blocks(tiny), (), {}, REMOVED)
+    found = Folding(graft, text, "gain", None, False, lambda message: None)._loss()
+    with torch.no_grad(), graft.in_place():
+        log_p = tiny(text.validation).logits[:, :-1].log_softmax(-1)
+    each = -log_p.gather(-1, text.validation[:, 1:, None])[..., 0]
+    assert (counted(text.held_out).sum(1) == 0).any()
+    assert found == pytest.approx(each[counted(text.held_out)].mean().item(), rel=1e-5)
+
+
+def test_streams_that_do_not_fit_are_not_kept(tiny, tokenizer, monkeypatch):
+    """The repair is the same."""
+    usual = fold(tiny, tokenizer, "refit", (3, 4, 8), tokens=256, later=True)[0]
+    monkeypatch.setattr(folding, "MOST_KEPT", 0)
+    most = []
+    collect = Folding._collect
+
+    def watched(self, windows, fit):
+        found = collect(self, windows, fit)
+        most.append(len(self._dense[1]) + len(self._own[1]))
+        return found
+
+    monkeypatch.setattr(Folding, "_collect", watched)
+    slow = fold(tiny, tokenizer, "refit", (3, 4, 8), tokens=256, later=True)[0]
+    assert set(most) == {0}
+    assert [each.loss_after for each in slow] == pytest.approx([each.loss_after for each in usual], abs=1e-5)
 
 
 def test_sums_give_the_least_squares_of_all_tokens():

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from healing import heal, objective_of, settings, training_text
+from healing import few_answers, heal, objective_of, settings, training_text
 from places import TINY
 from streamliner.errors import HealingError
 from streamliner.heal.accelerator import make_accelerator
 from streamliner.heal.state import HISTORY
 from streamliner.heal.trainer import Prepared, Trainer
 from streamliner.model.load import load_model
+from streamliner.text.chat import counted
 
 
 def reference_losses(model, removed, batches, steps, chosen):
@@ -141,3 +142,28 @@ def test_bfloat16_trains_in_mixed_precision(tokenizer, tmp_path):
     assert trained.best_loss < trained.first_loss
     with pytest.raises(HealingError, match="trained in float32"):
         heal(model, tokenizer, tmp_path, mixed_precision="no")
+
+
+def test_each_answered_token_counts_alike_whatever_the_micro_batch(tokenizer, tmp_path):
+    """A window with few answers weighs less, one without any nothing, in training and in validation."""
+    more = {"data": few_answers(tmp_path), "answers_only": True, "loss": "lm", "steps": 2, "clip": 1e9}
+    text = training_text(tokenizer, settings(**more))
+    counts = counted(text.held_out).sum(1)
+    assert counts.min() < counts.max()
+    rows = {}
+    for size in (1, 4):
+        model = load_model(TINY, dtype="float32")
+        rows[size] = heal(model, tokenizer, tmp_path / str(size), micro_batch=size, **more)[2]
+    for one, other in zip(rows[1], rows[4], strict=True):
+        assert one["validation"] == pytest.approx(other["validation"], abs=1e-5)
+        assert (one["loss"] or 0) == pytest.approx(other["loss"] or 0, abs=1e-5)
+
+
+def test_the_last_rate_is_the_lowest_also_of_a_peak_that_was_found(tiny, tokenizer, tmp_path):
+    chosen = settings(find_learning_rate=True, learning_rate=1e-4, min_learning_rate=5e-6, steps=4)
+    objective = objective_of(tiny)
+    blocks, text = objective.graft.blocks, training_text(tokenizer, chosen)
+    accelerator = make_accelerator(chosen, blocks.dtype, blocks.device, tmp_path)
+    trainer = Trainer(objective, Prepared(chosen, text, 4), accelerator, tmp_path)
+    trainer.find_learning_rate()
+    assert trainer.peak * trainer._share_of_peak(4) == pytest.approx(5e-6)

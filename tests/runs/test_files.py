@@ -20,7 +20,7 @@ from streamliner.runs.files import (
     write_text,
     write_whole,
 )
-from streamliner.runs.outputs import MARK, check_result_file, output_folder
+from streamliner.runs.outputs import MARK, check_output, check_result_file, output_folder
 
 
 @pytest.fixture
@@ -102,6 +102,20 @@ def test_an_output_folder_appears_whole_or_not_at_all(tmp_path, dead_pid):
         (partial / MARK).write_text("{}")
         assert not (tmp_path / "out").exists()
     assert names(tmp_path / "out") == [MARK]
+
+
+def test_an_output_taken_away_by_a_killed_run_gets_its_name_again(tmp_path):
+    """Killed between two renamings: the old one is hidden, and the new one has not its name yet."""
+    for name, text in ((".out.old-a1", "old"), (".out.partial-a1", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MARK).write_text(text)
+    check_output(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / MARK).read_text() == "old"
+    (tmp_path / ".out.old-a2").mkdir()  # killed a moment later: only this was not removed
+    with output_folder(tmp_path / "out", overwrite=True) as partial:
+        (partial / MARK).write_text("newer")
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / MARK).read_text() == "newer"
 
 
 def test_only_a_folder_of_ours_is_replaced_and_only_if_asked_to(tmp_path):

@@ -55,3 +55,16 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(OutputError, match="not a run folder"):
         Journal(tmp_path, IDENTITY, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_results_of_the_run_before_go_with_it(tmp_path):
+    """A plan or a time of another run would be taken for one of this."""
+    Journal(tmp_path, IDENTITY)
+    for name in ("plan.json", "targets.json", "cut.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "7.json").write_text("{}")
+    Journal(tmp_path, IDENTITY, overwrite=True)  # the same run: it continues
+    assert (tmp_path / "plan.json").exists()
+    Journal(tmp_path, IDENTITY | {"seed": 7}, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.json", "journal.jsonl"]

@@ -92,6 +92,35 @@ def test_blocks_are_added_to_the_interval_whose_loss_rises_least_per_block(block
     assert method._grown(probe, points[:1], 3, 1000) == ([], 0)  # less than half of the blocks
 
 
+def refuse(removed):
+    """As for a model in which every third block stays."""
+    return "of images" if {*removed} & {3, 6, 9} else ""
+
+
+@pytest.mark.parametrize("settings", [{}, {"every": True}])
+def test_refine_where_no_interval_is_long_enough_starts_from_greedy_sets(blocks, calibration, settings):
+    probe = Probe(blocks, calibration, refusal=refuse)
+    points = run_method(probe, make_method("refine", settings | {"budget": 1.0}), "refine", 3).points
+    assert len(points[-1].removed) == 3
+    assert not any({*point.removed} & {3, 6, 9} for point in points)
+    sleb = run_method(probe, make_method("sleb"), "sleb", 3).points[-1]
+    assert points[-1].loss <= sleb.loss
+
+
+def test_an_interval_that_may_not_be_removed_as_a_whole_is_no_start(blocks, calibration):
+    probe = Probe(blocks, calibration, refusal=lambda removed: "together" if {*removed} >= {4, 5} else "")
+    assert not any({*each} >= {4, 5} for each in similar_intervals(probe, list(range(1, 11)), 2))
+    points = run_method(probe, make_method("refine"), "refine", 3).points
+    assert not any({*point.removed} >= {4, 5} for point in points)
+
+
+@pytest.mark.parametrize("name", ["evolution", "refine"])
+def test_more_blocks_than_may_be_removed(blocks, calibration, name):
+    probe = Probe(blocks, calibration, refusal=refuse)
+    with pytest.raises(MethodError, match="No set of 8 blocks"):
+        run_method(probe, make_method(name), name, 8)
+
+
 def test_a_plan_is_refined(capsys, tmp_path):
     text = ("--num-samples", "2", "--sequence-length", "64")
     run(capsys, "search", TINY, "-o", tmp_path / "start", "--method", "streamline", "--remove", "3", *text)

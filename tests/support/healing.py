@@ -38,6 +38,7 @@ def training_text(tokenizer, chosen):
         sequence_length=chosen.sequence_length,
         validation_windows=chosen.validation_windows,
         seed=chosen.seed,
+        answers_only=chosen.answers_only,
     )
 
 
@@ -57,3 +58,13 @@ def heal(model, tokenizer, folder, removed=REMOVED, **changes):
     trained = Trainer(objective, prepared, accelerator, folder).run(lambda row: None)
     rows = [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]
     return objective, trained, rows
+
+
+def few_answers(folder):
+    """Prompts longer than windows: some windows have no answer, others many tokens of one."""
+    rows = [
+        {"prompt": "Some words of a question. " * 12, "completion": "A with statement. " * (1 + n % 5)}
+        for n in range(99)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / "rows.jsonl")

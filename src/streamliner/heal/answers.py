@@ -57,9 +57,13 @@ def write_answers(
     path = Path(out).expanduser().absolute()
     part = path.with_name(f".{path.name}.part")
     tokenizer = session.tokenizer()
+    most = session.context - settings.max_new_tokens
     questions = [
         _question(tokenizer, each, settings.prompt_tokens) for each in _documents(source, settings.num_samples)
     ]
+    if long := sum(len(each.ids) > most for each in questions):
+        reporter.say(f"Left out: {long} questions that do not fit the model's context with an answer.")
+        questions = [each for each in questions if len(each.ids) <= most]
     if not questions:
         raise TextError(f"The text {source} has nothing to answer.")
     blocks = session.load(reporter)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from streamliner.errors import HealingError
-from streamliner.heal.folds.gain import Gain
+from streamliner.heal.folds.gain import Gain, through_norm
 from streamliner.heal.folds.refit import Refit
 from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.folds.replaceme import ReplaceMe
@@ -22,7 +22,7 @@ from streamliner.heal_settings import HealSettings
 from streamliner.measure.loss import text_loss
 from streamliner.model.devices import enough_memory
 from streamliner.model.last_map import LastMap, find_last_map
-from streamliner.text.chat import token_ids
+from streamliner.text.chat import counted, token_ids
 from streamliner.text.stream import TrainingText
 
 FOLDS: dict[str, type[Refit] | type[ReplaceMe] | type[Gain]] = {"refit": Refit, "gain": Gain, "replaceme": ReplaceMe}
@@ -37,8 +37,8 @@ MOST_KEPT = 1_000_000_000
 """Bytes of residual streams that are kept from one block to the next; if they need more, they are computed again."""
 MOST_TRIED = 64
 """Tokens on which the last map of a block is looked for."""
-NO_FACTOR = 1e-3
-"""A norm's channels whose factor is smaller than this part of the largest: what goes into them reaches nothing."""
+VERSION = 2
+"""Of the arithmetic of folds; a search whose losses are those of folded models continues only with the same."""
 SINK = 8.0
 """A token whose stream is longer than this many times the median is an attention sink."""
 
@@ -204,17 +204,22 @@ class Folding:
         held_out, block, depth = self.text.validation, fit.block, fit.depth
         states: list[Tensor] = []  # of the healed model before the block, for the held-out windows and the others
         targets: list[Tensor] = []  # of the dense model after the gap, for the others
-        for number, ids in enumerate(torch.split(torch.cat([held_out, windows]), 1), -len(held_out)):
-            wanted = {block} if self._own is None and block else set()
-            dense = self._dense_streams(number, ids, wanted | ({depth} if number >= 0 else set()))
-            if block:
-                states.append(dense[block] if wanted else self._own_streams(number, ids, block))
-            if number >= 0:
-                self._add(fit, ids, states[-1] if block else None, dense[depth])
-                targets.append(dense[depth])
         needed = 2 * (len(held_out) + len(windows)) * windows.shape[1] * self.graft.blocks.stream_bytes
         fits = needed <= MOST_KEPT and block > 0
-        self._dense, self._own = (depth, targets if fits else []), (block, states if fits else [])
+        # Below all that was removed both models have one stream.
+        wanted = {block} if self._own is None and 0 < block < min(self.graft.removed) else set()
+        for number, ids in enumerate(torch.split(torch.cat([held_out, windows]), 1), -len(held_out)):
+            dense = self._dense_streams(number, ids, wanted | ({depth} if number >= 0 else set()))
+            state = None
+            if block:
+                state = dense[block] if wanted else self._own_streams(number, ids, block)
+                if fits or number < 0:
+                    states.append(state)
+            if number >= 0:
+                self._add(fit, ids, state, dense[depth])
+                if fits:
+                    targets.append(dense[depth])
+        self._dense, self._own = (depth, targets), (block, states if fits else [])
         return states[: len(held_out)]
 
     def _dense_streams(self, number: int, ids: Tensor, depths: set[int]) -> dict[int, Tensor]:
@@ -249,7 +254,7 @@ class Folding:
         targets = (dense[0].float() - own[0].float()) / fit.last.scale
         if norm:
             written = normed[-1][1].reshape(ids.shape[1], -1).float()
-            features, targets = _through(norm, fit.network, made, written, features, targets)
+            features, targets = through_norm(norm, fit.network, made, written, features, targets)
         # A sink's stream is hundreds of times longer, and would rule the sums. Left out, it would be spoiled where this
         # block makes it, as its input is far from all others. So it counts as a token of ordinary length.
         lengths = dense[0].float().norm(dim=1, keepdim=True)
@@ -264,9 +269,17 @@ class Folding:
         return torch.stack(self._drawn[:count])
 
     def _loss(self, start: tuple[int, list[Tensor]] | None = None) -> float:
-        """Of the healed model on the held-out windows, from streams at a depth on if they are given."""
+        """Of the healed model on the held-out windows, from streams at a depth on if they are given.
+
+        Where only answers count, of these: a fit takes all tokens, but a repair is judged as training would be.
+        """
+        counts = counted(self.text.held_out).sum(1)
+        some = counts.nonzero()[:, 0]
+        if start is not None:
+            start = start[0], [start[1][window] for window in some]
         with self.graft.in_place():
-            return text_loss(self.graft.blocks, self.text.validation, start=start).mean
+            losses = text_loss(self.graft.blocks, self.text.held_out[some], start=start).per_window
+        return (torch.tensor(losses, dtype=torch.float64) @ counts[some].double() / counts.sum()).item()
 
 
 def fold(graft: Graft, settings: HealSettings, text: TrainingText, say: Callable[[str], None]) -> list[Folded]:
@@ -276,19 +289,3 @@ def fold(graft: Graft, settings: HealSettings, text: TrainingText, say: Callable
     later, tokens = settings.fold_blocks == "later", settings.num_fold_tokens
     with enough_memory("folding", "--fold gain, fewer --fold-tokens or --dtype bfloat16"):
         return Folding(graft, text, settings.fold, tokens, later, say).run()
-
-
-def _through(
-    norm: LastMap, network: nn.Module, given: Tensor, written: Tensor, features: Tensor, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Features and targets of a linear map whose output, (tokens, channels), goes through a norm.
-
-    The norm writes f_t w * given, with w its factors and f_t one number for each token. That is held: so D, added to
-    the map, adds w * (f_t features D), and is fitted to targets / w. The change of f_t is left to the norm's own fold.
-    """
-    factors, bias = norm.weights(network)
-    scaled = given * factors
-    written = written if bias is None else written - bias
-    per_token = (written * scaled).sum(1) / scaled.square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
-    usable = factors.abs() > NO_FACTOR * factors.abs().max()
-    return features * per_token[:, None], torch.where(usable, targets / factors, 0.0)

@@ -21,7 +21,7 @@ from streamliner.heal.networks.make import network_class
 from streamliner.heal.objective import Objective
 from streamliner.heal.save import try_out
 from streamliner.heal.sharded import sharded
-from streamliner.heal.state import STATE, load_tensors, open_run
+from streamliner.heal.state import STATE, load_tensors, open_run, recorded_sizes
 from streamliner.heal.trainer import Prepared, Trained, Trainer
 from streamliner.heal_settings import HealSettings
 from streamliner.measure.loss import text_loss
@@ -32,6 +32,7 @@ from streamliner.model.session import Session
 from streamliner.runs.lock import one_writer
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
+from streamliner.text.calibration import usual_windows
 from streamliner.text.stream import PRESETS, TrainingText
 
 THAT_MATTER = (
@@ -56,8 +57,10 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
     if settings.fold and dense.ranks.size > 1:
         raise HealingError("--fold works only in one process.", "Leave out the launcher, or --fold.")
     together = dense.ranks.size * settings.micro_batch
-    if dense.is_slow:
-        settings = settings.without_gpu(dense.usual_windows[1], together)
+    if before := None if settings.run is None or settings.overwrite else recorded_sizes(Path(settings.run)):
+        settings = settings.as_before(before)
+    elif dense.is_slow:
+        settings = settings.without_gpu(usual_windows(slow=True, context=dense.context)[1], together)
     if settings.batch_windows % together:
         raise HealingError(
             f"A batch of {settings.batch_windows} windows cannot be divided among {dense.ranks.size} processes "

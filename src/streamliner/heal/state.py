@@ -54,11 +54,21 @@ def open_run(folder: Path, identity: dict[str, Any], settings: dict[str, Any], *
         except OutputError:
             if not overwrite:
                 raise
-            for name in (RUN, STATE, BEST, HISTORY):
+            for name in (RUN, STATE, BEST, HISTORY, RESULT):
                 (folder / name).unlink(missing_ok=True)
     value = {"schema_version": SCHEMA_VERSIONS["healing"], "identity": identity, "settings": settings}
     write_json(folder / RUN, value | environment())
     return is_of_earlier_release(recorded)
+
+
+def recorded_sizes(folder: Path) -> dict[str, Any] | None:
+    """Of the run in a folder: the settings that have other defaults on other devices; None without a run."""
+    try:
+        found = json.loads((folder / RUN).read_text(encoding="utf-8"))["settings"]
+        sizes = {"sequence_length": found["sequence_length"], "global_batch_size": found["batch_size"]}
+        return sizes | {name: found[name] for name in ("tokens", "steps", "epochs")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], value: Any) -> None:

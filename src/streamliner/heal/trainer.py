@@ -2,11 +2,9 @@
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,8 @@ from streamliner.heal.range_test import FACTORS, range_test, steps_of_range_test
 from streamliner.heal.state import BEST, HISTORY, MOMENTS, STATE, Progress, load_tensors, save_tensors
 from streamliner.heal_settings import HealSettings
 from streamliner.runs.files import append_json_line, read_json_lines, write_text
+from streamliner.runs.interrupt import delayed_interrupt
+from streamliner.text.chat import counted
 from streamliner.text.stream import TrainingText
 
 BETAS = (0.9, 0.95)
@@ -78,12 +78,10 @@ class Trainer:
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self._trainable = objective.trainable()
         self._optimiser = self._make_optimiser(settings.learning_rate)
-        warmup, low = max(1, round(settings.warmup * steps)), min(settings.min_learning_rate, settings.learning_rate)
-        schedule = get_cosine_with_min_lr_schedule_with_warmup(self._optimiser, warmup, steps, min_lr=low)
-        self._share_of_peak = schedule.lr_lambdas[0]
         self._objective, self._wrapped_optimiser = wrap(accelerator, objective, self._optimiser)
         self._saved_at, self._save_seconds = time.monotonic(), 0.0
         self._restore()
+        self._share_of_peak = self._schedule()
 
     def run(self, on_row: Callable[[dict[str, Any]], None]) -> Trained:
         """Train to the end, and leave the objective in its best state. `on_row` gets each step's row of the history.
@@ -146,6 +144,7 @@ class Trainer:
         found |= range_test(self._trainable, rates, self._make_optimiser, gradients, self._validation_loss, steps)
         self._text.load(*position)
         self.progress.learning_rate = min(rates, key=lambda rate: found[rate])
+        self._share_of_peak = self._schedule()
         return found
 
     def step(self) -> tuple[dict[str, Any], bool]:
@@ -187,11 +186,15 @@ class Trainer:
         # All processes run equally often, because forwards may wait for each other; surplus runs do not count.
         for place in range(rank, math.ceil(len(parts) / size) * size, size):
             part = parts[min(place, len(parts) - 1)]
-            loss = self._objective(part)[0].cpu().double() * len(part)  # not all devices have float64
+            loss = self._objective(part)[0].cpu().double() * self._weight(part)  # not all devices have float64
             total += loss if place < len(parts) else 0
         if size > 1:
             total = self._accelerator.reduce(total.to(self._accelerator.device))
-        return total.item() / len(self._validation)
+        return total.item() / self._weight(self._validation)
+
+    def _weight(self, windows: Tensor) -> int:
+        """How much the mean loss of some windows counts: by their predictions where only answers do."""
+        return int(counted(windows).sum()) or 1 if self._settings.answers_only else len(windows)
 
     @property
     def peak(self) -> float:
@@ -201,6 +204,13 @@ class Trainer:
     def _make_optimiser(self, rate: float) -> torch.optim.AdamW:
         decay = self._settings.weight_decay
         return torch.optim.AdamW(self._trainable.values(), lr=rate, betas=BETAS, weight_decay=decay)
+
+    def _schedule(self) -> Callable[[int], float]:
+        """The learning rate of a step as a share of the peak: a warm-up, then a cosine down to the lowest rate."""
+        settings, optimiser = self._settings, self._make_optimiser(self.peak)
+        warmup, low = max(1, round(settings.warmup * self._steps)), min(settings.min_learning_rate, self.peak)
+        schedule = get_cosine_with_min_lr_schedule_with_warmup(optimiser, warmup, self._steps, min_lr=low)
+        return schedule.lr_lambdas[0]  # type: ignore[no-any-return]
 
     def save(self) -> None:
         """Write what the run needs to continue from here."""
@@ -239,17 +249,18 @@ class Trainer:
 
     def _accumulate_gradients(self) -> dict[str, Tensor]:
         """Gradients of the mean loss over this process's share of the next batch; returns the mean of each loss."""
-        batch, share = self._text.batch(self._settings.batch_windows), self._accelerator.process_index
-        windows = batch.chunk(self._accelerator.num_processes)[share].to(self._validation.device)
-        parts = torch.split(windows, self._settings.micro_batch)
+        batch, size = self._text.batch(self._settings.batch_windows), self._accelerator.num_processes
+        parts = torch.split(batch.chunk(size)[self._accelerator.process_index], self._settings.micro_batch)
+        whole = self._weight(batch) / size  # gradients and losses become means over the processes
         means: dict[str, Tensor] = {}
-        for number, part in enumerate(parts):
-            last = number == len(parts) - 1
+        for number, windows in enumerate(parts):
+            last, share = number == len(parts) - 1, self._weight(windows) / whole
+            part = windows.to(self._validation.device)
             with nullcontext() if last else self._accelerator.no_sync(self._objective):
                 total, each = self._objective(part)
-                self._accelerator.backward(total / len(parts))
+                self._accelerator.backward(total * share)
             for name, value in {"loss": total.detach(), **each}.items():
-                means[name] = means.get(name, 0) + value.float() / len(parts)
+                means[name] = means.get(name, 0) + value.float() * share
         return means
 
     def _over_processes(self, means: dict[str, Tensor]) -> tuple[dict[str, float], bool]:
@@ -272,28 +283,3 @@ class Trainer:
         if self._is_first:
             append_json_line(self._folder / HISTORY, row)
         on_row(row | {"steps": self._steps})
-
-
-@contextmanager
-def delayed_interrupt(*, enabled: bool) -> Iterator[threading.Event]:
-    """While open, Ctrl-C sets the event, and takes effect at the end; a second one does at once.
-
-    So the step ends and its state can be saved. Threads other than the main one cannot catch Ctrl-C.
-    """
-    asked = threading.Event()
-    if not enabled or threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def note(*_: object) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked.is_set():
-        signal.raise_signal(signal.SIGINT)

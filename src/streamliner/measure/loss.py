@@ -63,7 +63,7 @@ def text_loss(
 
     Args:
         blocks: of the model.
-        windows: token ids, (windows, tokens).
+        windows: token ids, (windows, tokens), those that do not count as ~id.
         first: the first position that predicts; the positions before it are context.
         start: a depth, and the residual stream there of each window, (1, tokens, hidden): what is below does not run.
         at_once: windows in one forward; with `start` one.
@@ -73,7 +73,7 @@ def text_loss(
     losses: list[float] = []
     for number, ids in enumerate(torch.split(windows, at_once)):
         with blocks.resumed(start[0], start[1][number]) if start else nullcontext():
-            stream = blocks.streams(ids, [len(blocks)])[len(blocks)]
+            stream = blocks.streams(token_ids(ids), [len(blocks)])[len(blocks)]
         losses += head_losses(blocks, stream, ids, fit, first).tolist()
         if on_progress:
             on_progress(len(losses), len(windows))

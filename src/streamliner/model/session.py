@@ -1,6 +1,7 @@
 """A model in use: where it is, its structure without weights, and its blocks once loaded."""
 
 import copy
+import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,7 @@ from streamliner.runs.files import PLAN_ATTRIBUTE
 from streamliner.runs.ranks import Ranks, find_ranks
 from streamliner.runs.reporter import Reporter
 from streamliner.settings import ModelSettings
-from streamliner.text.calibration import FEW_SAMPLES, NUM_SAMPLES, SEQUENCE_LENGTH, SHORT_LENGTH
+from streamliner.text.calibration import SEQUENCE_LENGTH
 from streamliner.types import ModelLike, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -130,25 +131,21 @@ class Session:
         return load_tokenizer(self.source)
 
     @property
+    def context(self) -> int:
+        """Tokens that the model can read at most; `sys.maxsize` where its config does not say."""
+        return getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None) or sys.maxsize
+
+    @property
     def is_slow(self) -> bool:
         """Whether the model runs without a GPU, so that defaults are smaller than the papers'."""
         return is_slow(self.settings.device)
 
-    @property
-    def usual_windows(self) -> tuple[int, int]:
-        """Number and tokens of the windows of a search by default: SLEB's, or fewer and shorter without a GPU."""
-        number, length = (FEW_SAMPLES, SHORT_LENGTH) if self.is_slow else (NUM_SAMPLES, SEQUENCE_LENGTH)
-        return number, self.window_length(usual=length)
-
-    def window_length(
-        self, asked: int | None = None, flag: str = "--sequence-length", *, usual: int = SEQUENCE_LENGTH
-    ) -> int:
-        """Tokens of a window: `asked`, otherwise `usual` or the model's limit; a TextError names `flag`."""
-        most = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        length = asked or min(usual, most or usual)
-        if most and length > most:
-            limit = f"the {most} positions of {self.source.name}"
-            raise TextError(f"{flag} {length} is more than {limit}.", f"Use {most} or less.")
+    def window_length(self, asked: int | None = None, flag: str = "--sequence-length") -> int:
+        """Tokens of a window: `asked`, otherwise 2048 as in SLEB or the model's limit; a TextError names `flag`."""
+        length = asked or min(SEQUENCE_LENGTH, self.context)
+        if length > self.context:
+            limit = f"the {self.context} positions of {self.source.name}"
+            raise TextError(f"{flag} {length} is more than {limit}.", f"Use {self.context} or less.")
         return length
 
     def device_map(self, shell: Any) -> dict[str, str] | str | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,6 +52,19 @@ def run_windows(folder: Path) -> int | None:
         return int(found["identity"]["window_shape"][0])
     except (OSError, ValueError, KeyError):
         return None
+
+
+RESULTS = ("plan.json", "frontier.json", "similarity.json", "targets.json", "plans", "steps")
+"""What the run folder of a search has besides its journal and settings."""
+
+
+def forget_results(folder: Path) -> None:
+    """Remove what an earlier search left in a run folder, as another one begins there."""
+    for name in RESULTS:
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def asked_windows(folder: Path) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ import torch
 
 from streamliner.errors import OutputError, first_line
 from streamliner.runs.files import SCHEMA_VERSIONS, append_json_line, drop_unfinished_line, read_json_lines
-from streamliner.runs.folder import check_run_folder, check_same_run, is_of_earlier_release
+from streamliner.runs.folder import check_run_folder, check_same_run, forget_results, is_of_earlier_release
 from streamliner.runs.ranks import Ranks
 
 FIRST = "journal.jsonl"
@@ -56,6 +56,7 @@ class Journal:
                 raise
             for path in paths:
                 path.unlink()
+            forget_results(folder)
             self.losses, self.fork, self.is_of_earlier_release = {}, None, False
         drop_unfinished_line(self._path)
         if not self._path.exists() or not self._path.stat().st_size:

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from streamliner.errors import OutputError
@@ -16,7 +16,7 @@ from streamliner.runs.lock import held, is_free
 
 MARK = "streamliner.json"
 """The plan, in every checkpoint folder that streamliner wrote. No other folder is ever replaced."""
-NO_CONTENT = (".partial-", ".new-", "lost+found")
+NO_CONTENT = (".partial-", ".new-", ".kept-", "lost+found")
 REPORT_MARKS = {
     **dict.fromkeys((".html", ".htm"), "<title>streamliner report</title>"),
     ".md": "# streamliner report\n",
@@ -63,6 +63,7 @@ def check_output(
     if it exists and `overwrite` is false, or if streamliner did not write it.
     """
     path = Path(out).expanduser().absolute()
+    _put_back(path)
     if model_folder and path.exists() and path.samefile(model_folder):
         raise OutputError(f"The output {out} is the model itself.", "Choose another folder.")
     if path.is_symlink() and not path.exists():
@@ -153,7 +154,7 @@ def output_folder(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     with _partial_folder(home, hidden) as partial:
         yield partial
         _write_all_through(partial)
-        with _kept(out, partial):
+        with _kept(out, partial, partial):
             if fill:
                 _fill(path, partial)
             else:
@@ -172,7 +173,7 @@ def output_file(out: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
         new = partial / path.name
         yield new
         _write_all_through(partial)
-        with _kept(out, new):
+        with _kept(out, partial, new):
             if overwrite:
                 new.replace(path)
             else:
@@ -185,11 +186,16 @@ class _KeptError(OutputError):
 
 
 @contextmanager
-def _kept(out: str | Path, result: Path) -> Iterator[None]:
+def _kept(out: str | Path, partial: Path, result: Path) -> Iterator[None]:
+    """While open, an error of the disk keeps `partial`, with the result, under a name that no later run removes."""
     try:
         yield
     except OSError as error:
-        reason = f"{error.strerror}. The result is whole, and kept in {result}."
+        kept = partial.with_name(partial.name.replace(".partial-", ".kept-"))
+        with suppress(OSError):
+            partial.rename(kept)
+        place = (kept if kept.exists() else partial) / result.relative_to(partial)
+        reason = f"{error.strerror}. The result is whole, and kept in {place}."
         raise _KeptError(f"{out} cannot be put in place: {reason}", "Move it by hand.") from error
 
 
@@ -212,6 +218,18 @@ def _partial_folder(home: Path, hidden: str) -> Iterator[Path]:
     finally:
         if not keep:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_back(path: Path) -> None:
+    """Give an old output its name again if a run was killed after it took that away, and before the new one had it."""
+    for old in sorted(path.parent.glob(f".{path.name}.old-*")):
+        new = old.with_name(old.name.replace(".old-", ".partial-"))
+        if new.exists() and not is_free(new):
+            continue  # a run that is at it
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(path)
 
 
 def _move_to_free_name(new: Path, path: Path) -> None:
@@ -238,7 +256,7 @@ def _replace(path: Path, partial: Path, *, overwrite: bool) -> None:
     if path.is_dir() and _content(path):
         if not overwrite:
             raise FileExistsError(errno.EEXIST, "it has appeared meanwhile")
-        old = partial.with_name(f"{partial.name}-old")
+        old = partial.with_name(partial.name.replace(".partial-", ".old-"))
         path.rename(old)
         partial.rename(path)
         shutil.rmtree(old)

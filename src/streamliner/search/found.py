@@ -76,7 +76,7 @@ class Found(Tables):
     def _saved(self) -> str:
         """How much of an exact search an adaptive one measured, and its closest decision; "" for others."""
         steps = [point for point in self.frontier.points if point.window_losses is not None]
-        if not steps:
+        if not steps or self.frontier.method != "sleb":  # others measure more than these points say
             return ""
         first = len(steps[0].candidates or ())  # all are measured in the first round, and each round has one fewer
         exact = sum(first - number for number in range(len(steps))) * len(self.calibration.windows)

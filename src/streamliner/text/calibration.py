@@ -17,6 +17,12 @@ COUNTED = "counted_tokens"
 """The key of a provenance, where only answers count, for how many tokens do."""
 
 
+def usual_windows(*, slow: bool, context: int) -> tuple[int, int]:
+    """Number and tokens of the windows of a search by default, for a slow device and a model's longest text."""
+    number, length = (FEW_SAMPLES, SHORT_LENGTH) if slow else (NUM_SAMPLES, SEQUENCE_LENGTH)
+    return number, min(length, context)
+
+
 @dataclass(frozen=True)
 class CalibrationSet:
     """Windows of tokens on which a model is measured.

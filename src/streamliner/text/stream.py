@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from streamliner.errors import TextError
-from streamliner.text.chat import encode, encode_after, no_answers, token_ids
+from streamliner.text.chat import counted, encode, encode_after, no_answers, token_ids
 from streamliner.text.formats import Document
 from streamliner.text.sources import stream_documents
 from streamliner.text.windows import prefix_tokens
@@ -74,6 +74,11 @@ class TrainingText:
         every = torch.cat([self.held_out, torch.tensor(first)])
         if answers_only and not (every < 0).any():
             raise no_answers()
+        if validation_windows and not counted(self.held_out).any():
+            raise TextError(
+                f"None of the {len(self.held_out)} held-out windows has an answer.",
+                "Give more --validation-windows, or a longer --sequence-length.",
+            )
         self.fingerprint = hashlib.sha256(every.numpy().tobytes()).hexdigest()
 
     @property

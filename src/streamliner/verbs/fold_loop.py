@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from streamliner.cut.structure import Structure
+from streamliner.heal.folding import VERSION
 from streamliner.heal.repaired import repaired_model
 from streamliner.heal.trainer import Prepared
 from streamliner.measure.probe import Probe
@@ -35,7 +36,8 @@ class FoldLoop:
         """All that the repaired models depend on, besides the dense model and the removed blocks."""
         settings, text = self.healing.settings, self.healing.text.fingerprint
         own = {name: getattr(settings, name) for name in FOLD_SETTINGS}
-        return {"folds": own | {"every": self.every, "text": text, "data": [list(pair) for pair in settings.texts]}}
+        own |= {"version": VERSION, "every": self.every, "text": text}
+        return {"folds": own | {"data": [list(pair) for pair in settings.texts]}}
 
     def steps(self, blocks: Blocks, structure: Structure, probe: Probe, journal: Journal | None) -> Steps:
         """The steps of a search of a dense model, given its blocks, its probe and the journal of the run."""

@@ -117,6 +117,7 @@ def heal_to_disk(
             check_output(out, overwrite=settings.overwrite, model_folder=model_folder)
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run", RUN)
     check_apart(Path(out), folder, place)
+    settings = dataclasses.replace(settings, run=folder)
     prepared = prepare_healing(dense, settings, reporter)
     on = "cpu" if settings.shard else None  # whole it may not fit on a GPU
     check_checkpoint(place, dense.load(reporter, device=on).model, plan.removed)

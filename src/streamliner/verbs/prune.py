@@ -11,7 +11,7 @@ from streamliner.benchmark.result import Benchmark
 from streamliner.cut.checkpoint import check_files
 from streamliner.cut.gguf import check_gguf
 from streamliner.cut.structure import Structure
-from streamliner.errors import HealingError, MethodError
+from streamliner.errors import HealingError, MethodError, OutputError
 from streamliner.heal.healing import prepare_healing
 from streamliner.heal.save_gguf import check_gguf_healing
 from streamliner.heal.state import RUN
@@ -80,6 +80,9 @@ def prune(
     check_cut_output(session, out, overwrite=settings.overwrite)
     check_files_made(session, out, prune_settings.cutting(settings))
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run")
+    place = Path(out).expanduser().absolute()
+    if folder.absolute() == place or place in folder.absolute().parents:  # where it would be replaced with the output
+        raise OutputError(f"The run folder {folder} is inside the output {out}.", "Choose another --run folder.")
     structure = Structure(session.shell)
     check_files(session.source, structure)  # before hours of search
     if is_gguf_name(out):
@@ -102,7 +105,8 @@ def prune(
         pruned = _prune_and_heal(session, out, folder, settings, healing, prune_settings)
     if settings.target_speedup is None or session.ranks.rank:
         return pruned
-    return dataclasses.replace(pruned, speed=_speed(session, out, settings))
+    own_code = bool(pruned.healed and pruned.healed["custom_code"])
+    return dataclasses.replace(pruned, speed=_speed(session, out, settings, own_code=own_code))
 
 
 def _check_loop(settings: SearchSettings, healing: HealSettings | None, prune_settings: PruneSettings) -> None:
@@ -138,7 +142,7 @@ def _prune_and_heal(
     if settings.calibration is None:
         # --answers-only is then for the training text: the default text of a search has no conversations.
         settings = dataclasses.replace(settings, answers_only=False)
-    check_run_folder(folder / "healing", RUN)
+    healing = dataclasses.replace(healing, run=check_run_folder(folder / "healing", RUN))
     prepared = prepare_healing(session, healing, Reporter(quiet=True))  # finds mistakes before hours of search
     loop = None if prune_settings.fold_every is None else FoldLoop(prune_settings.fold_every, prepared)
     record = partial(_record, session, out, folder, prune_settings, settings, healing)
@@ -149,14 +153,15 @@ def _prune_and_heal(
         cutting = CutSettings(verify=prune_settings.verify, overwrite=True, quiet=settings.quiet)
         result = _cut_once(session, found.plan(), place, cutting)
     session.ranks.wait()
-    healed = heal_to_disk(place, out, dataclasses.replace(healing, run=folder / "healing"), session)
+    healed = heal_to_disk(place, out, healing, session)
     return Pruned(found, result, healed)
 
 
-def _speed(session: Session, out: str | Path, settings: SearchSettings) -> Benchmark:
-    """The result timed beside the dense model, as the target was."""
+def _speed(session: Session, out: str | Path, settings: SearchSettings, *, own_code: bool) -> Benchmark:
+    """The result, which may come with code of its own, timed beside the dense model, as the target was."""
     timing = BenchmarkSettings(dense=session.source.name, repeats=ROUNDS, quiet=settings.quiet)
-    result = open_model(out, session.settings)
+    trusted = session.settings.trust_remote_code or own_code  # the code is what was written just now
+    result = open_model(out, dataclasses.replace(session.settings, trust_remote_code=trusted))
     return benchmark_models([session, result], timing, Reporter(settings.quiet))
 
 

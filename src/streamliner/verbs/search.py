@@ -32,7 +32,7 @@ from streamliner.search.method import Method
 from streamliner.search.registry import full_name, make_method
 from streamliner.search.run_method import run_method
 from streamliner.settings import AMOUNTS, DAMAGES, SearchSettings
-from streamliner.text.calibration import COUNTED, NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet
+from streamliner.text.calibration import COUNTED, NUM_SAMPLES, SEQUENCE_LENGTH, CalibrationSet, usual_windows
 from streamliner.text.sources import default_text
 from streamliner.text.windows import calibration_set, mixed_set
 from streamliner.types import ModelLike
@@ -80,7 +80,7 @@ def with_windows(session: Session, settings: SearchSettings) -> SearchSettings:
     """The settings with a number and a length of windows: given, of the run that continues, or usual on this device."""
     given = settings.num_samples, settings.sequence_length
     before = None if settings.run is None or settings.overwrite else asked_windows(Path(settings.run))
-    usual = session.usual_windows
+    usual = usual_windows(slow=session.is_slow, context=session.context)
     if settings.time_limit is not None:  # which bounds their number
         usual = NUM_SAMPLES, usual[1]
     elif (

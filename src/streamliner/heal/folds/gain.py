@@ -1,8 +1,13 @@
-"""Gain: a factor for each channel of what the last map of a block writes."""
+"""Gain: a factor for each channel of what the last map of a block writes; and a linear map before a norm."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from streamliner.heal.folds.regression import RidgePerChannel
+from streamliner.model.last_map import LastMap
+
+NO_FACTOR = 1e-3
+"""A norm's channels whose factor is smaller than this part of the largest: what goes into them reaches nothing."""
 
 
 class Gain:
@@ -26,3 +31,19 @@ class Gain:
         """The new weight, (outputs, inputs) or (channels,), and bias."""
         factor = 1 + solution
         return factor.view(-1, *[1] * (weight.ndim - 1)) * weight, None if bias is None else factor * bias
+
+
+def through_norm(
+    norm: LastMap, network: nn.Module, given: Tensor, written: Tensor, features: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Features and targets of a linear map whose output, (tokens, channels), goes through a norm.
+
+    The norm writes f_t w * given, with w its factors and f_t one number for each token. That is held: so D, added to
+    the map, adds w * (f_t features D), and is fitted to targets / w. The change of f_t is left to the norm's own fold.
+    """
+    factors, bias = norm.weights(network)
+    scaled = given * factors
+    written = written if bias is None else written - bias
+    per_token = (written * scaled).sum(1) / scaled.square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+    usable = factors.abs() > NO_FACTOR * factors.abs().max()
+    return features * per_token[:, None], torch.where(usable, targets / factors, 0.0)

@@ -33,8 +33,11 @@ def _plot_calibration(searches: Sequence[Run]) -> Figure:
             if point["loss"] is not None:
                 perplexity = exp(point["loss"])
                 points.append(Point(len(point["removed"]), perplexity, perplexity * (point["standard_error"] or 0)))
-        # Searches of one method that differ only in the number of blocks find the same sets: keep the longest.
+        # Searches of one method that differ only in the number of blocks find the same sets: keep the longest. But
+        # not where a method works harder at the last number.
         key = f"{frontier['method']} {run.files['run'].get('identity', run.name)}"
+        if frontier["settings"].get("every") is False:
+            key += f" {len(points)}"
         if key not in series or len(series[key].points) < len(points):
             series[key] = Series(run.search_name, points)
     caption = "Perplexity on the calibration set. It was used to choose the blocks, so judge models on other text."

@@ -65,8 +65,9 @@ class Best:
 def similar_intervals(
     probe: Probe, candidates: list[int], count: int, most: int | None = INTERVALS
 ) -> list[tuple[int, ...]]:
-    """The intervals of this length across which the stream changes direction least, the least first; None for all."""
+    """Intervals that may be removed across which the stream changes direction least, the least first; None for all."""
     cosine = probe.similarity().cosine
     starts = [block for block in candidates if {*range(block, block + count)} <= {*candidates}]
     starts.sort(key=lambda start: (-cosine[start, start + count].item(), start))
-    return [tuple(range(start, start + count)) for start in starts[:most]]
+    intervals = [tuple(range(start, start + count)) for start in starts]
+    return [interval for interval in intervals if not probe.refusal(interval)][:most]

@@ -64,7 +64,8 @@ class Evolution:
 
     def _evolve(self, probe: Probe, draw: random.Random, candidates: list[int], count: int, budget: float) -> Set:
         sets = similar_intervals(probe, candidates, count)
-        sets += [tuple(sorted(draw.sample(candidates, count))) for _ in range(self.starts)]
+        if count <= len(candidates):
+            sets += [tuple(sorted(draw.sample(candidates, count))) for _ in range(self.starts)]
         sets = [each for each in dict.fromkeys(sets) if not probe.refusal(each)]
         if not sets:
             raise MethodError(f"No set of {count} blocks can be removed from this model.", "Use --method sleb.")

@@ -1,5 +1,6 @@
 """Local search from a plan, or from the intervals."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -64,19 +65,29 @@ class Refine:
         for count in range(1, limit):
             intervals = similar_intervals(probe, candidates, count, most=None)
             if self.every:
-                smaller.append(measured(probe, self._refined(probe, candidates, intervals, smaller, budget)))
+                smaller.append(measured(probe, self._refined(probe, candidates, count, intervals, smaller, budget)))
+                yield smaller[-1]
             elif intervals:
                 smaller.append(measured(probe, intervals[0]))
-            yield from smaller[-1:]
-        yield measured(probe, self._refined(probe, candidates, starts, [] if self.start else smaller, budget))
+                yield smaller[-1]
+        yield measured(probe, self._refined(probe, candidates, limit, starts, [] if self.start else smaller, budget))
 
     def _refined(
-        self, probe: Probe, candidates: list[int], starts: list[tuple[int, ...]], smaller: list[Point], budget: float
+        self,
+        probe: Probe,
+        candidates: list[int],
+        count: int,
+        starts: list[tuple[int, ...]],
+        smaller: list[Point],
+        budget: float,
     ) -> tuple[int, ...]:
-        """The best set that exchanges lead to from some starts, and from a smaller set that blocks are added to."""
-        grown, spent = self._grown(probe, smaller, len(starts[0]), budget)
+        """The best set of `count` blocks that exchanges lead to from starts, and from a smaller set that grows."""
+        grown, spent = self._grown(probe, smaller, count, budget)
+        if not (starts := grown + starts):  # blocks that stay divide the stack into runs shorter than this
+            starts, spent = self._extended(probe, smaller[-1].removed if smaller else (), count, math.inf)
+        if not starts:
+            raise MethodError(f"No set of {count} blocks was found that can be removed.", "Use --method sleb.")
         search = LocalSearch(probe, lambda removed: not probe.refusal(removed), candidates, self.z, budget - spent)
-        starts = grown + starts
         search.measure(starts[:1])
         if not search.losses:
             raise MethodError("The budget is too small to measure one set.", "Give more: --set budget=0.5")
@@ -92,8 +103,15 @@ class Refine:
         smaller = [point for point in smaller if limit <= 2 * len(point.removed)]
         if not smaller:
             return [], 0
-        dense, spent = probe.loss().mean, 0
+        dense = probe.loss().mean
         removed = min(smaller, key=lambda point: (point.score - dense) / len(point.removed)).removed
+        return self._extended(probe, removed, limit, budget)
+
+    def _extended(
+        self, probe: Probe, removed: tuple[int, ...], limit: int, budget: float
+    ) -> tuple[list[tuple[int, ...]], int]:
+        """The same for one smaller set."""
+        spent = 0
         greedy = Sleb(effort="adaptive", z=self.z, protect_first=self.protect_first, protect_last=self.protect_last)
         rounds = greedy.extend(probe, removed, limit)
         while len(removed) < limit:
