@@ -33,7 +33,7 @@ check: setup
 # The pages of docs/ as a site in site/, with links checked.
 docs: setup
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Every decoder type of the installed transformers; makes the table in docs/architectures.md anew.
 architectures: setup

@@ -11,6 +11,7 @@ PAGES = {
     "examples/notebook.ipynb": "notebook.ipynb",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    **{f"examples/plugins/{file.name}": f"plugins/{file.name}" for file in (ROOT / "examples/plugins").glob("*.*")},
 }
 
 
@@ -24,6 +25,8 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links to them go to their pages."""
     up = "../" * page.file.src_uri.count("/")
+    if page.file.src_uri in PAGES.values():  # from outside of docs/
+        markdown = markdown.replace("](../docs/", "](").replace("](docs/", "](")
     for source, name in PAGES.items():
         markdown = markdown.replace(f"](../{up}{source}", f"]({up}{name}")
     return markdown

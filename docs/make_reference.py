@@ -29,11 +29,22 @@ explains how the settings work together. `prune` also takes the settings of `sea
 model also takes those under [any model](#any-model).
 """
 
+EVERY_VERB = """## every verb
+
+| flag | |
+|---|---|
+| `--config FILE` | YAML file of settings |
+| `--json` | one JSON value on stdout |
+| `--recipe NAME` | ready-made settings (`search`, `prune`, `heal`) |
+| `--output OUT`, `-o` | what is written: the model of `cut`, `prune` and `heal`, the file of `answer` |
+| `--output RUN`, `-o` | the run folder of `search`; its key and keyword is `run` |
+"""
+
 
 def page() -> str:
     """The page."""
     parts = [section(verb, each) for verb, each in SETTINGS.items()]
-    return "\n".join([HEAD, *parts, section("any model", settings.ModelSettings)])
+    return "\n".join([HEAD, *parts, section("any model", settings.ModelSettings), EVERY_VERB])
 
 
 def section(title: str, each: type) -> str:

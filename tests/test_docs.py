@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import runpy
@@ -17,7 +18,11 @@ from places import TINY
 from streamliner.cli import app
 from streamliner.cli.renamed import RENAMED
 from streamliner.cut.rules import FIELDS
+from streamliner.fields import flags_of
+from streamliner.heal_settings import BATCH, HealSettings
+from streamliner.runs.yaml_config import read_recipe
 from streamliner.search.registry import method_names
+from streamliner.text.calibration import SEQUENCE_LENGTH
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -145,6 +150,18 @@ def test_every_command_on_a_page_has_its_flags(page):
             assert {word.partition("=")[0] for word in arguments if re.match(r"--?[a-z]", word)} <= known, verb
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_budget_on_a_page_is_enough_for_a_step(page):
+    """Also with the defaults of a GPU: these commands are run below with other sizes."""
+    for arguments in commands_of(re.findall(r"```sh[^\n]*\n(.*?)```", page.read_text(), re.DOTALL)):
+        given = dict(pair for pair in itertools.pairwise(arguments) if pair[0].startswith("--"))
+        sizes = read_recipe(given.get("--recipe", "paper"), flags_of(HealSettings), ())
+        length = int(given.get("--sequence-length", sizes.get("sequence_length", SEQUENCE_LENGTH)))
+        batch = int(given.get("--global-batch-size", sizes.get("global_batch_size", BATCH)))
+        if "--tokens" in given:
+            assert HealSettings(tokens=given["--tokens"]).num_tokens >= length * batch, " ".join(arguments)
+
+
 SMALLER = {
     ("search", "prune"): ("--num-samples", "2", "--sequence-length", "64"),
     ("benchmark",): ("--prompt-tokens", "16", "--new-tokens", "4", "--repeats", "1"),
@@ -162,6 +179,7 @@ def test_the_commands_of_a_page_run(capsys, tmp_path, monkeypatch, name):
     text = (ROOT / name).read_text()
     for file, source in re.findall(r'```python title="(\w+\.py)"\n(.*?)```', text, re.DOTALL):
         (tmp_path / file).write_text(source)
+    (tmp_path / "my.txt").write_text("Words of a text of the reader's own. " * 200)
     if name in ("docs/how-to.md", "docs/tutorials/heal.md"):  # pages that begin with a cut model
         run(capsys, "cut", TINY, "--blocks", "5,6", "-o", "small", "--no-verify", "-q")
     commands = commands_of(code("sh", text))

@@ -35,10 +35,7 @@ class HealSettings:
     fold_blocks: str = flag("gaps", "Blocks to fold: those before gaps, or all later ones", choices=("gaps", "later"))
     fold_tokens: int | str | None = flag(None, "Tokens to fit a fold on (default: by its size)", metavar="N")
     network: str = flag(
-        None,
-        "Network in place of removed blocks (by default block, with --fold none)",
-        choices=NETWORKS,
-        plugins="network",
+        None, "Network in place of removed blocks (default: block; --fold: none)", choices=NETWORKS, plugins="network"
     )
     network_depth: int = flag(1, "Blocks of a network", minimum=1)
     init: str = flag("first", "Initial weights of a block network", choices=INITS)
@@ -73,7 +70,7 @@ class HealSettings:
     mixed_precision: str | None = flag(None, "Mixed precision (by default the model's own)", choices=PRECISIONS)
     validations: int = flag(20, "Number of validations in the run", minimum=1)
     save_every: int | None = flag(None, "Steps between saved states (default: about a minute)", minimum=1)
-    track: str | Iterable[str] = flag((), "Tracker of accelerate; repeatable", metavar="NAME", repeatable=True)
+    track: str | Iterable[str] = flag((), "Tracker, such as tensorboard; repeatable", metavar="NAME", repeatable=True)
     seed: int = flag(0, SEED)
     verify: bool = flag(True, VERIFY)
     overwrite: bool = flag(False, OVERWRITE)

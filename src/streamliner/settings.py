@@ -33,7 +33,7 @@ QUIET = "No messages; only the path of the result"
 SEED = "Seed of all random choices"
 BATCH_SIZE = "Sequences in one forward"
 LENGTH = "Tokens of a window (default: 2048; CPU: 256)"
-ANSWERS_ONLY = "In conversations, count only the answers (heal: lm, kd)"
+ANSWERS_ONLY = "In conversations, count only the answers (healing: lm, kd)"
 VERIFY = "Reload the result and compare it with bypass"
 RESULT = "JSON file to write"
 
@@ -64,13 +64,13 @@ class SearchSettings:
         weighted=True,
     )
     tokenizer: PreTrainedTokenizerBase | None = flag(None, "", python_only=True)
-    run: str | Path | None = flag(None, "Run folder for journal, frontier and plan", metavar="RUN")
+    run: str | Path | None = flag(None, "Run folder (default of prune: OUT + .run)", metavar="RUN")
     method: str = flag("sleb", "Search method; see: streamliner methods", metavar="NAME")
     objective: str = flag("loss", "What to minimise: loss, or kl (divergence from the dense model)", choices=OBJECTIVES)
     remove: int | str | None = flag(None, "Blocks to remove: 7, or 20% (rounded up)", metavar="N|P%")
     max_perplexity_increase: str | None = flag(None, "Allowed increase of calibration perplexity", metavar="P%")
     target_parameters: int | str | None = flag(None, "Largest number of parameters, such as 100M", metavar="N")
-    target_bytes: int | str | None = flag(None, "Largest size of the weight files, such as 200MB", metavar="N")
+    target_bytes: int | str | None = flag(None, "Largest size of the weight files, such as 200MB", metavar="BYTES")
     target_speedup: float | None = flag(None, "Speed-up to reach on this machine, such as 1.25")
     speedup_of: str = flag("prompt", "What must be faster", choices=BENCHMARK_KINDS)
     target_accuracy_drop: str | None = flag(None, "Allowed loss of accuracy on --tasks, in points", metavar="P%")
@@ -169,7 +169,7 @@ class HubSettings:
 class PruneSettings:
     """What `prune` has besides the settings of searching and healing."""
 
-    heal: bool = flag(False, "Train networks in place of removed blocks")
+    heal: bool = flag(False, "Also train: networks, or what --lora and --train-blocks say")
     fold_every: int | None = flag(None, "Blocks removed between folds (default: all)", metavar="N", minimum=1)
     max_shard_size: int | str | None = flag(None, SHARD, metavar="BYTES")
     link: bool = flag(False, LINK)
