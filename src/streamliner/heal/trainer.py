@@ -20,8 +20,8 @@ from streamliner.heal.objective import Objective, reaches_all
 from streamliner.heal.range_test import FACTORS, range_test, steps_of_range_test
 from streamliner.heal.state import BEST, HISTORY, MOMENTS, STATE, Progress, load_tensors, save_tensors
 from streamliner.heal_settings import HealSettings
-from streamliner.runs.files import append_json_line, read_json_lines, write_text
 from streamliner.runs.delayed_interrupt import delayed_interrupt
+from streamliner.runs.files import append_json_line, read_json_lines, write_text
 from streamliner.text.chat import counted
 from streamliner.text.stream import TrainingText
 
