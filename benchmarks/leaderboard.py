@@ -13,6 +13,7 @@ what is in the table is what a user gets.
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -201,7 +202,11 @@ def section(rows: list[dict[str, Any]]) -> str:
         work = [work_tokens(row) for row in group]
         cells = [f"**{name}**" if name in frontier else name, *(nats(group, text) for text in texts), share]
         cells += [f"{group[0]['search']['calibration_loss'] - least:.3f}", accuracy(group), stability(group)]
-        cells += [f"{group[0]['search']['losses']:.0f}", f"{mean(work):,.0f}", f"{seconds(group):,.0f}"]
+        cells += [
+            f"{group[0]['search']['losses']:.0f}",
+            f"{mean(work):,.0f}",
+            "" if math.isinf(seconds(group)) else f"{seconds(group):,.0f}",
+        ]
         lines.append(cells)
     count = len(rows[0]["search"]["removed"])
     sets: dict[tuple[int, ...], set[str]] = {}
@@ -218,7 +223,9 @@ def increase(group: Sequence[dict[str, Any]]) -> float:
 
 
 def seconds(group: Sequence[dict[str, Any]]) -> float:
-    """Of all commands that make the model, mean over seeds."""
+    """Of all commands that make the model, mean over seeds; infinite where the search was a part of a longer one."""
+    if any(row["search"]["seconds"] is None for row in group):
+        return math.inf
     return mean(row["search"]["seconds"] + row.get("heal", {}).get("seconds", 0) for row in group)
 
 

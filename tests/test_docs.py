@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import runpy
 import shlex
@@ -87,6 +88,15 @@ def test_the_leaderboard_is_what_its_files_say():
     assert (ROOT / "docs" / "leaderboard.md").read_text() == module["page"]()
     names = {entry for folder in module["FOLDER"].iterdir() for entry in rows_of(module, folder)}
     assert names <= set(module["ENTRIES"])
+
+
+def test_all_rows_of_a_model_are_of_the_same_texts():
+    """The dense model's perplexity, as it follows from each row, is the same."""
+    for folder in (ROOT / "docs" / "leaderboard").iterdir():
+        rows = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+        for text in rows[0]["texts"]:
+            found = [row["texts"][text]["perplexity"] / math.exp(row["texts"][text]["increase"]) for row in rows]
+            assert found == pytest.approx([found[0]] * len(found), rel=1e-4), (folder.name, text)
 
 
 def rows_of(module, folder):
