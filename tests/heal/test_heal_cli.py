@@ -190,7 +190,7 @@ def test_prune_knows_before_the_search_that_it_cannot_heal(capsys, tmp_path):
     search = ["prune", TINY, "--remove", "2", "--heal", "-o", tmp_path / "out"]
     for arguments, message in (
         (["--data", "nowhere.txt"], "There is no text nowhere.txt"),
-        (["--micro-batch", "3"], "cannot be divided"),
+        (["--micro-batch", "3", "--global-batch-size", "8"], "cannot be divided"),
         (["--device", "auto"], "Leave out --device auto"),
     ):
         assert message in run(capsys, *search, *arguments, status=2)[1]
