@@ -43,7 +43,7 @@ def main() -> None:
             calibration="python-docs",
             method="refine",
             remove=arguments.remove,
-            set=["budget=0.12"],
+            set=["budget=0.15"],
             num_samples=4,
             sequence_length=128,
             overwrite=True,
