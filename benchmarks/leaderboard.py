@@ -299,7 +299,8 @@ Columns:
 - *accuracy*: the change of the mean over the tasks, in points.
 - *stability*: see [evaluating.md](evaluating.md#stability).
 - *losses*: how many sets of blocks the search measured, counted in passes over the whole calibration set.
-- *tokens*: those of repair and training. *seconds*: those of all commands, with loading and verification.
+- *tokens*: those of repair and training. *seconds*: those of all commands, with loading and verification;
+  empty where the set is a depth of a longer greedy search, whose losses up to there are counted.
 
 **Bold**: no cheaper row has a lower loss.
 

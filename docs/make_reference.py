@@ -29,12 +29,12 @@ explains how the settings work together. `prune` also takes the settings of `sea
 model also takes those under [any model](#any-model).
 """
 
-EVERY_VERB = """## every verb
+SEVERAL_VERBS = """## several verbs
 
 | flag | |
 |---|---|
-| `--config FILE` | YAML file of settings |
-| `--json` | one JSON value on stdout |
+| `--config FILE` | YAML file of settings (every verb) |
+| `--json` | one JSON value on stdout (every verb) |
 | `--recipe NAME` | ready-made settings (`search`, `prune`, `heal`) |
 | `--output OUT`, `-o` | what is written: the model of `cut`, `prune` and `heal`, the file of `answer` |
 | `--output RUN`, `-o` | the run folder of `search`; its key and keyword is `run` |
@@ -44,7 +44,7 @@ EVERY_VERB = """## every verb
 def page() -> str:
     """The page."""
     parts = [section(verb, each) for verb, each in SETTINGS.items()]
-    return "\n".join([HEAD, *parts, section("any model", settings.ModelSettings), EVERY_VERB])
+    return "\n".join([HEAD, *parts, section("any model", settings.ModelSettings), SEVERAL_VERBS])
 
 
 def section(title: str, each: type) -> str:

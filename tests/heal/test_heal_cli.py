@@ -192,6 +192,7 @@ def test_prune_knows_before_the_search_that_it_cannot_heal(capsys, tmp_path):
         (["--data", "nowhere.txt"], "There is no text nowhere.txt"),
         (["--micro-batch", "3", "--global-batch-size", "8"], "cannot be divided"),
         (["--device", "auto"], "Leave out --device auto"),
+        (["--run", tmp_path / "out" / "run"], "is inside the output"),
     ):
         assert message in run(capsys, *search, *arguments, status=2)[1]
     assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streamliner.errors import OutputError, TextError
+from streamliner.format import counted
 from streamliner.heal_settings import AnswerSettings
 from streamliner.model.blocks import Blocks
 from streamliner.model.generate import end_tokens, sample
@@ -62,7 +63,7 @@ def write_answers(
         _question(tokenizer, each, settings.prompt_tokens) for each in _documents(source, settings.num_samples)
     ]
     if long := sum(len(each.ids) > most for each in questions):
-        reporter.say(f"Left out: {long} questions that do not fit the model's context with an answer.")
+        reporter.say(f"Left out: {counted(long, 'question')} too long for the model's context with an answer.")
         questions = [each for each in questions if len(each.ids) <= most]
     if not questions:
         raise TextError(f"The text {source} has nothing to answer.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from streamliner.cut.memory import cut_model, kept_names
 from streamliner.cut.parent import plan_of
 from streamliner.cut.safetensors_file import read_checkpoint
-from streamliner.errors import HealingError, ModelError, OutputError
+from streamliner.errors import HealingError, ModelError
 from streamliner.heal.save_gguf import tensors_in_memory
 from streamliner.heal_settings import HealSettings
 from streamliner.model.devices import loaded_tensor
@@ -49,15 +49,6 @@ def read_cut(cut: str | Path, out: str | Path) -> tuple[Path, Plan]:
     if "healing" in (read_mark(path) or {}):
         raise HealingError(f"{cut} is healed already.", "Give the cut checkpoint that it was made from.")
     return path, plan
-
-
-def check_apart(out: Path, run_folder: Path, cut_folder: Path) -> None:
-    """Raise OutputError if the output or the run folder would be inside another of the three folders."""
-    places = {"output": out.expanduser().absolute(), "run folder": run_folder, "cut checkpoint": cut_folder.absolute()}
-    for name in ("output", "run folder"):
-        for other, holder in places.items():
-            if name != other and (places[name] == holder or holder in places[name].parents):
-                raise OutputError(f"The {name} {places[name]} is inside the {other}.", "Choose another folder.")
 
 
 def check_healable(name: str, model: PreTrainedModel, config: Any, *, one_device: bool) -> None:

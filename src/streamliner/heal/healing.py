@@ -32,7 +32,7 @@ from streamliner.model.session import Session
 from streamliner.runs.lock import one_writer
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
-from streamliner.text.calibration import usual_windows
+from streamliner.text.calibration import SHORT_LENGTH
 from streamliner.text.stream import PRESETS, TrainingText
 
 THAT_MATTER = (
@@ -60,7 +60,7 @@ def prepare_healing(dense: Session, settings: HealSettings, reporter: Reporter) 
     if before := None if settings.run is None or settings.overwrite else recorded_sizes(Path(settings.run)):
         settings = settings.as_before(before)
     elif dense.is_slow:
-        settings = settings.without_gpu(usual_windows(slow=True, context=dense.context)[1], together)
+        settings = settings.without_gpu(min(SHORT_LENGTH, dense.context), together)
     if settings.batch_windows % together:
         raise HealingError(
             f"A batch of {settings.batch_windows} windows cannot be divided among {dense.ranks.size} processes "

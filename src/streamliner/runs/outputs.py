@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -79,6 +79,14 @@ def check_output(
     _try_to_write(ancestor, out)
     _check_room(ancestor, out, needed)
     return path
+
+
+def check_outside(name: str, folder: Path, others: Mapping[str, Path]) -> None:
+    """Raise OutputError if a folder is one of the others, or inside it; all are called by their names."""
+    place = folder.expanduser().absolute()
+    for other, holder in others.items():
+        if holder.expanduser().absolute() in (place, *place.parents):
+            raise OutputError(f"The {name} {folder} is inside the {other}.", "Choose another folder.")
 
 
 def is_gguf_name(out: str | Path) -> bool:

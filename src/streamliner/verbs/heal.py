@@ -14,7 +14,7 @@ from streamliner.cut.structure import Structure
 from streamliner.cut.verification import sample_tokens, verify_checkpoint, verify_gguf, verify_model
 from streamliner.errors import HealingError
 from streamliner.format import number
-from streamliner.heal.checks import ANOTHER_MODEL, check_apart, check_checkpoint, check_healable, check_pair, read_cut
+from streamliner.heal.checks import ANOTHER_MODEL, check_checkpoint, check_healable, check_pair, read_cut
 from streamliner.heal.custom_code import FILE
 from streamliner.heal.graft import Graft
 from streamliner.heal.healing import Healing, prepare_healing
@@ -29,7 +29,7 @@ from streamliner.model.session import Session, open_model
 from streamliner.model.source import locate
 from streamliner.runs.files import PLAN_ATTRIBUTE, finite, write_json
 from streamliner.runs.folder import check_run_folder
-from streamliner.runs.outputs import MARK, check_output, output_file, output_folder
+from streamliner.runs.outputs import MARK, check_output, check_outside, output_file, output_folder
 from streamliner.runs.reporter import Reporter
 from streamliner.search.plan import Plan, check_plan
 from streamliner.settings import ModelSettings
@@ -116,7 +116,8 @@ def heal_to_disk(
         for model_folder in (dense.source.path or None, place):
             check_output(out, overwrite=settings.overwrite, model_folder=model_folder)
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run", RUN)
-    check_apart(Path(out), folder, place)
+    check_outside("output", Path(out), {"run folder": folder, "cut checkpoint": place})
+    check_outside("run folder", folder, {"output": Path(out), "cut checkpoint": place})
     settings = dataclasses.replace(settings, run=folder)
     prepared = prepare_healing(dense, settings, reporter)
     on = "cpu" if settings.shard else None  # whole it may not fit on a GPU

@@ -11,7 +11,7 @@ from streamliner.benchmark.result import Benchmark
 from streamliner.cut.checkpoint import check_files
 from streamliner.cut.gguf import check_gguf
 from streamliner.cut.structure import Structure
-from streamliner.errors import HealingError, MethodError, OutputError
+from streamliner.errors import HealingError, MethodError
 from streamliner.heal.healing import prepare_healing
 from streamliner.heal.save_gguf import check_gguf_healing
 from streamliner.heal.state import RUN
@@ -20,7 +20,7 @@ from streamliner.model.mark import is_gguf, read_mark
 from streamliner.model.session import Session, open_model
 from streamliner.runs.files import finite, write_json
 from streamliner.runs.folder import check_run_folder
-from streamliner.runs.outputs import is_gguf_name
+from streamliner.runs.outputs import check_outside, is_gguf_name
 from streamliner.runs.reporter import Reporter
 from streamliner.runs.yaml_config import write_config
 from streamliner.search.found import Found
@@ -80,9 +80,7 @@ def prune(
     check_cut_output(session, out, overwrite=settings.overwrite)
     check_files_made(session, out, prune_settings.cutting(settings))
     folder = check_run_folder(settings.run or f"{str(out).rstrip('/')}.run")
-    place = Path(out).expanduser().absolute()
-    if folder.absolute() == place or place in folder.absolute().parents:  # where it would be replaced with the output
-        raise OutputError(f"The run folder {folder} is inside the output {out}.", "Choose another --run folder.")
+    check_outside("run folder", folder, {"output": Path(out)})  # with which it would be replaced
     structure = Structure(session.shell)
     check_files(session.source, structure)  # before hours of search
     if is_gguf_name(out):

@@ -84,7 +84,9 @@ class Refine:
         """The best set of `count` blocks that exchanges lead to from starts, and from a smaller set that grows."""
         grown, spent = self._grown(probe, smaller, count, budget)
         if not (starts := grown + starts):  # blocks that stay divide the stack into runs shorter than this
-            starts, spent = self._extended(probe, smaller[-1].removed if smaller else (), count, math.inf)
+            starts, more = self._extended(probe, smaller[-1].removed if smaller else (), count, math.inf)
+            budget = max(budget, spent + more + probe.num_windows)  # one set is measured, whatever it took to find it
+            spent += more
         if not starts:
             raise MethodError(f"No set of {count} blocks was found that can be removed.", "Use --method sleb.")
         search = LocalSearch(probe, lambda removed: not probe.refusal(removed), candidates, self.z, budget - spent)
@@ -99,7 +101,7 @@ class Refine:
     def _grown(
         self, probe: Probe, smaller: list[Point], limit: int, budget: float
     ) -> tuple[list[tuple[int, ...]], int]:
-        """A smaller set with other blocks as SLEB adds them, or none, and the window losses spent."""
+        """The best start among smaller sets of at least half the blocks, extended to `limit`; see `_extended`."""
         smaller = [point for point in smaller if limit <= 2 * len(point.removed)]
         if not smaller:
             return [], 0
@@ -110,7 +112,10 @@ class Refine:
     def _extended(
         self, probe: Probe, removed: tuple[int, ...], limit: int, budget: float
     ) -> tuple[list[tuple[int, ...]], int]:
-        """The same for one smaller set."""
+        """A set with other blocks as SLEB adds them, or none if that may exceed the budget; and the losses spent.
+
+        Losses are of one set on one window.
+        """
         spent = 0
         greedy = Sleb(effort="adaptive", z=self.z, protect_first=self.protect_first, protect_last=self.protect_last)
         rounds = greedy.extend(probe, removed, limit)
