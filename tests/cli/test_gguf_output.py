@@ -70,6 +70,14 @@ def test_prune_cuts_the_file_that_it_searched(capsys, dense, tmp_path):
     assert plan.method == "sleb"
 
 
+def test_a_folder_made_of_quantised_weights_is_said_to_be_larger(capsys, tmp_path):
+    dense = write_gguf(TINY, tmp_path / "dense.gguf", kinds={"": "Q8_0"})
+    out, said = run(capsys, "prune", dense, "--remove", "2", "-o", tmp_path / "small", *QUICK)
+    assert "will be a folder of dequantised weights. -o NAME.gguf cuts the GGUF file itself." in " ".join(said.split())
+    assert "none: " in next(line for line in out.splitlines() if "bytes" in line)
+    assert "those of the folder are not. -o NAME.gguf cuts the file." in " ".join(out.split())
+
+
 def test_the_file_says_what_was_removed_from_which_model(capsys, dense, small):
     mark = json.loads(read_header(small).keys[GGUF_MARK])
     assert (mark["removed"], mark["num_blocks"], mark["model"]["name"]) == ([3, 7], 12, str(dense))

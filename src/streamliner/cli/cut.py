@@ -52,8 +52,10 @@ def print_cut(result: dict[str, Any]) -> None:
     for name in ("blocks", "parameters", "bytes"):
         before, after = result[f"{name}_before"], result[f"{name}_after"]
         number = human_bytes if name == "bytes" else "{:,}".format
-        rows.append([name, number(before), number(after), f"{1 - after / before:.1%}" if before else ""])
+        rows.append([name, number(before), number(after), _saved(before, after)])
     print_tables([Table(rows, f"Removed blocks: {', '.join(map(str, result['removed']))}")])
+    if result["bytes_after"] > result["bytes_before"] > 0:
+        print_line("The dense file's weights are quantised, those of the folder are not. -o NAME.gguf cuts the file.")
     if left_out := result.get("left_out"):  # cut by an earlier release of a run that continues, it is not there
         print_line(f"Left out: {', '.join(left_out)}.")
     if linked := result.get("linked"):
@@ -65,6 +67,13 @@ def print_cut(result: dict[str, Any]) -> None:
     else:
         print_verification(result["verification"], "bypass on the dense model")
     print_line(f"Written to {result['output']}")
+
+
+def _saved(before: int, after: int) -> str:
+    """A share of what was there before; "" if that is not known."""
+    if not before:
+        return ""
+    return f"none: {after / before:.1f}x" if after > before else f"{1 - after / before:.1%}"
 
 
 def _linked(linked: dict[str, Any]) -> str:

@@ -87,12 +87,13 @@ def prune(
         check_gguf(session.source.gguf_files, structure)
         if healing is not None:
             check_gguf_healing(session.source.gguf_files[0], healing)
+    if session.source.kind == "gguf" and not is_gguf_name(out):
+        reporter = Reporter(settings.quiet or session.ranks.rank > 0)
+        reporter.say(f"{out} will be a folder of dequantised weights. -o NAME.gguf cuts the GGUF file itself.")
     settings = with_windows(session, dataclasses.replace(settings, run=folder))
     cutting = prune_settings.cutting(settings)
     if healing is None:
-        if (
-            is_gguf_name(out) or session.source.kind != "gguf"
-        ):  # a folder made of a GGUF file is in what it is loaded in
+        if is_gguf_name(out) or session.source.kind != "gguf":  # of a GGUF file, a folder is in what it is loaded in
             choose_precision(session, settings)
         record = partial(_record, session, out, folder, prune_settings, settings)
         found = search_session(session, settings, record=record)
