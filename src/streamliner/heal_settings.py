@@ -11,7 +11,7 @@ from streamliner.settings import ANSWERS_ONLY, BATCH_SIZE, LENGTH, OVERWRITE, QU
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
 
 PRECISIONS = ("no", "bf16", "fp16")
-FOLD_NAMES = ("refit", "gain", "replaceme", "auto")
+FOLD_NAMES = ("refit", "gain", "replaceme", "neurons", "auto")
 NETWORKS = ("block", "swiglu", "ffn", "none")
 INITS = ("first", "last", "mean", "random")
 STREAM_LOSSES = ("mse", "normalized-mse")

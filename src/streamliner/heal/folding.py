@@ -1,22 +1,24 @@
 """Repair a cut model in closed form, block by block from the bottom; no new parameters, no training."""
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from streamliner.errors import HealingError
-from streamliner.heal.folds.gain import Gain, through_norm
+from streamliner.heal.folds.fit import Fit
+from streamliner.heal.folds.fold import Fold
+from streamliner.heal.folds.gain import Gain
+from streamliner.heal.folds.neurons import Neurons, Pool, find_pool
 from streamliner.heal.folds.refit import Refit
-from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.folds.replaceme import ReplaceMe
-from streamliner.heal.gaps import find_gaps
+from streamliner.heal.gaps import Gap, find_gaps
 from streamliner.heal.graft import Graft, check_not_shared, check_one_stream
 from streamliner.heal_settings import HealSettings
 from streamliner.measure.loss import text_loss
@@ -25,10 +27,11 @@ from streamliner.model.last_map import LastMap, find_last_map
 from streamliner.text.chat import counted, token_ids
 from streamliner.text.stream import TrainingText
 
-FOLDS: dict[str, type[Refit] | type[ReplaceMe] | type[Gain]] = {"refit": Refit, "gain": Gain, "replaceme": ReplaceMe}
+FOLDS: dict[str, type[Fold]] = {"refit": Refit, "gain": Gain, "replaceme": ReplaceMe, "neurons": Neurons}
 """Repairs by name."""
 AUTO = "auto"
-"""Refit where a block ends in a linear map, with gain where a norm follows it; gain alone for other norms."""
+"""Neurons where a block can take some over, refit for other linear maps, with gain where a norm follows; gain alone for
+norms of something else."""
 ROUNDS = 4
 """How often at most a linear map and the norm after it are fitted in turn: each changes what the other should be."""
 PENALTIES = (0.05, 0.5)
@@ -37,10 +40,10 @@ MOST_KEPT = 1_000_000_000
 """Bytes of residual streams that are kept from one block to the next; if they need more, they are computed again."""
 MOST_TRIED = 64
 """Tokens on which the last map of a block is looked for."""
-VERSION = 2
+CHOOSING = 8
+"""Windows by which neurons are chosen as candidates."""
+VERSION = 3
 """Of the arithmetic of folds; a search whose losses are those of folded models continues only with the same."""
-SINK = 8.0
-"""A token whose stream is longer than this many times the median is an attention sink."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,6 @@ class Folded:
     tokens: int
     collecting: float
     solving: float
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A block to fit: the copy of it that changes, and what the tokens of all windows add up to."""
-
-    block: int
-    fold: str
-    depth: int
-    last: LastMap
-    network: nn.Module
-    sums: Ridge | RidgePerChannel
 
 
 @dataclass
@@ -128,8 +119,9 @@ class Folding:
             if block not in maps:
                 self.say(f"Block {block} has no linear map or norm that writes into the stream: it stays as it is.")
                 continue
-            for number, (name, last) in enumerate(self._moves(maps[block])):
-                found = self._fit(block, depth, name, last, loss)
+            pool = self._pool(block, maps[block])
+            for number, (name, last) in enumerate(self._moves(maps[block], pool)):
+                found = self._fit(block, depth, name, last, pool, loss)
                 loss = min(loss, found.loss_after)
                 what = "" if found.kept else ", so it stays as it is"
                 losses = f"loss on held-out windows {found.loss_before:.4f} -> {found.loss_after:.4f}"
@@ -139,17 +131,29 @@ class Folding:
                     break  # nor would the other one help again
         return done
 
-    def _moves(self, last: LastMap) -> list[tuple[str, LastMap]]:
+    def _moves(self, last: LastMap, pool: Pool | None) -> list[tuple[str, LastMap]]:
         """The folds of one block, in turn, by name."""
-        if last.is_linear:
-            return [(self.name if self.name != AUTO else "refit", last)]
-        if self.name == "gain" or last.linear is None:
+        if self.name == "gain" or not (last.is_linear or last.linear):
             return [("gain", last)]
-        return [(self.name if self.name != AUTO else "refit", last.linear), ("gain", last)] * ROUNDS
+        linear = last.linear or last
+        name = "neurons" if pool else "refit" if self.name in (AUTO, "neurons") else self.name
+        return [(name, linear)] if last.is_linear else [(name, linear), ("gain", last)] * ROUNDS
+
+    def _pool(self, block: int, last: LastMap) -> Pool | None:
+        """The neurons of removed blocks that a block before a gap can take over, where they are wanted."""
+        if self.name not in (AUTO, "neurons") or not (linear := last if last.is_linear else last.linear):
+            return None
+        gap = self._gaps().get(block)
+        removed = [] if gap is None else [each for each in range(gap.start, gap.stop) if each in self.graft.removed]
+        return find_pool(self.graft.blocks, block, linear, removed, self.text.validation[:1, :MOST_TRIED])
+
+    def _gaps(self) -> dict[int, Gap]:
+        """The gaps by the block that makes up for each."""
+        return {gap.places[-1]: gap for gap in find_gaps(self.graft.removed, len(self.graft.blocks))}
 
     def _places(self) -> list[tuple[int, int]]:
         """Blocks to fit, from the bottom, and the depths where their streams are compared."""
-        gaps = {gap.places[-1]: gap.stop for gap in find_gaps(self.graft.removed, len(self.graft.blocks))}
+        gaps = {block: gap.stop for block, gap in self._gaps().items()}
         kept = [index for index in range(min(gaps), len(self.graft.blocks)) if index not in self.graft.removed]
         return [(index, gaps.get(index, index + 1)) for index in kept if self.later or index in gaps]
 
@@ -171,35 +175,36 @@ class Folding:
             "Use --fold gain.",
         )
 
-    def _fit(self, block: int, depth: int, name: str, last: LastMap, loss: float) -> Folded:
+    def _fit(self, block: int, depth: int, name: str, last: LastMap, pool: Pool | None, loss: float) -> Folded:
         """Fit one map of a block, and keep that if it lowers the loss."""
         graft = self.graft
         network = copy.deepcopy(graft.networks.get(block, graft.blocks.modules[block]))
-        weight, bias = last.weights(network)
-        method = FOLDS[name]
-        sums = method.regression()
+        method = Neurons(last, network, pool) if name == "neurons" and pool else FOLDS[name](last, network)
         # A norm is fitted on the tokens of the map before it, whose streams may be kept.
-        wanted = method.tokens_per_input * weight.shape[-1]
-        windows = self._windows(self.tokens or max(wanted, len(self._drawn) * self.text.sequence_length))
+        windows = self._windows(self.tokens or max(method.wanted, len(self._drawn) * self.text.sequence_length))
         without, graft.networks = graft.networks, {**graft.networks, block: network}
         begin = time.perf_counter()
-        states = self._collect(windows, _Fit(block, name, depth, last, network, sums))
+        fit = Fit(graft, block, depth, method)
+        if isinstance(method, Neurons):
+            some = torch.split(windows[:CHOOSING], 1)
+            before = (self._own_streams(number, ids, block) if block else None for number, ids in enumerate(some))
+            method.choose([fit.given(ids, state) for ids, state in zip(some, before, strict=True)])
+        states = self._collect(windows, fit)
         collected = time.perf_counter()
-        tried: list[tuple[float, float, Any]] = []
-        for penalty in PENALTIES:
-            weights = method.changed(sums.solve(penalty).to(weight), weight, bias)
-            last.set_weights(network, *weights)
-            tried.append((self._loss((block, states) if states else None), penalty, weights))
-        after, penalty, weights = min(tried, key=lambda each: each[:2])
+        tried: list[tuple[float, float, str]] = []
+        for fold, penalty in itertools.product(method.names, PENALTIES):
+            method.put(penalty, fold)
+            tried.append((self._loss((block, states) if states else None), penalty, fold))
+        after, penalty, name = min(tried)
         if kept := after < loss:
-            last.set_weights(network, *weights)
+            method.put(penalty, name)
         else:
             graft.networks = without
         times = collected - begin, time.perf_counter() - collected
         return Folded(block, name, depth, last.path, penalty, loss, after, kept, windows.numel(), *times)
 
     @torch.no_grad()
-    def _collect(self, windows: Tensor, fit: _Fit) -> list[Tensor]:
+    def _collect(self, windows: Tensor, fit: Fit) -> list[Tensor]:
         """Add the tokens of all windows to a fold's sums; returns the streams of held-out windows before the block."""
         held_out, block, depth = self.text.validation, fit.block, fit.depth
         states: list[Tensor] = []  # of the healed model before the block, for the held-out windows and the others
@@ -216,7 +221,7 @@ class Folding:
                 if fits or number < 0:
                     states.append(state)
             if number >= 0:
-                self._add(fit, ids, state, dense[depth])
+                fit.add(ids, state, dense[depth])
                 if fits:
                     targets.append(dense[depth])
         self._dense, self._own = (depth, targets), (block, states if fits else [])
@@ -235,31 +240,6 @@ class Folding:
         if kept is None or not 0 <= number < len(kept[1]):
             return nullcontext()
         return self.graft.blocks.resumed(kept[0], kept[1][number])
-
-    def _add(self, fit: _Fit, ids: Tensor, state: Tensor | None, dense: Tensor) -> None:
-        """Add the tokens of a window, (1, tokens), with its streams before the block and after the gap."""
-        calls: list[tuple[Tensor, Tensor]] = []
-        normed: list[tuple[Tensor, Tensor]] = []
-        blocks, norm = self.graft.blocks, fit.last.norm
-        begin = nullcontext() if state is None else blocks.resumed(fit.block, state)
-        with (
-            fit.last.watched(fit.network, lambda *call: calls.append(call)),
-            norm.watched(fit.network, lambda *call: normed.append(call)) if norm else nullcontext(),
-            self.graft.in_place(),
-            begin,
-        ):
-            own = blocks.streams(ids, {fit.depth})[fit.depth]
-        given, made = (tensor.reshape(ids.shape[1], -1).float() for tensor in calls[-1])
-        features = FOLDS[fit.fold].features(given, made, bias=fit.last.has_bias)
-        targets = (dense[0].float() - own[0].float()) / fit.last.scale
-        if norm:
-            written = normed[-1][1].reshape(ids.shape[1], -1).float()
-            features, targets = through_norm(norm, fit.network, made, written, features, targets)
-        # A sink's stream is hundreds of times longer, and would rule the sums. Left out, it would be spoiled where this
-        # block makes it, as its input is far from all others. So it counts as a token of ordinary length.
-        lengths = dense[0].float().norm(dim=1, keepdim=True)
-        share = torch.where(lengths > SINK * lengths.median(), lengths.median() / lengths, 1.0)
-        fit.sums.add(share * features, share * targets)
 
     def _windows(self, tokens: int) -> Tensor:
         """Windows of at least so many tokens in all, the same for each block: (windows, tokens)."""

@@ -107,6 +107,25 @@ def _before(block: nn.Module, norm: LastMap, calls: dict[str, tuple[Tensor, Tens
     return None
 
 
+def find_norm_before(block: nn.Module, path: str, run: Callable[[], Any]) -> tuple[LastMap, Tensor] | None:
+    """The norm in a block in float32 whose output the module at `path` gets, and the norm's input, as `run` runs it.
+
+    None if that module gets something else.
+    """
+    calls: dict[str, tuple[Tensor, Tensor]] = {}
+    with ExitStack() as hooks:
+        for each in _with_weight(block):
+            hooks.callback(find_part(block, each).register_forward_hook(partial(_note, calls, each)).remove)
+        wanted: list[Tensor] = []
+        hooks.callback(find_part(block, path).register_forward_pre_hook(lambda _, args: wanted.append(args[0])).remove)
+        run()
+    for each, (given, made) in calls.items():
+        if made.data_ptr() == wanted[0].data_ptr() and made.shape == wanted[0].shape:
+            found = _kind(find_part(block, each), each, 1.0, given, made)
+            return None if found is None or found.is_linear else (found, given)
+    return None
+
+
 @contextmanager
 def changed(block: nn.Module, path: str, change: Tensor) -> Iterator[None]:
     """While open, the module at `path` in a block writes `change` more."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from streamliner.heal.folds.fold import Fold
 from streamliner.heal.folds.regression import RidgePerChannel
 from streamliner.model.last_map import LastMap
 
@@ -10,27 +11,27 @@ NO_FACTOR = 1e-3
 """A norm's channels whose factor is smaller than this part of the largest: what goes into them reaches nothing."""
 
 
-class Gain:
+class Gain(Fold):
     """Factors 1 + g for what the last map of a block, a linear one or a norm, writes into each channel.
 
     With f what it writes and R the dense stream minus the model's own, g = sum f R / (sum f^2 + penalty mean(sum f^2)).
     One unknown for each channel, so it needs few tokens. After a refit it gives a norm back the length that it holds.
     """
 
+    names = ("gain",)
     needs_linear = False
     tokens_per_input = 8
     regression = RidgePerChannel
 
-    @staticmethod
-    def features(given: Tensor, made: Tensor, *, bias: bool) -> Tensor:
-        """What R is fitted on, from what the map was given and what it made, (tokens, channels) each."""
+    def features(self, given: Tensor, made: Tensor) -> Tensor:
+        """What the map makes."""
         return made
 
-    @staticmethod
-    def changed(solution: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The new weight, (outputs, inputs) or (channels,), and bias."""
+    def changed(self, solution: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight, (outputs, inputs) or (channels,), and bias, each channel with its factor."""
         factor = 1 + solution
-        return factor.view(-1, *[1] * (weight.ndim - 1)) * weight, None if bias is None else factor * bias
+        weight = factor.view(-1, *[1] * (self.weight.ndim - 1)) * self.weight
+        return weight, None if self.bias is None else factor * self.bias
 
 
 def through_norm(

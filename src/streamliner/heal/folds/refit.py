@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from streamliner.heal.folds.regression import Ridge
+from streamliner.heal.folds.fold import Fold
 
 
-class Refit:
+class Refit(Fold):
     """Add to the last linear map of a block what makes the stream after it most like the dense model's.
 
     With z its inputs and R the dense stream minus the model's own, D minimises |zD - R|^2 plus a ridge penalty, and
@@ -17,17 +17,15 @@ class Refit:
         Ridge regression on hidden states, as ReplaceMe (arXiv 2505.02819) does on what the map writes.
     """
 
-    needs_linear = True
-    tokens_per_input = 32
-    regression = Ridge
+    names = ("refit",)
 
-    @staticmethod
-    def features(given: Tensor, made: Tensor, *, bias: bool) -> Tensor:
-        """What R is fitted on, from what the map was given and what it made, (tokens, channels) each."""
-        return torch.cat([given, torch.ones_like(given[:, :1])], 1) if bias else given
+    def features(self, given: Tensor, made: Tensor) -> Tensor:
+        """The map's inputs, and a column of ones for its bias."""
+        return given if self.bias is None else torch.cat([given, torch.ones_like(given[:, :1])], 1)
 
-    @staticmethod
-    def changed(solution: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The new weight, (outputs, inputs), and bias."""
+    def changed(self, solution: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight, (outputs, inputs), and bias with the solution added."""
         change = solution.T
-        return (weight + change, None) if bias is None else (weight + change[:, :-1], bias + change[:, -1])
+        if self.bias is None:
+            return self.weight + change, None
+        return self.weight + change[:, :-1], self.bias + change[:, -1]

@@ -23,14 +23,42 @@ class Ridge:
         self._features = squares if self._features is None else self._features.add_(squares)
         self._targets = products if self._targets is None else self._targets.add_(products)
 
-    def solve(self, penalty: float) -> Tensor:
-        """D, (features, targets), in float32."""
+    @property
+    def size(self) -> int:
+        """The number of features."""
+        assert self._features is not None
+        return len(self._features)
+
+    def solve(self, penalty: float, some: Tensor | None = None, prior: Tensor | None = None) -> Tensor:
+        """D, (features, targets), in float32; on some features alone, by their indices.
+
+        The penalty is for how far D is from `prior`, (features, targets), 0 by default.
+        """
+        return self._solved(penalty, some, prior)[0].float()
+
+    def worth(self, penalty: float, some: Tensor, prior: Tensor) -> Tensor:
+        """By how much the least sum of squares, and penalty, rises without each of some features: (features,)."""
+        solution, factor = self._solved(penalty, some, prior)
+        return solution.square().sum(1) / torch.cholesky_inverse(factor).diagonal()
+
+    def _solved(self, penalty: float, some: Tensor | None, prior: Tensor | None) -> tuple[Tensor, Tensor]:
+        """D, and the Cholesky factor of X'X with the penalty."""
         assert self._features is not None
         assert self._targets is not None
-        damped = self._features.clone()
+        damped, targets = self._features, self._targets
+        if some is None:
+            damped = damped.clone()
+        else:
+            some = some.to(damped.device)
+            damped, targets = damped[some][:, some], targets[some]
+        if prior is not None:
+            prior = prior.to(targets) if some is None else prior.to(targets)[some]
+            targets = targets - damped @ prior
         diagonal = damped.diagonal()
         diagonal += penalty * diagonal.mean() + torch.finfo(torch.float32).tiny
-        return torch.cholesky_solve(self._targets, torch.linalg.cholesky(damped)).float()
+        factor = torch.linalg.cholesky(damped)
+        solution = torch.cholesky_solve(targets, factor)
+        return solution if prior is None else solution + prior, factor
 
 
 class RidgePerChannel:

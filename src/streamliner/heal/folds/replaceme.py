@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from streamliner.heal.folds.regression import Ridge
+from streamliner.heal.folds.fold import Fold
 
 
-class ReplaceMe:
+class ReplaceMe(Fold):
     """A linear transformation of what the last linear map of a block writes, folded into that map.
 
     With y what it writes and R the dense stream minus the model's own, D minimises |yD - R|^2 plus a ridge penalty:
@@ -15,16 +15,13 @@ class ReplaceMe:
         arXiv 2505.02819, section 3 (the least-squares variant).
     """
 
-    needs_linear = True
-    tokens_per_input = 32
-    regression = Ridge
+    names = ("replaceme",)
 
-    @staticmethod
-    def features(given: Tensor, made: Tensor, *, bias: bool) -> Tensor:
-        """What R is fitted on, from what the map was given and what it made, (tokens, channels) each."""
+    def features(self, given: Tensor, made: Tensor) -> Tensor:
+        """What the map makes."""
         return made
 
-    @staticmethod
-    def changed(solution: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The new weight, (outputs, inputs), and bias."""
-        return weight + solution.T @ weight, None if bias is None else bias + solution.T @ bias
+    def changed(self, solution: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The weight, (outputs, inputs), and bias, transformed."""
+        bias = None if self.bias is None else self.bias + solution.T @ self.bias
+        return self.weight + solution.T @ self.weight, bias
