@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GraniteConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GraniteConfig
 
 import streamliner as sl
 from close import assert_close
@@ -23,6 +24,7 @@ from streamliner.errors import HealingError
 from streamliner.heal import folding, healing
 from streamliner.heal.folding import AUTO, FOLDS, Folding
 from streamliner.heal.folds import fit as fit_module
+from streamliner.heal.folds.neurons import Neurons, find_pool, put_neurons
 from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.graft import Graft
 from streamliner.heal.merge import merge
@@ -157,6 +159,119 @@ def test_a_fold_lowers_the_loss_of_the_trained_model(tiny, tokenizer, name):
     assert found == pytest.approx(done[-1].loss_after if done[-1].kept else done[-1].loss_before, rel=1e-6)
     gaps = sum(each.loss_before - each.loss_after for each in done if each.kept)
     assert gaps > {"refit": 0.1, "replaceme": 0.05, "gain": 0.003, "neurons": 0.1}[name]
+
+
+def test_what_a_feature_is_worth_is_what_its_removal_costs():
+    """By fits of the others alone, with a penalty for the distance from a prior."""
+    generator = torch.Generator().manual_seed(1)
+    features, targets, prior = (
+        torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((200, 6), (200, 3), (6, 3))
+    )
+    ridge, some, penalty = Ridge(), torch.tensor([0, 2, 3, 5]), 0.3
+    ridge.add(features, targets)
+
+    def least(kept):
+        """The least sum of squares and penalty; what is not kept is 0, and its penalty the same everywhere."""
+        x, start = features[:, kept], prior[kept]
+        weight = penalty * features[:, some].square().sum(0).mean()
+        gram = x.T @ x + weight * torch.eye(len(kept), dtype=torch.float64)
+        found = start + torch.linalg.solve(gram, x.T @ (targets - x @ start))
+        gone = [each for each in some.tolist() if each not in kept]
+        rest = weight * ((found - start).square().sum() + prior[gone].square().sum())
+        return found, (targets - x @ found).square().sum() + rest
+
+    whole = least(some.tolist())
+    assert torch.allclose(ridge.solve(penalty, some, prior), whole[0].float(), atol=1e-5)
+    without = [least([each for each in some.tolist() if each != gone])[1] - whole[1] for gone in some.tolist()]
+    assert torch.allclose(ridge.worth(penalty, some, prior), torch.stack(without), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "usable"),
+    [
+        *((name, True) for name in ("llama", "qwen3", "gemma2", "gemma3", "olmo2")),
+        *((name, False) for name in ("phi3", "gpt2", "opt")),  # gate and up are one map, or there is no gate
+    ],
+)
+def test_neurons_of_another_block_compute_in_this_one_what_they_did(family, usable):
+    """On the same stream: what the other block's norm and neurons make of it, the new part makes after its own norm."""
+    model = make_model(family, vocab_size=128)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.rand_like(parameter))
+    blocks, removed = Blocks(model), (2, 3)
+    last = find_last_map(blocks, 1, SAMPLE)
+    pool = find_pool(blocks, 1, last.linear or last, removed, SAMPLE)
+    assert (pool is not None) == usable
+    if pool is None:
+        return
+    assert [source.part for source in pool.sources] == [blocks.modules[each].mlp for each in removed]
+    part, stream = copy.deepcopy(blocks.modules[1].mlp), torch.randn(5, 32)
+    norm = {"olmo2": None, "llama": "post_attention_layernorm", "qwen3": "post_attention_layernorm"}
+    seen = [
+        stream if path is None else blocks.modules[at].get_submodule(path)(stream)
+        for path in [norm.get(family, "pre_feedforward_layernorm")]
+        for at in (1, 3)
+    ]
+    some = torch.tensor([5, 1, 40])
+    put_neurons(part, pool.sources, [torch.arange(45), some])
+    values = []
+    for each, given in ((part, seen[0]), (blocks.modules[3].mlp, seen[1])):
+        handle = each.down_proj.register_forward_hook(lambda _, args, __: values.append(args[0]))
+        each(given)
+        handle.remove()
+    assert_close(values[0][:, 45:], values[1][:, some])
+
+
+@pytest.mark.parametrize("wrong", ["norm", "order", "width"])
+def test_neurons_that_would_compute_something_else_are_not_taken(tiny, wrong):
+    """A norm that is not the block's own times factors, values that depend on each other, and another width."""
+    model = copy.deepcopy(tiny)
+    other, blocks = model.model.layers[4], Blocks(model)
+    if wrong == "norm":
+        inner = other.post_attention_layernorm.forward
+        other.post_attention_layernorm.forward = lambda stream: inner(stream).sin()
+    elif wrong == "order":
+        other.mlp.down_proj.register_forward_pre_hook(lambda _, args: (args[0] * torch.arange(256.0),))
+    else:
+        other.mlp = type(other.mlp)(AutoConfig.from_pretrained(TINY, intermediate_size=128))
+    pool = find_pool(blocks, 3, find_last_map(blocks, 3, SAMPLE), (4, 5), SAMPLE)
+    assert [source.part for source in pool.sources] == [model.model.layers[5].mlp]
+
+
+def test_neurons_are_fitted_by_least_squares_and_are_never_worse_than_a_refit(tiny, tokenizer, monkeypatch):
+    """On the held-out windows, as both are tried; here the best neurons are some of each block."""
+    monkeypatch.setattr(folding, "PENALTIES", (1e-9,))
+    monkeypatch.setattr(fit_module, "SINK", 1e9)
+    monkeypatch.setattr(Neurons, "names", ("neurons",))
+    done, graft = fold(tiny, tokenizer, "neurons", (8, 9), tokens=64 * 40)
+    assert [each.fold for each in done] == ["neurons"]
+    part, dense = graft.networks[7].mlp, tiny.model.layers
+    theirs = torch.cat([dense[at].mlp.up_proj.weight for at in (8, 9)])
+    ratio = torch.cat([(dense[at].post_attention_layernorm.weight).expand(256, -1) for at in (8, 9)])
+    theirs = theirs * ratio / dense[7].post_attention_layernorm.weight
+    own = (part.up_proj.weight[:, None] == dense[7].mlp.up_proj.weight).all(-1)
+    foreign = torch.cdist(part.up_proj.weight, theirs, compute_mode="donot_use_mm_for_euclid_dist") < 1e-4
+    assert 20 < own.any(1).sum() < 236
+    assert torch.equal(own.any(1), ~foreign.any(1))  # each is one of these
+    text, inputs, missing = training_text(tokenizer, settings()), [], []
+    handle = part.down_proj.register_forward_hook(lambda _, args, __: inputs.append(args[0].reshape(-1, 256)))
+    with torch.no_grad():
+        for _ in range(40):
+            ids, attended = text.batch(1), []
+            hook = dense[7].mlp.register_forward_pre_hook(lambda _, args, into=attended: into.append(args[0]))
+            streams = graft.blocks.streams(ids, {7, 8, 10})
+            hook.remove()
+            made = dense[7].mlp(attended[0])
+            part(attended[0])
+            missing.append((streams[10] - streams[8] + made).reshape(-1, 96))
+    handle.remove()
+    expected = torch.linalg.lstsq(torch.cat(inputs).double(), torch.cat(missing).double()).solution.T.float()
+    assert (part.down_proj.weight - expected).norm() < 1e-2 * expected.norm()
+    monkeypatch.undo()
+    both, one = (fold(tiny, tokenizer, name, (8, 9))[0][0].loss_after for name in ("neurons", "refit"))
+    assert both < one
 
 
 @pytest.mark.parametrize("sink", [1e9, 1.0])
@@ -294,8 +409,11 @@ def test_architectures_without_a_place_are_refused(tokenizer, family, name, mess
         fold(make_model(family, vocab_size=1024), tokenizer, name, (3,))
 
 
-@pytest.mark.parametrize(("family", "folds"), [("llama", ["refit"]), ("gemma2", ["refit", "gain"]), ("mixtral", [])])
-def test_auto_takes_what_the_block_has_a_place_for(tokenizer, family, folds):
+@pytest.mark.parametrize(
+    ("family", "folds"), [("llama", ["neurons"]), ("gemma2", ["neurons", "gain"]), ("gpt2", ["refit"]), ("mixtral", [])]
+)
+def test_auto_takes_what_the_block_has_a_place_for(tokenizer, family, folds, monkeypatch):
+    monkeypatch.setattr(Neurons, "names", ("neurons",))
     done, _ = fold(make_model(family, vocab_size=1024), tokenizer, "auto", (3,))
     assert [each.fold for each in done][: len(folds)] == folds
     assert bool(done) == bool(folds)
@@ -343,7 +461,7 @@ def test_a_fold_alone_is_a_stock_checkpoint(capsys, cut, tmp_path):
     assert [each["block"] for each in result["folds"] if each["kept"]] == [3, 8]
     assert result["validation_perplexity"]["healed"] < result["validation_perplexity"]["cut"]
     assert result["verification"]["max_logit_difference"] < 1e-3
-    assert "Block 3, mlp.down_proj: loss on held-out windows" in err
+    assert "Block 3, refit of mlp.down_proj: loss on held-out windows" in err
     healed, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "folded", cut))
     changed = {name for name in before if not torch.equal(before[name], healed[name])}
     assert changed == {"model.layers.3.mlp.down_proj.weight", "model.layers.6.mlp.down_proj.weight"}

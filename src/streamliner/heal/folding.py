@@ -125,7 +125,7 @@ class Folding:
                 loss = min(loss, found.loss_after)
                 what = "" if found.kept else ", so it stays as it is"
                 losses = f"loss on held-out windows {found.loss_before:.4f} -> {found.loss_after:.4f}"
-                self.say(f"Block {block}, {found.module}: {losses}{what}.")
+                self.say(f"Block {block}, {found.fold} of {found.module}: {losses}{what}.")
                 done.append(found)
                 if number and not found.kept:
                     break  # nor would the other one help again
@@ -143,9 +143,13 @@ class Folding:
         """The neurons of removed blocks that a block before a gap can take over, where they are wanted."""
         if self.name not in (AUTO, "neurons") or not (linear := last if last.is_linear else last.linear):
             return None
-        gap = self._gaps().get(block)
-        removed = [] if gap is None else [each for each in range(gap.start, gap.stop) if each in self.graft.removed]
-        return find_pool(self.graft.blocks, block, linear, removed, self.text.validation[:1, :MOST_TRIED])
+        if (gap := self._gaps().get(block)) is None:
+            return None
+        removed = [each for each in range(gap.start, gap.stop) if each in self.graft.removed]
+        pool = find_pool(self.graft.blocks, block, linear, removed, self.text.validation[:1, :MOST_TRIED])
+        if pool is None and self.name != AUTO:
+            self.say(f"No neurons of the removed blocks fit into block {block} as they are: it gets a refit.")
+        return pool
 
     def _gaps(self) -> dict[int, Gap]:
         """The gaps by the block that makes up for each."""
