@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent / "docs"
 FOLDER, PAGE = ROOT / "leaderboard", ROOT / "leaderboard.md"
 SEARCH_TEXT = ("--num-samples", "16", "--sequence-length", "256")
 FOLD = ("--fold", "auto", "--sequence-length", "256")
+REFIT = ("--fold", "refit", "--sequence-length", "256")
 KD = (
     *("--train-blocks", "all", "--loss", "kd", "--tokens", "20k", "--learning-rate", "3e-4"),
     *("--global-batch-size", "4", "--micro-batch", "4", "--min-learning-rate", "1e-5", "--validations", "4"),
@@ -54,6 +55,9 @@ ENTRIES = {
     "best": Entry(("--method", "best")),
     "beam": Entry(("--method", "beam")),
     "exhaustive": Entry(("--method", "exhaustive")),
+    "sleb+refit": Entry(("--method", "sleb"), REFIT),
+    "streamline+refit": Entry(("--method", "streamline"), REFIT),
+    "refine+refit": Entry(("--method", "refine"), REFIT),
     "sleb+fold": Entry(("--method", "sleb"), FOLD),
     "streamline+fold": Entry(("--method", "streamline"), FOLD),
     "refine+fold": Entry(("--method", "refine"), FOLD),

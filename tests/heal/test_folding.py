@@ -23,7 +23,7 @@ from streamliner.cut.memory import cut_model
 from streamliner.errors import HealingError
 from streamliner.heal import folding, healing
 from streamliner.heal.folding import AUTO, FOLDS, Folding
-from streamliner.heal.folds import fit as fit_module
+from streamliner.heal.folds import fitting
 from streamliner.heal.folds.neurons import Neurons, find_pool, put_neurons
 from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.graft import Graft
@@ -243,7 +243,7 @@ def test_neurons_that_would_compute_something_else_are_not_taken(tiny, wrong):
 def test_neurons_are_fitted_by_least_squares_and_are_never_worse_than_a_refit(tiny, tokenizer, monkeypatch):
     """On the held-out windows, as both are tried; here the best neurons are some of each block."""
     monkeypatch.setattr(folding, "PENALTIES", (1e-9,))
-    monkeypatch.setattr(fit_module, "SINK", 1e9)
+    monkeypatch.setattr(fitting, "SINK", 1e9)
     monkeypatch.setattr(Neurons, "names", ("neurons",))
     done, graft = fold(tiny, tokenizer, "neurons", (8, 9), tokens=64 * 40)
     assert [each.fold for each in done] == ["neurons"]
@@ -278,7 +278,7 @@ def test_neurons_are_fitted_by_least_squares_and_are_never_worse_than_a_refit(ti
 def test_a_refit_is_least_squares_on_stored_activations(tiny, tokenizer, monkeypatch, sink):
     """All inputs of the map and all that the stream lacks, stored and solved at once; sinks weigh as others do."""
     monkeypatch.setattr(folding, "PENALTIES", (1e-9,))
-    monkeypatch.setattr(fit_module, "SINK", sink)
+    monkeypatch.setattr(fitting, "SINK", sink)
     done, graft = fold(tiny, tokenizer, "refit", (4, 5), tokens=64 * 20)
     text = training_text(tokenizer, settings())
     windows = torch.stack([text.batch(1)[0] for _ in range(20)])
@@ -306,7 +306,7 @@ def test_a_refit_is_least_squares_on_stored_activations(tiny, tokenizer, monkeyp
 def test_a_fold_through_a_norm_is_least_squares_on_what_the_norm_scales(tokenizer, family, name, monkeypatch):
     """The norm divides by the root of the mean square, which is held; then its own factors are fitted."""
     monkeypatch.setattr(folding, "PENALTIES", (1e-9,))
-    monkeypatch.setattr(fit_module, "SINK", 1e9)
+    monkeypatch.setattr(fitting, "SINK", 1e9)
     monkeypatch.setattr(folding, "ROUNDS", 1)
     better = iter(range(100, 0, -1))
     monkeypatch.setattr(Folding, "_loss", lambda *args: next(better))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from streamliner.errors import HealingError
-from streamliner.heal.folds.fit import Fit
+from streamliner.heal.folds.fitting import Fit
 from streamliner.heal.folds.fold import Fold
 from streamliner.heal.folds.gain import Gain
 from streamliner.heal.folds.neurons import Neurons, Pool, find_pool

@@ -5,7 +5,7 @@ Both are found by trying, not by name.
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from streamliner.model.blocks import Blocks
 from streamliner.model.handoff import stream_out
-from streamliner.model.parts import find_part
+from streamliner.model.parts import find_part, watched
 
 TOLERANCE = 1e-3
 """Largest part of a change, in float32, that may not be in proportion to the module's own."""
@@ -45,14 +45,9 @@ class LastMap:
     linear: "LastMap | None" = None
     norm: "LastMap | None" = None
 
-    @contextmanager
-    def watched(self, block: nn.Module, on_call: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-        """While open, each call of the module in `block` gives its input and its output to `on_call`."""
-        handle = find_part(block, self.path).register_forward_hook(lambda _, args, out: on_call(args[0], out))
-        try:
-            yield
-        finally:
-            handle.remove()
+    def watched(self, block: nn.Module, note: Callable[[Tensor, Tensor], None]) -> AbstractContextManager[None]:
+        """While open, each call of the module in `block` gives its input and its output to `note`."""
+        return watched(block, self.path, note)
 
     def weights(self, block: nn.Module) -> tuple[Tensor, Tensor | None]:
         """Copies in float32: of a linear map (outputs, inputs) and its bias, of a norm its factors and their bias."""

@@ -1,6 +1,7 @@
 """The parts of a block, its linear maps, gated parts and norms; and parameters: shared ones, and their size."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,16 @@ GATED = ("gate_proj", "up_proj", "down_proj")
 def find_part(module: nn.Module, path: str) -> nn.Module:
     """The module at `path` inside `module`."""
     return module.get_submodule(path)
+
+
+@contextmanager
+def watched(module: nn.Module, path: str, note: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
+    """While open, each call of the part at `path` gives its first argument and its output to `note`."""
+    handle = find_part(module, path).register_forward_hook(lambda _, args, made: note(args[0], made))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def linear_names(module: nn.Module) -> list[str]:

@@ -1,8 +1,8 @@
 """Neurons: a block before a gap takes over neurons of the removed blocks."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from streamliner.heal.folds.fold import Fold
 from streamliner.heal.folds.regression import Ridge
 from streamliner.model.blocks import Blocks
 from streamliner.model.last_map import LastMap, find_norm_before
-from streamliner.model.parts import GATED, find_part, gated_parts
+from streamliner.model.parts import GATED, find_part, gated_parts, watched
 
 FOREIGN = 2
 """Neurons of removed blocks that are candidates, for each neuron of the block."""
@@ -78,9 +78,9 @@ class Neurons(Fold):
         self.candidates: list[Tensor] = []  # of each source, the indices of its neurons
         self._kept: dict[str, Tensor] = {}  # by fold, the indices of those that stay among all candidates
 
-    def watched(self, note: Callable[[Tensor, Tensor], None]) -> Any:
+    def watched(self, note: Callable[[Tensor, Tensor], None]) -> AbstractContextManager[None]:
         """While open, each call of the copy's feed-forward part gives its input, and what it makes."""
-        return _watched(find_part(self.network, self.path), note)
+        return watched(self.network, self.path, note)
 
     @torch.no_grad()
     def choose(self, given: Sequence[Tensor]) -> None:
@@ -166,7 +166,7 @@ def find_pool(blocks: Blocks, index: int, last: LastMap, removed: Sequence[int],
     block = copy.deepcopy(blocks.modules[index]).float()
     calls: list[tuple[Tensor, Tensor]] = []
     call = blocks.called_with(index, input_ids).float()
-    with _watched(find_part(block, path), lambda *each: calls.append(each)):
+    with watched(block, path, lambda *each: calls.append(each)):
         norm = find_norm_before(block, path, lambda: call.run(block))
     if len(calls) != 1:
         return None
@@ -207,13 +207,9 @@ def _source(
 
 def _values(source: Source, given: Tensor) -> Tensor:
     """What goes into the last map of a part, for inputs of the part with the scale 1: (tokens, neurons), in float32."""
-    down = _down(source.part)
     found: list[Tensor] = []
-    handle = down.register_forward_hook(lambda _, args, __: found.append(args[0]))
-    try:
-        source.part((given.float() * source.scale.to(given.device)).to(down.weight.dtype))
-    finally:
-        handle.remove()
+    with watched(source.part, GATED[2], lambda values, _: found.append(values)):
+        source.part((given.float() * source.scale.to(given.device)).to(_down(source.part).weight.dtype))
     return found[-1].to(given.device).float()
 
 
@@ -230,12 +226,3 @@ def _shapes(linear: Any) -> list[torch.Size]:
 
 def _down(part: nn.Module) -> Any:
     return getattr(part, GATED[2])
-
-
-@contextmanager
-def _watched(part: nn.Module, note: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    handle = part.register_forward_hook(lambda _, args, made: note(args[0], made))
-    try:
-        yield
-    finally:
-        handle.remove()
