@@ -71,7 +71,7 @@ class Neurons(Fold):
 
     def __init__(self, last: LastMap, network: nn.Module, pool: Pool) -> None:
         super().__init__(last, network)
-        self.sums = self._ridge = Ridge()
+        self.sums = self._ridge = Ridge(fast=True)
         self.path = pool.path
         self.own = copy.deepcopy(find_part(network, pool.path))
         self.sources = (Source(self.own, torch.ones_like(pool.sources[0].scale)), *pool.sources)
