@@ -23,7 +23,7 @@ from streamliner.cut.memory import cut_model
 from streamliner.errors import HealingError
 from streamliner.heal import folding, healing
 from streamliner.heal.folding import AUTO, FOLDS, Folding
-from streamliner.heal.folds import fitting
+from streamliner.heal.folds import fitting, neurons
 from streamliner.heal.folds.neurons import Neurons, find_pool, put_neurons
 from streamliner.heal.folds.regression import Ridge, RidgePerChannel
 from streamliner.heal.graft import Graft
@@ -238,6 +238,17 @@ def test_neurons_that_would_compute_something_else_are_not_taken(tiny, wrong):
         other.mlp = type(other.mlp)(AutoConfig.from_pretrained(TINY, intermediate_size=128))
     pool = find_pool(blocks, 3, find_last_map(blocks, 3, SAMPLE), (4, 5), SAMPLE)
     assert [source.part for source in pool.sources] == [model.model.layers[5].mlp]
+
+
+def test_a_part_that_is_too_wide_for_more_candidates_keeps_its_own_neurons(tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(neurons, "MOST", 256)
+    assert [each.fold for each in fold(tiny, tokenizer, "neurons", (2, 3))[0]] == ["refit"]
+    monkeypatch.setattr(neurons, "MOST", 300)
+    monkeypatch.setattr(Neurons, "names", ("neurons",))
+    sizes = []
+    monkeypatch.setattr(Neurons, "_best", lambda self, width: sizes.append(self.sums.size) or torch.arange(width))
+    fold(tiny, tokenizer, "neurons", (2, 3))
+    assert sizes == [300]
 
 
 def test_neurons_are_fitted_by_least_squares_and_are_never_worse_than_a_refit(tiny, tokenizer, monkeypatch):

@@ -132,7 +132,7 @@ class Neurons(Fold):
         """Indices of the candidates that stay."""
         kept = torch.arange(self._ridge.size)
         for left in range(ROUNDS - 1, -1, -1):
-            count = round(width * (self._ridge.size / width) ** (left / ROUNDS))
+            count = round(width * (self._ridge.size / width) ** (left / ROUNDS))  # the same share goes in each
             worth = self._ridge.worth(RANKING_PENALTY, kept, self._prior())
             kept = kept.to(worth.device)[worth.topk(count).indices.sort().values]
         return kept
@@ -155,7 +155,7 @@ def put_neurons(part: nn.Module, sources: Sequence[Source], neurons: Sequence[Te
 
 @torch.no_grad()
 def find_pool(blocks: Blocks, index: int, last: LastMap, removed: Sequence[int], input_ids: Tensor) -> Pool | None:
-    """The parts of removed blocks whose neurons block `index` can take over; None if there are none.
+    """The parts of removed blocks whose neurons block `index` can take over; None for none, or where there is no room.
 
     Found by trying in float32 on token ids of shape (1, tokens): with all neurons of another block, in reverse order,
     and its last map, the part must compute what the other block's does on the same stream.
@@ -163,6 +163,8 @@ def find_pool(blocks: Blocks, index: int, last: LastMap, removed: Sequence[int],
     path = last.path.removesuffix(f".{GATED[2]}")
     if path == last.path or path not in gated_parts(blocks.modules[index]):
         return None
+    if _down(find_part(blocks.modules[index], path)).weight.shape[-1] >= MOST:
+        return None  # there would be no candidates but its own
     block = copy.deepcopy(blocks.modules[index]).float()
     calls: list[tuple[Tensor, Tensor]] = []
     call = blocks.called_with(index, input_ids).float()
