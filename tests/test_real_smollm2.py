@@ -44,13 +44,13 @@ def test_losses_are_those_of_the_model_without_the_blocks(blocks, tokenizer):
 
 
 def test_prune_and_fold_of_the_gguf_file(capsys, tmp_path, blocks, tokenizer):
-    """One command: an interval is found and cut, and its neighbour repaired; other text gains too."""
+    """One command: an interval is found and cut, its neighbour takes over neurons of it, and other text gains too."""
     arguments = ("--method", "streamline", "--remove", "6", "--num-samples", "2", "--sequence-length", "128")
     fold = ("--fold", "auto", "--fold-tokens", "12k", "--validation-windows", "4", "--dtype", "float32", "--no-verify")
     out, _ = run(capsys, "prune", GGUF, "-o", tmp_path / "out", *arguments, *fold, "--json")
     found = json.loads(out)
     (folded,) = found["healing"]["folds"]
-    assert (folded["fold"], folded["kept"]) == ("refit", True)
+    assert (folded["fold"], folded["kept"]) == ("neurons", True)
     healed = Blocks(load_model(tmp_path / "out", dtype="float32"))
     assert len(healed) == 24
     windows = text_windows("python-docs:test", tokenizer, 256, limit=4).windows
