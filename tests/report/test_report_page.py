@@ -144,6 +144,7 @@ def test_a_real_browser_reports_no_problem(page, tmp_path, size):
     assert shot.stat().st_size > 10_000
 
 
+@needs_chromium
 def test_another_script_would_not_run(page, tmp_path):
     """The policy names the one script of the page by its hash."""
     other = tmp_path / "other.html"
