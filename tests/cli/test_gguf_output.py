@@ -73,9 +73,14 @@ def test_prune_cuts_the_file_that_it_searched(capsys, dense, tmp_path):
 def test_a_folder_made_of_quantised_weights_is_said_to_be_larger(capsys, tmp_path):
     dense = write_gguf(TINY, tmp_path / "dense.gguf", kinds={"": "Q8_0"})
     out, said = run(capsys, "prune", dense, "--remove", "2", "-o", tmp_path / "small", *QUICK)
-    assert "will be a folder of dequantised weights. -o NAME.gguf cuts the GGUF file itself." in " ".join(said.split())
+    assert (
+        "will be a folder, whose weights may take more space than the GGUF file. -o NAME.gguf cuts the file itself."
+        in " ".join(said.split())
+    )
     assert "none: " in next(line for line in out.splitlines() if "bytes" in line)
-    assert "those of the folder are not. -o NAME.gguf cuts the file." in " ".join(out.split())
+    assert "Weights take more space in a folder than in the GGUF file. -o NAME.gguf cuts the file itself." in " ".join(
+        out.split()
+    )
 
 
 def test_the_file_says_what_was_removed_from_which_model(capsys, dense, small):

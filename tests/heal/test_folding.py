@@ -240,13 +240,31 @@ def test_neurons_that_would_compute_something_else_are_not_taken(tiny, wrong):
     assert [source.part for source in pool.sources] == [model.model.layers[5].mlp]
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_sums_of_neurons_give_the_refit_too(tokenizer, bias, monkeypatch):
+    """The same weights and bias; a bias stays whatever neurons stay."""
+    better = iter(range(100, 0, -1))
+    monkeypatch.setattr(Folding, "_loss", lambda *args: next(better))
+    model = make_model("llama", vocab_size=1024, mlp_bias=bias)
+    found = {}
+    for names in (("refit",), ("neurons",)):
+        monkeypatch.setattr(Neurons, "names", names)
+        found[names] = fold(model, tokenizer, "neurons", (2, 3))[1].networks[1].mlp.down_proj
+    refit = fold(model, tokenizer, "refit", (2, 3))[1].networks[1].mlp.down_proj
+    for (name, one), other in zip(refit.named_parameters(), found["refit",].parameters(), strict=True):
+        assert_close(other, one)
+        before = model.model.layers[1].mlp.down_proj.get_parameter(name)
+        assert not torch.allclose(one, before, atol=1e-3)
+        assert not torch.allclose(found["neurons",].get_parameter(name), before, atol=1e-3)
+
+
 def test_a_part_that_is_too_wide_for_more_candidates_keeps_its_own_neurons(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(neurons, "MOST", 256)
     assert [each.fold for each in fold(tiny, tokenizer, "neurons", (2, 3))[0]] == ["refit"]
     monkeypatch.setattr(neurons, "MOST", 300)
     monkeypatch.setattr(Neurons, "names", ("neurons",))
     sizes = []
-    monkeypatch.setattr(Neurons, "_best", lambda self, width: sizes.append(self.sums.size) or torch.arange(width))
+    monkeypatch.setattr(Neurons, "_best", lambda self: sizes.append(self.sums.size) or self._own())
     fold(tiny, tokenizer, "neurons", (2, 3))
     assert sizes == [300]
 

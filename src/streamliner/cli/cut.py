@@ -55,7 +55,7 @@ def print_cut(result: dict[str, Any]) -> None:
         rows.append([name, number(before), number(after), _saved(before, after)])
     print_tables([Table(rows, f"Removed blocks: {', '.join(map(str, result['removed']))}")])
     if result["bytes_after"] > result["bytes_before"] > 0:
-        print_line("The dense file's weights are quantised, those of the folder are not. -o NAME.gguf cuts the file.")
+        print_line("Weights take more space in a folder than in the GGUF file. -o NAME.gguf cuts the file itself.")
     if left_out := result.get("left_out"):  # cut by an earlier release of a run that continues, it is not there
         print_line(f"Left out: {', '.join(left_out)}.")
     if linked := result.get("linked"):

@@ -72,11 +72,8 @@ def find_last_map(blocks: Blocks, index: int, input_ids: Tensor) -> LastMap | No
     """
     block = copy.deepcopy(blocks.modules[index]).float()
     call = blocks.called_with(index, input_ids).float()
-    calls: dict[str, tuple[Tensor, Tensor]] = {}  # path -> input and output, in the order of the calls
-    with ExitStack() as hooks:
-        for path in _with_weight(block):
-            note = partial(_note, calls, path)
-            hooks.callback(find_part(block, path).register_forward_hook(note).remove)
+    calls: dict[str, tuple[Tensor, Tensor]] = {}
+    with _noted(block, calls):
         before = stream_out(call.run(block))
     generator = torch.Generator().manual_seed(0)
     for path, (given, made) in reversed(calls.items()):
@@ -94,12 +91,9 @@ def find_last_map(blocks: Blocks, index: int, input_ids: Tensor) -> LastMap | No
 
 def _before(block: nn.Module, norm: LastMap, calls: dict[str, tuple[Tensor, Tensor]]) -> LastMap | None:
     """The linear map whose output `norm` gets, from the calls of the modules of a block."""
-    wanted = calls[norm.path][0]
-    for path, (given, made) in calls.items():
-        if path != norm.path and made.data_ptr() == wanted.data_ptr() and made.shape == wanted.shape:
-            found = _kind(find_part(block, path), path, norm.scale, given, made)
-            return replace(found, norm=norm) if found and found.is_linear else None
-    return None
+    path = _writer(calls, calls[norm.path][0], norm.path)
+    found = _kind(find_part(block, path), path, norm.scale, *calls[path]) if path else None
+    return replace(found, norm=norm) if found and found.is_linear else None
 
 
 def find_norm_before(block: nn.Module, path: str, run: Callable[[], Any]) -> tuple[LastMap, Tensor] | None:
@@ -108,17 +102,29 @@ def find_norm_before(block: nn.Module, path: str, run: Callable[[], Any]) -> tup
     None if that module gets something else.
     """
     calls: dict[str, tuple[Tensor, Tensor]] = {}
-    with ExitStack() as hooks:
-        for each in _with_weight(block):
-            hooks.callback(find_part(block, each).register_forward_hook(partial(_note, calls, each)).remove)
-        wanted: list[Tensor] = []
-        hooks.callback(find_part(block, path).register_forward_pre_hook(lambda _, args: wanted.append(args[0])).remove)
+    wanted: list[Tensor] = []
+    with _noted(block, calls), watched(block, path, lambda given, _: wanted.append(given)):
         run()
-    for each, (given, made) in calls.items():
-        if made.data_ptr() == wanted[0].data_ptr() and made.shape == wanted[0].shape:
-            found = _kind(find_part(block, each), each, 1.0, given, made)
-            return None if found is None or found.is_linear else (found, given)
-    return None
+    writer = _writer(calls, wanted[0])
+    found = _kind(find_part(block, writer), writer, 1.0, *calls[writer]) if writer else None
+    return (found, calls[writer][0]) if found and not found.is_linear else None
+
+
+@contextmanager
+def _noted(block: nn.Module, calls: dict[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """While open, inputs and outputs of the modules with weights go into `calls`, by path, in the order of the calls."""
+    with ExitStack() as hooks:
+        for path in _with_weight(block):
+            hooks.callback(find_part(block, path).register_forward_hook(partial(_note, calls, path)).remove)
+        yield
+
+
+def _writer(calls: dict[str, tuple[Tensor, Tensor]], wanted: Tensor, but: str = "") -> str:
+    """The path of the first module, except one, whose output is this very tensor; "" for none."""
+    same = (
+        (path, made.data_ptr() == wanted.data_ptr() and made.shape == wanted.shape) for path, (_, made) in calls.items()
+    )
+    return next((path for path, is_same in same if is_same and path != but), "")
 
 
 @contextmanager

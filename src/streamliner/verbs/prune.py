@@ -89,7 +89,10 @@ def prune(
             check_gguf_healing(session.source.gguf_files[0], healing)
     if session.source.kind == "gguf" and not is_gguf_name(out):
         reporter = Reporter(settings.quiet or session.ranks.rank > 0)
-        reporter.say(f"{out} will be a folder of dequantised weights. -o NAME.gguf cuts the GGUF file itself.")
+        reporter.say(
+            f"{out} will be a folder, whose weights may take more space than the GGUF file. -o NAME.gguf cuts the file "
+            "itself."
+        )
     settings = with_windows(session, dataclasses.replace(settings, run=folder))
     cutting = prune_settings.cutting(settings)
     if healing is None:

@@ -71,12 +71,12 @@ class Neurons(Fold):
 
     def __init__(self, last: LastMap, network: nn.Module, pool: Pool) -> None:
         super().__init__(last, network)
-        self.sums = self._ridge = Ridge(fast=True)
+        self.sums = self._ridge = Ridge()
         self.path = pool.path
         self.own = copy.deepcopy(find_part(network, pool.path))
         self.sources = (Source(self.own, torch.ones_like(pool.sources[0].scale)), *pool.sources)
         self.candidates: list[Tensor] = []  # of each source, the indices of its neurons
-        self._kept: dict[str, Tensor] = {}  # by fold, the indices of those that stay among all candidates
+        self._kept: dict[str, Tensor] = {}  # by fold, the indices of the features that stay
 
     def watched(self, note: Callable[[Tensor, Tensor], None]) -> AbstractContextManager[None]:
         """While open, each call of the copy's feed-forward part gives its input, and what it makes."""
@@ -100,41 +100,51 @@ class Neurons(Fold):
         return torch.cat([_values(source, given)[:, some] for source, some in pairs], 1)
 
     def features(self, given: Tensor, made: Tensor) -> Tensor:
-        """The candidates' values, and next to them what the part makes of its own without its bias."""
-        return torch.cat([self.values(given), made if self.bias is None else made - self.bias], 1)
+        """The candidates' values, a column of ones for a bias, and next to them what the part makes of its own now."""
+        ones = [] if self.bias is None else [torch.ones_like(given[:, :1])]
+        return torch.cat([self.values(given), *ones, made], 1)
 
     def add(self, features: Tensor, targets: Tensor) -> None:
         """Add tokens: what the candidates are to make is what the part makes and what the stream lacks."""
-        candidates = features.shape[1] - targets.shape[1]
-        self.sums.add(features[:, :candidates], features[:, candidates:] + targets)
+        count = features.shape[1] - targets.shape[1]
+        self.sums.add(features[:, :count], features[:, count:] + targets)
 
     def put(self, penalty: float, name: str) -> None:
         """Give the copy the neurons that stay, all its own for "refit", and the fit of the map after them."""
-        width = self.weight.shape[-1]
-        if name not in self._kept:  # the own ones are the first candidates
-            self._kept[name] = torch.arange(width) if name == "refit" else self._best(width)
-        stay = _by_part(self._kept[name], [len(some) for some in self.candidates])
+        if name not in self._kept:
+            self._kept[name] = self._own() if name == "refit" else self._best()
+        sizes = [len(some) for some in self.candidates]
+        stay = _by_part(self._kept[name], [*sizes, self._ridge.size - sum(sizes)])[: len(sizes)]
         kept = [some[each.to(some.device)] for some, each in zip(self.candidates, stay, strict=True)]
         put_neurons(find_part(self.network, self.path), self.sources, kept)
         solution = self._ridge.solve(penalty, self._kept[name], self._prior())
         self.last.set_weights(self.network, *self.changed(solution.to(self.weight)))
 
     def changed(self, solution: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The solution is the weight."""
-        return solution.T, self.bias
+        """The solution is the weight, (outputs, inputs), and bias."""
+        return (solution.T, None) if self.bias is None else (solution[:-1].T, solution[-1])
 
     def _prior(self) -> Tensor:
-        """What the block makes of each candidate without a fold: nothing of those that are not its own."""
-        own = self.weight.T
-        return torch.cat([own, own.new_zeros(self._ridge.size - len(own), own.shape[1])])
+        """What the part makes of each feature now: nothing of the neurons that are not its own."""
+        last = [] if self.bias is None else [self.bias[None]]
+        foreign = self._ridge.size - self.weight.shape[1] - len(last)
+        return torch.cat([self.weight.T, self.weight.new_zeros(foreign, len(self.weight)), *last])
 
-    def _best(self, width: int) -> Tensor:
-        """Indices of the candidates that stay."""
+    def _own(self) -> Tensor:
+        """Indices of the part's own neurons, which are the first candidates, and of the ones."""
+        indices = torch.arange(self._ridge.size)
+        return torch.cat([indices[: self.weight.shape[1]], indices[sum(map(len, self.candidates)) :]])
+
+    def _best(self) -> Tensor:
+        """Indices of the neurons that stay, as many as the part has, and of the ones."""
+        width, many = self.weight.shape[1], sum(map(len, self.candidates))
         kept = torch.arange(self._ridge.size)
         for left in range(ROUNDS - 1, -1, -1):
-            count = round(width * (self._ridge.size / width) ** (left / ROUNDS))  # the same share goes in each
+            count = round(width * (many / width) ** (left / ROUNDS))  # the same share goes in each
             worth = self._ridge.worth(RANKING_PENALTY, kept, self._prior())
-            kept = kept.to(worth.device)[worth.topk(count).indices.sort().values]
+            kept = kept.to(worth.device)
+            neurons, ones = kept[kept < many], kept[kept >= many]
+            kept = torch.cat([neurons[worth[: len(neurons)].topk(count).indices.sort().values], ones])
         return kept
 
 
