@@ -112,7 +112,7 @@ def find_norm_before(block: nn.Module, path: str, run: Callable[[], Any]) -> tup
 
 @contextmanager
 def _noted(block: nn.Module, calls: dict[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
-    """While open, inputs and outputs of the modules with weights go into `calls`, by path, in the order of the calls."""
+    """While open, inputs and outputs of modules with weights go into `calls`, by path, in their order."""
     with ExitStack() as hooks:
         for path in _with_weight(block):
             hooks.callback(find_part(block, path).register_forward_hook(partial(_note, calls, path)).remove)
