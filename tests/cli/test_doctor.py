@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from command import run
 from packages import install
 from places import ROOT
+from streamliner import errors
 from streamliner.model import threads
 from streamliner.model.threads import best_number, best_threads, thread_rates
 from streamliner.verbs import doctor as examine
@@ -23,6 +25,8 @@ def test_it_describes_this_machine(capsys, monkeypatch, tmp_path):
     install(tmp_path / "p", monkeypatch, "acme", {"streamliner.methods": {"thing": "nowhere:Thing"}})
     old = ["torch>=99", "rich", "acme>=1", "gguf>=0.1; extra == 'gguf'", "never-made; extra == 'hub'"]
     monkeypatch.setattr(examine, "requires", lambda name: old)
+    direct = {"url": f"file:///home/{'long-name/' * 20}clone", "dir_info": {"editable": True}}
+    monkeypatch.setattr(errors, "distribution", lambda name: SimpleNamespace(read_text=lambda file: json.dumps(direct)))
     found = json.loads(run(capsys, "doctor", "--json")[0])
     assert found["versions"]["torch"] == torch.__version__
     assert found["devices"][0]["total_bytes"] > found["devices"][0]["free_bytes"] > 0
@@ -37,7 +41,9 @@ def test_it_describes_this_machine(capsys, monkeypatch, tmp_path):
     assert wrong == f"torch is {torch.__version__}; torch>=99 is needed."
     assert "thing of the package acme 1.0 cannot be loaded" in plugin
     out, _ = run(capsys, "doctor")
-    assert "[hub]'" in out
+    command = next(each["command"] for each in found["extras"] if each["name"] == "hub")
+    assert command.startswith("pip install ")
+    assert f"\nFor hub: {command}\n" in out  # in one line, to be copied
     assert "Problem: torch is" in out
     assert "Speed: float32 1.00, bfloat16 4.00" in out
     assert "Plug-in: method thing of acme 1.0" in out

@@ -25,7 +25,7 @@ def print_examination(found: dict[str, Any]) -> None:
     memory = [[each["device"], _bytes(each["free_bytes"]), _bytes(each["total_bytes"])] for each in found["devices"]]
     disks = [[each["use"], each["path"], human_bytes(each["free_bytes"])] for each in found["disks"]]
     extras = [
-        [each["name"], each["gives"], "installed" if each["installed"] else each["command"]] for each in found["extras"]
+        [each["name"], each["gives"], "installed" if each["installed"] else "not installed"] for each in found["extras"]
     ]
     tables = [
         Table([["device", "free memory", "memory"], *memory]),
@@ -33,6 +33,9 @@ def print_examination(found: dict[str, Any]) -> None:
         Table([["folder", "path", "free"], *disks]),
     ]
     print_tables(table for table in tables if len(table.rows) > 1)
+    for each in found["extras"]:
+        if not each["installed"]:  # not in the table, which would break a long command at its edge
+            print_line(f"For {each['name']}: {each['command']}")
     for each in found["plugins"]:
         print_line(f"Plug-in: {each['kind']} {each['name']} of {each['package']}")
     threads, rates = found["threads"], found["threads"]["rates"]
