@@ -91,12 +91,16 @@ def test_the_leaderboard_is_what_its_files_say():
 
 
 def test_all_rows_of_a_model_are_of_the_same_texts():
-    """The dense model's perplexity, as it follows from each row, is the same."""
+    """The dense model's perplexity, as it follows from each row, is the same.
+
+    Within 0.03%: files made of one GGUF file at different times differed by 0.015% (see the log); other text or weights
+    stored in bfloat16 differ by more than 0.09%.
+    """
     for folder in (ROOT / "docs" / "leaderboard").iterdir():
         rows = [json.loads(file.read_text()) for file in folder.glob("*.json")]
         for text in rows[0]["texts"]:
             found = [row["texts"][text]["perplexity"] / math.exp(row["texts"][text]["increase"]) for row in rows]
-            assert found == pytest.approx([found[0]] * len(found), rel=1e-4), (folder.name, text)
+            assert found == pytest.approx([found[0]] * len(found), rel=3e-4), (folder.name, text)
 
 
 def rows_of(module, folder):
