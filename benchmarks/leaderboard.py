@@ -37,6 +37,12 @@ KD = (
     *("--train-blocks", "all", "--loss", "kd", "--tokens", "20k", "--learning-rate", "3e-4"),
     *("--global-batch-size", "4", "--micro-batch", "4", "--min-learning-rate", "1e-5", "--validations", "4"),
 )
+KD_LM = (
+    *("--fold", "auto", "--network", "none", "--train-blocks", "all", "--loss", "kd", "--loss", "lm=1"),
+    *("--tokens", "320k", "--sequence-length", "512", "--global-batch-size", "2", "--micro-batch", "2"),
+    *("--learning-rate", "3e-4", "--min-learning-rate", "1e-5", "--validations", "6", "--mixed-precision", "bf16"),
+)
+"""What the recipe `best` does, in mixed precision."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ ENTRIES = {
     "sleb+fold": Entry(("--method", "sleb"), FOLD),
     "streamline+fold": Entry(("--method", "streamline"), FOLD),
     "refine+fold": Entry(("--method", "refine"), FOLD),
+    "streamline+fold+kd+lm": Entry(("--method", "streamline"), KD_LM, seeds=3),
     "sleb+fold+kd": Entry(("--method", "sleb"), (*FOLD, *KD)),
     "refine+kd": Entry(("--method", "refine"), ("--network", "none", "--sequence-length", "256", *KD)),
     "refine+fold+kd": Entry(("--method", "refine"), (*FOLD, *KD), seeds=3),
