@@ -134,6 +134,10 @@ def with_keywords(
     def decorate(function: Callable[[Subject, Settings], Result]) -> Callable[Concatenate[Subject, P], Result]:
         @functools.wraps(function)
         def call(subject: Subject, /, *args: P.args, **keywords: P.kwargs) -> Result:
+            known = flags_of(settings)  # type: ignore[arg-type]
+            for name in sorted(keywords.keys() - known):
+                hint = did_you_mean(name, known, f"help({function.__name__}) names all.")
+                raise TypeError(f"{function.__name__} has no setting {name}. {hint}")
             return function(subject, settings(*args, **keywords))
 
         first, *_ = inspect.signature(function).parameters.values()

@@ -285,3 +285,11 @@ def test_sigkill_leaves_no_file_or_the_whole_one(dense, small, tmp_path):
         assert process.exitcode == 0
     assert out.read_bytes() == small.read_bytes()
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_that_was_cut_from_a_gguf_file_is_verified_with_it_wherever_it_is(capsys, dense, tmp_path):
+    run(capsys, "cut", dense, "--blocks", "3,7", "-o", tmp_path / "folder", "--no-verify")
+    moved = shutil.copy(dense, tmp_path / "moved.gguf")
+    found = json.loads(run(capsys, "verify", tmp_path / "folder", "--dense", moved, "--json")[0])
+    assert (found["faults"], found["removed"]) == ([], [3, 7])
+    assert found["verification"]["max_logit_difference"] < 1e-4

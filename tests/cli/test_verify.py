@@ -102,3 +102,12 @@ def test_files_that_llama_cpps_converter_made(capsys, tmp_path):
     assert "small.gguf is right." in run(capsys, "verify", file, "--dense", tmp_path / "dense.gguf")[0]
     other = write_gguf(small, tmp_path / "other.gguf", lambda writer: writer.add_rope_scaling_factor(2.0))
     assert "scaling" in run(capsys, "verify", other, "--dense", tmp_path / "dense.gguf", status=1)[1]
+
+
+def test_a_healed_model_has_no_fault_with_its_dense_model_either(capsys, tmp_path):
+    cut, healed = tmp_path / "cut", tmp_path / "healed"
+    run(capsys, "cut", TINY, "--blocks", "2,3", "-o", cut, "--no-verify")
+    small = ("--sequence-length", "64", "--steps", "1", "--validation-windows", "1", "--no-verify")
+    run(capsys, "heal", cut, "--dense", TINY, "--data", "python-docs", *small, "-o", healed, "--quiet")
+    out = run(capsys, "verify", healed, "--dense", TINY)[0]
+    assert "The model is healed" in " ".join(out.split())

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from streamliner.report.read import Results
 from streamliner.report.render import as_html, as_markdown, lain
 from streamliner.report.section import Section
 from streamliner.report.sections.headline import headline_sections
+from streamliner.report.sections.reproduce import reproduce_section
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -92,6 +94,30 @@ def test_a_card_says_what_was_lost_and_won(page, evaluation, benchmark):
         )
         assert "2 of 12 blocks fewer" in text
         assert "times as fast" in text
+
+
+def test_a_card_names_the_engine_of_each_speed_and_says_what_is_not_clear(evaluation, benchmark):
+    """Two benchmarks of one model: the last must not hide the first."""
+    (first,) = benchmark["compared"]
+    slow = {**first, "prompt": first["prompt"] | {"speed_up": 1.2, "lowest": 1.1, "highest": 1.3}}
+    slow["generation"] = first["generation"] | {"speed_up": 1.05, "lowest": 0.65, "highest": 1.06}
+    served = {**benchmark, "engine": "vllm", "dtype": "bfloat16", "compared": [slow]}
+    (section,) = headline_sections(Results(evaluations=[evaluation], benchmarks=[benchmark, served]))
+    won = section.cards[0].won
+    assert len([line for line in won if " in transformers, bfloat16: " in line]) == 2
+    assert "prompt in vllm, bfloat16: 1.20 times as fast (1.10 to 1.30)" in won
+    assert "generation in vllm, bfloat16: 1.05 times as fast (0.65 to 1.06), so not clearly faster" in won
+
+
+def test_a_cut_that_prune_wrote_is_not_to_be_cut_again(evaluation):
+    evaluation["models"][1]["method"] = "sleb"
+    model = evaluation["models"][1]["model"]
+    search = {"command": ["streamliner", "prune", "dense", "-o", model], "versions": {}}
+    run = SimpleNamespace(files={"run": search})
+    (table,) = reproduce_section(Results(runs=[run], evaluations=[evaluation])).tables
+    assert not [row for row in table if row[0].startswith("streamliner cut")]
+    (table,) = reproduce_section(Results(evaluations=[evaluation])).tables
+    assert [row for row in table if row[0].startswith("streamliner cut")]
 
 
 @pytest.mark.parametrize(

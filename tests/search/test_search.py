@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from streamliner.errors import MethodError, RemovalError
 from streamliner.measure.probe import Probe
+from streamliner.model.stack import check_indices
 from streamliner.runs.folder import run_difference
 from streamliner.search.limits import parse_percentage, parse_remove
 from streamliner.search.registry import full_name, make_method, method_names
@@ -204,6 +208,38 @@ def test_what_a_method_yields_is_checked(tmp_path, probe, points, message):
     file.write_text(text.replace("Point(tuple(range(12 - n, 12)), 0.0)", points))
     with pytest.raises(MethodError, match=message):
         run(probe, f"{file}:Last", 2)
+
+
+def test_a_method_may_count_in_numpy(tmp_path, probe):
+    """As `argsort` gives them; JSON knows only Python's numbers."""
+    file = tmp_path / "mine.py"
+    text = "import numpy as np" + OWN_METHOD.format(home="streamliner").replace(
+        "range(12 - n, 12)", "np.arange(12 - n, 12)"
+    )
+    file.write_text(text.replace(", 0.0)", ", np.float32(1.5), None, None, {np.int64(3): np.float32(0.5)})"))
+    frontier = run(probe, f"{file}:Last", 2)
+    assert json.loads(json.dumps(dataclasses.asdict(frontier)))["points"][0]["removed"] == [11]
+    assert (frontier.at(2).score, frontier.at(2).candidates) == (1.5, {3: 0.5})
+    assert json.dumps(check_indices(np.arange(2), 12)) == "[0, 1]"
+
+
+def test_a_method_that_yields_nothing_is_told_so(tmp_path, probe):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_METHOD.format(home="streamliner").replace("limit + 1", "1"))
+    with pytest.raises(RemovalError, match="found nothing to remove") as caught:
+        run(probe, f"{file}:Last", 2)
+    assert "must yield a Point" in caught.value.hint
+
+
+def test_a_setting_that_is_true_or_false_takes_no_other_word(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        OWN_METHOD.format(home="streamliner").replace("    protect_last", "    largest: bool = True\n    protect_last")
+    )
+    assert make_method(f"{file}:Last", {"largest": "False"}).largest is False
+    assert make_method(f"{file}:Last", {"largest": True}).largest is True
+    with pytest.raises(MethodError, match=r"largest of .* must be true or false, not 'maybe'"):
+        make_method(f"{file}:Last", {"largest": "maybe"})
 
 
 def test_a_run_with_a_method_from_a_file_may_be_moved():

@@ -65,6 +65,8 @@ def test_a_long_search_names_the_ways_that_take_less(blocks, calibration):
     assert len(said) == 1, "a short search needs no estimate"
     estimate(blocks, calibration, said, block=0.1, rest=0.1).announce(make_method("sleb", {}), 4, continues=True)
     assert "what was measured before takes no time now" in said[1]
+    estimate(blocks, calibration, said, block=0.1, rest=0.1).announce(make_method("sleb", {}), 4, at_most=True)
+    assert "will take at most about 98 s" in said[2]
 
 
 @pytest.mark.parametrize("share", [0.5, 0.001, 10])

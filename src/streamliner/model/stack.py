@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import index
 from typing import Any
 
 from torch import Tensor, nn
@@ -135,12 +136,15 @@ def text_inputs(model: nn.Module, input_ids: Tensor) -> dict[str, Tensor]:
 
 
 def check_indices(removed: Iterable[int], num_blocks: int) -> tuple[int, ...]:
-    """`removed`, sorted. A RemovalError if a block does not exist or is named twice, or if none would stay."""
-    indices = tuple(sorted(removed))
-    wrong = [index for index in indices if not 0 <= index < num_blocks]
+    """`removed`, sorted. A RemovalError if a block does not exist or is named twice, or if none would stay.
+
+    NumPy's integers, which a method of the user's may have, become Python's.
+    """
+    indices = tuple(sorted(index(block) for block in removed))
+    wrong = [block for block in indices if not 0 <= block < num_blocks]
     if wrong:
         raise RemovalError(f"There is no block {wrong[0]}: the model's blocks are 0 to {num_blocks - 1}.")
-    twice = [index for index, other in pairwise(indices) if index == other]
+    twice = [block for block, other in pairwise(indices) if block == other]
     if twice:
         raise RemovalError(f"Block {twice[0]} is named twice.")
     if len(indices) == num_blocks:

@@ -53,15 +53,16 @@ class Estimate:
         one = self.times.rest + self.times.block * blocks
         return float(whole + losses * one) * self.windows + (CHECK * whole if self.forks else 0)
 
-    def announce(self, method: Method, limit: int, *, continues: bool = False) -> None:
+    def announce(self, method: Method, limit: int, *, continues: bool = False, at_most: bool = False) -> None:
         """Say how long the search will take, and if that is long, how to search for less.
 
-        Of a run that `continues` it is the time of the whole: what is in its journal takes none.
+        Of a run that `continues` it is the time of the whole: what is in its journal takes none. With `at_most` a limit
+        of damage may end it before.
         """
         seconds = self.seconds(method, limit)
         if seconds < WORTH_A_LINE:
             return
-        line = f"The search will take about {duration(seconds)} on this machine."
+        line = f"The search will take {'at most ' if at_most else ''}about {duration(seconds)} on this machine."
         if continues:
             self.probe.say(f"{line} That is from its beginning: what was measured before takes no time now.")
             return

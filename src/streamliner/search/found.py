@@ -97,5 +97,6 @@ class Found(Tables):
         points += [(len(point.removed), point.loss) for point in self.frontier.points if point.loss is not None]
         axes.plot([count for count, _ in points], [exp(loss) for _, loss in points], "o-", label=self.frontier.method)
         axes.set(xlabel="blocks removed", ylabel="calibration perplexity", title=str(self.model.get("name", "")))
+        axes.locator_params(axis="x", integer=True)
         axes.legend()
         return axes

@@ -1,7 +1,7 @@
 """The frontier: for every number of removed blocks the best set found."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from streamliner.errors import PlanError
@@ -32,6 +32,22 @@ class Point:
     window_losses: int | None = None
     margin: float | None = None
     divergence: float | None = None
+
+    def in_plain_numbers(self) -> "Point":
+        """The point with Python's numbers in place of NumPy's and torch's, which a method of the user's may yield."""
+
+        def plain(value: float | None) -> float | None:
+            return None if value is None else float(value)
+
+        return replace(
+            self,
+            removed=tuple(map(int, self.removed)),
+            score=float(self.score),
+            loss=plain(self.loss),
+            standard_error=plain(self.standard_error),
+            candidates=self.candidates and {int(block): float(score) for block, score in self.candidates.items()},
+            divergence=plain(self.divergence),
+        )
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from streamliner.plugins import Plugin, find_plugin, plugins
 from streamliner.search import methods
 from streamliner.search.method import Method
 
+WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 NEEDED = ("score", "protect_first", "protect_last", "search")
 """What the class of a method has."""
 
@@ -119,6 +120,10 @@ def _converted(method: str, key: str, value: Any, hint: Any) -> Any:
         raise MethodError(f"{key} of {method} must be one of {', '.join(choices)}, not {value}.", hint)
     if isinstance(hint, types.UnionType) or not isinstance(hint, type):
         return value
+    if hint is bool:
+        value = WORDS.get(str(value).lower(), value)
+        if not isinstance(value, bool):
+            raise MethodError(f"{key} of {method} must be true or false, not {value!r}.")
     try:
         return hint(value)
     except (TypeError, ValueError) as error:

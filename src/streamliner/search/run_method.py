@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from streamliner.errors import MethodError, RemovalError
+from streamliner.format import counted
 from streamliner.measure.loss import Loss
 from streamliner.measure.probe import Probe
 from streamliner.search.frontier import Frontier, Point
@@ -84,7 +85,9 @@ def _is_too_bad(probe: Probe, point: Point, dense: float, allowed: float | None)
     if allowed is None or point.loss is None or point.loss <= dense + math.log1p(allowed):
         return False
     increase = math.expm1(point.loss - dense)
-    probe.say(f"Without {len(point.removed)} blocks the perplexity rises by {increase:.1%}, more than allowed.")
+    probe.say(
+        f"Without {counted(len(point.removed), 'block')} the perplexity rises by {increase:.1%}, more than allowed."
+    )
     return True
 
 
@@ -99,7 +102,7 @@ def _checked(probe: Probe, limit: int, point: Point) -> Point:
         wrong = f"{len(point.removed)} blocks, but it was asked for 1 to {limit}"
     if wrong:
         raise MethodError(f"The method yielded {wrong}.", "See docs/tutorials/own-method.md.")
-    return point
+    return point.in_plain_numbers()
 
 
 def _with_text_loss(probe: Probe, point: Point) -> Point:
@@ -152,6 +155,9 @@ def _stuck(probe: Probe, removed: tuple[int, ...], method: Method) -> RemovalErr
             f"This method cannot remove more than {len(removed)} blocks of this model. {reason}",
             f"Use --remove {len(removed)}; what was measured is kept, so this will be fast.",
         )
+    if not reason:
+        own = "A method of your own must yield a Point for each number of blocks: docs/tutorials/own-method.md."
+        return RemovalError("The method found nothing to remove.", own)
     return RemovalError(
         f"No single block of this model can be removed. {reason}",
         "Perhaps several together can: --method streamline tries intervals, --method exhaustive all sets.",

@@ -241,7 +241,7 @@ def _tokens_for_windows(
     tokens = first_tokens(documents, tokenizer, sys.maxsize if most is None else most, answers_only)
     if len(tokens) < length - len(prefix):
         raise TextError(
-            f"The text {name} has {len(tokens)} tokens, too few for one window of {length}.",
+            f"The text {name.removeprefix('text ')} has {len(tokens)} tokens, too few for one window of {length}.",
             f"Give more text, or --sequence-length {max(2, len(tokens))} or less.",
         )
     return prefix, tokens, length - len(prefix)

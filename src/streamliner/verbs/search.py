@@ -284,7 +284,8 @@ def _in_time(
     estimate = Estimate(probe, time_pass(blocks, calibration.windows[0]), mine, blocks.forkable)
     before = None if settings.run is None or settings.overwrite else run_windows(Path(settings.run))
     if settings.time_limit_seconds is None:
-        estimate.announce(method, limit, continues=before is not None)
+        at_most = any(getattr(settings, name) is not None for name in DAMAGES)
+        estimate.announce(method, limit, continues=before is not None, at_most=at_most)
     if settings.time_limit_seconds is None or isinstance(settings.calibration, CalibrationSet):
         return calibration
     fit = before or estimate.windows_that_fit(method, limit, settings.time_limit_seconds)

@@ -144,8 +144,13 @@ def _place_of(model: str | Path) -> Path:
 
 
 def _checkup(place: Path, dense: Session | None, trust_remote_code: bool) -> Checkup:
+    mark = read_mark(place)
+    if "healing" in (mark or {}):  # a network in place of removed blocks is no block of the dense model
+        dense = None
     if place.is_file():
         return check_gguf_file(place, dense)
+    if mark is not None and dense is not None and dense.source.kind == "gguf":
+        dense = None  # the folder has its dequantised weights: `_compare` compares the logits
     if dense is not None and dense.source.kind not in ("folder", "hub"):
         found = f"{place} is a folder of safetensors files, and {dense.source.name} is not"
         raise ModelError(f"{found}: their weights differ by quantisation.", "Name the folder that it was cut from.")

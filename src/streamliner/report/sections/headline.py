@@ -24,15 +24,18 @@ LEAST_SPEED_UP = 1.03
 def headline_sections(results: Results) -> list[Section]:
     """One section with a card for each model that was compared with its dense model."""
     losses = {each["model"]: each for result in results.evaluations for each in result["compared"]}
-    speeds = {each["model"]: each for result in results.benchmarks for each in result["compared"]}
+    speeds: dict[str, list[tuple[str, JsonObject]]] = {}
+    for result in results.benchmarks:
+        for each in result["compared"]:
+            speeds.setdefault(each["model"], []).append((_where(result), each))
     measured = (*results.evaluations, *results.benchmarks)
     dense = {model["model"]: result["models"][0] for result in measured for model in result["models"][1:]}
     models = {model["model"]: model for result in measured for model in result["models"][1:]}
     cards = []
     for short, (name, model) in zip(short_names(list(models)), models.items(), strict=True):
         lost = [*_lost(results, name)]
-        won = [*_won(model, dense[name], speeds.get(name))]
-        cards.append(Card(short, lost, won, _verdict(losses.get(name), speeds.get(name))))
+        won = [*_won(model, dense[name], speeds.get(name, []))]
+        cards.append(Card(short, lost, won, _verdict(losses.get(name), speeds.get(name, []))))
     return [Section("In short", cards=cards)] if cards else []
 
 
@@ -56,14 +59,23 @@ def _lost(results: Results, name: str) -> Iterator[str]:
                 yield f"{100 * (rates[1] - rates[0]):+.1f} points of accuracy: {rates[0]:.1%} to {rates[1]:.1%}{same}"
 
 
-def _won(model: JsonObject, dense: JsonObject, speed: JsonObject | None) -> Iterator[str]:
+def _where(benchmark: JsonObject) -> str:
+    """The engine and the precision, as llama.cpp has it by file."""
+    return ", ".join(dict.fromkeys((benchmark["engine"], benchmark["dtype"].split(",")[0])))
+
+
+def _won(model: JsonObject, dense: JsonObject, speeds: list[tuple[str, JsonObject]]) -> Iterator[str]:
     yield f"{dense['blocks'] - model['blocks']} of {dense['blocks']} blocks fewer"
-    yield f"{1 - model['parameters'] / dense['parameters']:.0%} of the parameters fewer"
-    for kind, each in ((kind, speed[kind]) for kind in BENCHMARK_KINDS if speed):
-        yield f"{kind} {each['speed_up']:.2f} times as fast ({each['lowest']:.2f} to {each['highest']:.2f})"
+    yield f"{1 - model['parameters'] / dense['parameters']:.0%} fewer parameters"
+    for where, speed in speeds:
+        for kind in BENCHMARK_KINDS:
+            each = speed[kind]
+            unclear = ", so not clearly faster" if each["lowest"] <= 1 else ""
+            measured = f"{each['speed_up']:.2f} times as fast ({each['lowest']:.2f} to {each['highest']:.2f}){unclear}"
+            yield f"{kind} {measured}" if len(speeds) == 1 else f"{kind} in {where}: {measured}"
 
 
-def _verdict(compared: JsonObject | None, speed: JsonObject | None) -> str:
+def _verdict(compared: JsonObject | None, speeds: list[tuple[str, JsonObject]]) -> str:
     increases = [each["mean"] for each in compared["loss_behind"].values()] if compared else []
     if not increases:
         verdict = "No text was measured, so nothing is known of what it lost."
@@ -71,6 +83,6 @@ def _verdict(compared: JsonObject | None, speed: JsonObject | None) -> str:
         verdict = WORST
     else:
         verdict = next((text for limit, text in VERDICTS if fmean(increases) <= limit), WORST)
-    if speed and all(speed[kind]["speed_up"] < LEAST_SPEED_UP for kind in BENCHMARK_KINDS):
+    if speeds and all(speed[kind]["speed_up"] < LEAST_SPEED_UP for _, speed in speeds for kind in BENCHMARK_KINDS):
         verdict += " It is no faster here."
     return verdict
