@@ -12,13 +12,17 @@ import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from torch import library
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+import streamliner
+
 NAME, GIGABYTE = "emulated", 10**9
+PACKAGE = f"{Path(streamliner.__file__).parent}/"  # a clone is often called streamliner too
 ATEN = torch.ops.aten
 COPIES = (ATEN.copy_, ATEN._to_copy, ATEN.to)
 INDEXED = (ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._unsafe_index)
@@ -132,9 +136,9 @@ class Device:
 
     def _note(self, what):
         frame = sys._getframe(2)
-        while frame is not None and "/streamliner/" not in frame.f_code.co_filename:
+        while frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
             frame = frame.f_back
-        where = frame and f"{frame.f_code.co_filename.rpartition('/streamliner/')[2]}:{frame.f_lineno}"
+        where = frame and f"{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}"
         self.waits[what, where or ""] += 1
 
     # What torch and we ask of the module of a device.
