@@ -71,12 +71,15 @@ class SpeedComparison:
 
     def table(self, name: str) -> Table:
         """The speed-ups, under a short name."""
-        rows = [["", "speed-up", "lowest to highest", "time in blocks", "expected"]]
+        rows = [["", "speed-up", "lowest to highest"]]
+        if self.prompt.time_in_blocks is not None:  # in transformers alone
+            rows[0] += ["time in blocks", "expected"]
         for kind in BENCHMARK_KINDS:
             each: SpeedUp = getattr(self, kind)
-            in_blocks = "" if each.time_in_blocks is None else f"{each.time_in_blocks:.0%}"
-            expected = "" if each.allowed_by_time is None else f"{each.allowed_by_time:.3f}"
-            rows.append([kind, f"{each.speed_up:.3f}", f"{each.lowest:.3f} to {each.highest:.3f}", in_blocks, expected])
+            cells = [kind, f"{each.speed_up:.3f}", f"{each.lowest:.3f} to {each.highest:.3f}"]
+            if each.time_in_blocks is not None and each.allowed_by_time is not None:
+                cells += [f"{each.time_in_blocks:.0%}", f"{each.allowed_by_time:.3f}"]
+            rows.append(cells)
         fewer = f"{self.blocks_ratio:.2f}x fewer blocks, {self.parameters_ratio:.2f}x fewer parameters"
         return Table(rows, title=f"{name}: {fewer}")
 
@@ -127,9 +130,10 @@ class Benchmark(Tables):
         rows.append(["parameters", *(f"{model.model['parameters']:,}" for model in self.models)])
         for kind in BENCHMARK_KINDS:
             rows.append([f"{kind}, tokens/s", *(_rates(getattr(model, kind)) for model in self.models)])
+        used: list[Any] = []
         for field, label in MEMORY.items():
-            used = [getattr(model.memory, field) for model in self.models]
-            if None not in used:
+            used, before = [getattr(model.memory, field) for model in self.models], used
+            if None not in used and used != before:  # without sliding windows a further token takes as much
                 rows.append([label, *(human_bytes(round(count)) for count in used)])
         named = zip(short_names(names)[1:], self.compared, strict=False)
         return [model_table(names, rows, title), *(compared.table(name) for name, compared in named)]

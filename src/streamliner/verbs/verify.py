@@ -144,17 +144,23 @@ def _place_of(model: str | Path) -> Path:
 
 
 def _checkup(place: Path, dense: Session | None, trust_remote_code: bool) -> Checkup:
-    mark = read_mark(place)
-    if "healing" in (mark or {}):  # a network in place of removed blocks is no block of the dense model
-        dense = None
+    dense = _of_same_values(place, dense)
     if place.is_file():
         return check_gguf_file(place, dense)
-    if mark is not None and dense is not None and dense.source.kind == "gguf":
-        dense = None  # the folder has its dequantised weights: `_compare` compares the logits
     if dense is not None and dense.source.kind not in ("folder", "hub"):
         found = f"{place} is a folder of safetensors files, and {dense.source.name} is not"
         raise ModelError(f"{found}: their weights differ by quantisation.", "Name the folder that it was cut from.")
     return check_folder(place, dense, trust_remote_code=trust_remote_code)
+
+
+def _of_same_values(place: Path, dense: Session | None) -> Session | None:
+    """The dense model; None if the tensors of our own files are not its: healed, or dequantised from its GGUF file.
+
+    Of the latter `_compare` compares the logits.
+    """
+    mark = read_mark(place) or {}
+    dequantised = mark and not place.is_file() and dense is not None and dense.source.kind == "gguf"
+    return None if "healing" in mark or dequantised else dense
 
 
 def _check_mended_output(place: Path, out: str | Path, overwrite: bool) -> None:
@@ -173,7 +179,7 @@ def _mend(
 ) -> None:
     for fault in found.beyond_mending:
         raise VerificationError(f"Nothing was written, because this cannot be mended: {fault.where}: {fault.what}")
-    plan = _plan_of_removal(place, found, dense)
+    plan, dense = _plan_of_removal(place, found, dense), _of_same_values(place, dense)
     if isinstance(found.mended, GgufCut):
         mended = found.mended
         if plan is not None:

@@ -27,7 +27,7 @@ def headline_sections(results: Results) -> list[Section]:
     speeds: dict[str, list[tuple[str, JsonObject]]] = {}
     for result in results.benchmarks:
         for each in result["compared"]:
-            speeds.setdefault(each["model"], []).append((_where(result), each))
+            speeds.setdefault(each["model"], []).append((f"{result['engine']}, {result['dtype']}", each))
     measured = (*results.evaluations, *results.benchmarks)
     dense = {model["model"]: result["models"][0] for result in measured for model in result["models"][1:]}
     models = {model["model"]: model for result in measured for model in result["models"][1:]}
@@ -57,11 +57,6 @@ def _lost(results: Results, name: str) -> Iterator[str]:
                 stability = compared["mean_stability"]
                 same = "" if stability is None else f", stability {stability:.3f}"
                 yield f"{100 * (rates[1] - rates[0]):+.1f} points of accuracy: {rates[0]:.1%} to {rates[1]:.1%}{same}"
-
-
-def _where(benchmark: JsonObject) -> str:
-    """The engine and the precision, as llama.cpp has it by file."""
-    return ", ".join(dict.fromkeys((benchmark["engine"], benchmark["dtype"].split(",")[0])))
 
 
 def _won(model: JsonObject, dense: JsonObject, speeds: list[tuple[str, JsonObject]]) -> Iterator[str]:

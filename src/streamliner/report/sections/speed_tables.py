@@ -1,5 +1,7 @@
 """A benchmark: tokens per second, memory, and speed-ups next to those to expect."""
 
+from typing import Any
+
 from streamliner.format import counted, number, short_names
 from streamliner.report.read import JsonObject
 from streamliner.report.section import Section, Table, by_column
@@ -45,27 +47,23 @@ def _measured_table(models: list[JsonObject], names: list[str]) -> Table:
     for kind in BENCHMARK_KINDS:
         rates = ([number(model[kind][key]) for key in ("tokens_per_second", "slowest", "fastest")] for model in models)
         columns.append([f"{kind} (tokens/s)", *(f"{median} ({slow} to {fast})" for median, slow, fast in rates)])
+    used: list[Any] = []
     for key, name, unit in MEMORY:
-        same = key == "cache_bytes_per_further_token" and all(m[key] == m["cache_bytes_per_token"] for m in models)
-        if not same and all(model[key] is not None for model in models):  # without sliding windows they are the same
+        used, before = [model[key] for model in models], used
+        if None not in used and used != before:  # without sliding windows a further token takes as much
             columns.append([name, *(f"{model[key] / unit:,.4g}" for model in models)])
     return by_column(columns)
 
 
 def _speed_up_table(compared: list[JsonObject], names: list[str]) -> Table:
-    head = ["model", "work", "speed-up", "lowest and highest"]
-    timed = any(model[kind]["time_in_blocks"] is not None for model in compared for kind in BENCHMARK_KINDS)
-    head += ["time in blocks", "expected"] if timed else []  # in transformers alone
+    timed = compared[0]["prompt"]["time_in_blocks"] is not None  # in transformers alone
+    head = ["model", "work", "speed-up", "lowest and highest", *(["time in blocks", "expected"] if timed else [])]
     rows = [[*head, "ratio of blocks", "ratio of parameters"]]
     for name, model in zip(names, compared, strict=True):
         for kind in BENCHMARK_KINDS:
             each = model[kind]
-            in_blocks, expected = each["time_in_blocks"], each["allowed_by_time"]
             cells = [name, kind, f"{each['speed_up']:.3f}", f"{each['lowest']:.3f} to {each['highest']:.3f}"]
             if timed:
-                cells += [
-                    "" if in_blocks is None else f"{in_blocks:.0%}",
-                    "" if expected is None else f"{expected:.3f}",
-                ]
+                cells += [f"{each['time_in_blocks']:.0%}", f"{each['allowed_by_time']:.3f}"]
             rows.append([*cells, f"{model['blocks_ratio']:.3f}", f"{model['parameters_ratio']:.3f}"])
     return rows
