@@ -67,13 +67,16 @@ def test_healing_without_a_gpu_takes_smaller_steps_and_fewer_of_them():
 
 
 def test_the_recipe_of_the_papers_has_their_sizes(capsys, tmp_path):
-    searching = SearchSettings(remove=1, **read_recipe("paper", flags_of(SearchSettings), ()))
+    searching = SearchSettings(remove=1, **read_recipe("paper", flags_of(SearchSettings), {}))
     assert (searching.num_samples, searching.sequence_length) == (NUM_SAMPLES, SEQUENCE_LENGTH)
-    healing = HealSettings(**read_recipe("paper", flags_of(HealSettings), ()))
+    healing = HealSettings(**read_recipe("paper", flags_of(HealSettings), {}))
     assert (healing.num_tokens, healing.batch_windows, healing.sequence_length) == (TOKENS, BATCH, SEQUENCE_LENGTH)
     for verb in ("search", "prune"):  # its settings of training disturb neither
         small = ("--remove", "1", "--num-samples", "2", "--sequence-length", "64")
         run(capsys, verb, TINY, "-o", tmp_path / verb, "--recipe", "paper", *small)
+    assert searching.method_settings == {"effort": "exact"}
+    for given, kept in (({"method": "sleb"}, True), ({"method": "refine"}, False), ({"set": ["effort=auto"]}, False)):
+        assert ("search_effort" in read_recipe("paper", flags_of(SearchSettings), given)) is kept
 
 
 def test_a_run_that_continues_on_another_device_keeps_its_windows(capsys, tmp_path, monkeypatch):

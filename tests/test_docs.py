@@ -169,7 +169,7 @@ def test_a_budget_on_a_page_is_enough_for_a_step(page):
     """Also with the defaults of a GPU: these commands are run below with other sizes."""
     for arguments in commands_of(re.findall(r"```sh[^\n]*\n(.*?)```", page.read_text(), re.DOTALL)):
         given = dict(pair for pair in itertools.pairwise(arguments) if pair[0].startswith("--"))
-        sizes = read_recipe(given.get("--recipe", "paper"), flags_of(HealSettings), ())
+        sizes = read_recipe(given.get("--recipe", "paper"), flags_of(HealSettings), {})
         length = int(given.get("--sequence-length", sizes.get("sequence_length", SEQUENCE_LENGTH)))
         batch = int(given.get("--global-batch-size", sizes.get("global_batch_size", BATCH)))
         if "--tokens" in given:

@@ -15,7 +15,7 @@ from streamliner.text.calibration import CalibrationSet
 from streamliner.types import ModelLike, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-EFFORTS = ("exact", "adaptive")
+EFFORTS = ("auto", "exact", "adaptive")
 OBJECTIVES = ("loss", "kl")  # on text, and the divergence from the dense model
 BENCHMARK_KINDS = ("prompt", "generation")
 """The kinds of work that a benchmark times: keys of its JSON file."""

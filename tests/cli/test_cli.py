@@ -100,7 +100,11 @@ def test_perplexity_bound(capsys, tmp_path):
     out, err = run(capsys, *arguments)
     found = json.loads(out)
     assert found["plan"]["loss"] <= found["plan"]["dense_loss"] + math.log(1.6)
-    assert "blocks the perplexity rises by" in " ".join(err.split())
+    ended = found["frontier"]["ended"]
+    assert "blocks the perplexity rises by" in ended
+    assert ended in " ".join(err.split())
+    run(capsys, "report", tmp_path / "r", "-o", tmp_path / "report.html")
+    assert ended in (tmp_path / "report.md").read_text()
     assert found["plan"]["removed"]
 
 
@@ -266,7 +270,7 @@ ERRORS = {
     "a plan that is none": (["cut", "MODEL", "--plan", "TEXT", "-o", "OUT"], "cannot be read", None),
     "unknown dtype": (changed(CUT, "--dtype", "int4"), "--dtype has no int4", None),
     "unknown device": (changed(CUT, "--device", "gpu"), "device gpu cannot be used", None),
-    "unknown effort": (changed(PRUNE, "--search-effort", "little"), "Choose one of exact, adaptive", None),
+    "unknown effort": (changed(PRUNE, "--search-effort", "little"), "Choose one of auto, exact, adaptive", None),
     "effort of another method": (
         changed(PRUNE, "--search-effort", "adaptive", "--method", "streamline"),
         "has no setting effort",

@@ -131,9 +131,9 @@ def test_recipes_have_settings_that_exist_and_heal_takes_its_own(capsys, tmp_pat
     known = set(flags_of(HealSettings)) | set(flags_of(SearchSettings)) | set(flags_of(PruneSettings))
     assert set(re.split(r", | or ", RECIPE.__metadata__[0].help.partition(": ")[2])) == set(recipe_names())
     for name in recipe_names():
-        assert read_recipe(name, known, ()).keys() == read_recipe(name, [*known, "other"], ()).keys()
-        assert "method" not in read_recipe(name, flags_of(HealSettings), ())
-        assert "tokens" not in read_recipe(name, known, ("steps",))
+        assert read_recipe(name, known, {}).keys() == read_recipe(name, [*known, "other"], {}).keys()
+        assert "method" not in read_recipe(name, flags_of(HealSettings), {})
+        assert "tokens" not in read_recipe(name, known, {"steps": 3})
     out, err = run(capsys, "prune", TINY, "-o", tmp_path / "out", "--remove", "2", "--recipe", "magic", status=2)
     assert "There is no recipe magic." in out + err
 

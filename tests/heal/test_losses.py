@@ -14,6 +14,7 @@ from streamliner.heal import losses
 @pytest.mark.parametrize("weights", [{"lm": 1.0}, {"kd": 1.0}, {"lm": 0.3, "kd": 0.7}])
 def test_head_losses_and_gradients_equal_autograd(monkeypatch, at_once, top_k, weights):
     monkeypatch.setattr(losses, "LOGIT_BYTES", at_once)
+    monkeypatch.setattr(losses, "rows_at_once", lambda logits: 2)
     torch.manual_seed(0)
     head_weight = torch.randn(50, 8)
     stream, dense = torch.randn(3, 7, 8, requires_grad=True), torch.randn(3, 7, 8)
@@ -40,6 +41,7 @@ def test_head_losses_and_gradients_equal_autograd(monkeypatch, at_once, top_k, w
 @pytest.mark.parametrize("weights", [{"lm": 1.0}, {"kd": 1.0}, {"lm": 0.3, "kd": 0.7}])
 def test_predictions_that_do_not_count_have_no_part_in_the_mean(monkeypatch, weights):
     monkeypatch.setattr(losses, "LOGIT_BYTES", 4 * 50 * 3 * 2)
+    monkeypatch.setattr(losses, "rows_at_once", lambda logits: 2)
     torch.manual_seed(0)
     head_weight = torch.randn(50, 8)
     stream, dense = torch.randn(3, 7, 8, requires_grad=True), torch.randn(3, 7, 8)

@@ -33,7 +33,7 @@ def test_loss_is_that_of_transformers_and_batching_changes_nothing(blocks, calib
 
 def test_loss_in_chunks_of_positions_is_the_same(blocks, calibration, monkeypatch):
     whole = Probe(blocks, calibration).loss()
-    monkeypatch.setattr(loss_module, "POSITIONS_AT_ONCE", 7)
+    monkeypatch.setattr(loss_module, "rows_at_once", lambda logits: 7)
     assert Probe(blocks, calibration).loss().per_window == pytest.approx(whole.per_window, rel=1e-6)
 
 

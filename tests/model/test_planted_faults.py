@@ -70,7 +70,7 @@ PLACES = {
     "logits": (Blocks, "logits", search, CROSSES),
     "log-probabilities": (functional, "log_softmax", divergences, CROSSES),
     "streams that are compared": (functional, "normalize", similarity, CROSSES),
-    "a gradient by logits": (losses, "next_token_loss", training, REFUSED),
+    "a gradient by logits": (losses, "_row_losses", training, CROSSES),
     "a divergence in training": (losses, "distillation_loss", training, REFUSED),
     "streams in training": (Graft, "dense_streams", training, REFUSED),
     "tokens that are generated": (torch.Tensor, "argmax", generation, REFUSED),

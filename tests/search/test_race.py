@@ -150,3 +150,20 @@ def test_an_increase_that_shrinks_by_more_than_the_slack_is_missed():
         removed[effort] = points[-1].removed
     assert removed == {"exact": (1, 5), "adaptive": (1, 2)}
     assert points[-1].margin == pytest.approx(min(0.8 * 0.4, 0.3 + 0.1) - 0.3)
+
+
+@pytest.mark.parametrize(
+    ("num_windows", "at_once", "settings", "adaptive"),
+    [
+        (31, 1, {}, False),
+        (32, 1, {}, True),
+        (32, 32, {}, False),  # offloaded weights, which a race would read more often
+        (32, 1, {"effort": "exact"}, False),
+        (32, 1, {"metric": "one-shot"}, False),
+        (4, 4, {"effort": "adaptive"}, True),
+    ],
+)
+def test_many_windows_make_a_search_adaptive(num_windows, at_once, settings, adaptive):
+    probe = Table(5, None, num_windows)
+    probe.windows_at_once = at_once
+    assert make_method("sleb", settings).is_adaptive(probe) is adaptive

@@ -83,10 +83,12 @@ def test_when_the_time_is_up_the_best_so_far_is_the_answer(blocks, calibration, 
     late = run_method(probe, make_method(method, settings), method, 3)
     assert [len(point.removed) for point in late.points] == [1, 2, 3]
     assert said == ["The time is up: what is left is decided on fewer windows, and the best so far is taken."]
+    assert late.ended == "The time limit was reached: what was left then was decided on fewer windows."
     whole = Probe(blocks, calibration)
     in_time = run_method(whole, make_method(method, settings), method, 3)
     assert probe.counters.window_losses < whole.counters.window_losses
     assert late.points[-1].loss == pytest.approx(probe.loss(late.points[-1].removed).mean)
+    assert not in_time.ended
     assert in_time.points[-1].loss <= late.points[-1].loss + 1e-6
 
 

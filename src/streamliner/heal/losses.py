@@ -6,7 +6,7 @@ p the dense model's distribution and y the next token, the losses of the head an
     lm        L = -log q[y]                              dL/dz = q - onehot(y)
     kd        L = sum_v p[v] log(p[v] / q[v])            dL/dz = q - p
     kd top-k  L = sum_{v in T} p[v] log(p[v] / q[v])     dL/dz[v] = q[v] - p[v]              for v in T
-                  + P log(P / Q)                         dL/dz[v] = q[v] (1 - P / Q)         otherwise
+                  + P log(P / Q)                         dL/dz[v] = q[v] - q[v] P / Q        otherwise
 
 where T are the k likeliest tokens of the dense model, and P and Q what p and q leave for all others.
 """
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from streamliner.measure.loss import divergence
+from streamliner.measure.loss import divergence, rows_at_once
 
-LOGIT_BYTES = 512_000_000
-"""Bytes of logits in float32 that exist at once; a loss and its gradient take about three times that."""
+LOGIT_BYTES = 256_000_000
+"""Bytes that the logits of a piece would take in float32. Their like exists three times, in the precision of the model:
+the dense model's, and the gradient; twice that if only some predictions count."""
 HALF_SCALE = 1024.0
 """Factor for gradients with respect to float16 logits: most would be below float16's smallest number."""
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -43,30 +44,27 @@ def stream_loss(kind: str, output: Tensor, target: Tensor, first: int) -> Tensor
     return squares.mean()
 
 
-def next_token_loss(log_q: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the loss `lm` over rows, and its gradient with respect to the logits, (rows, vocabulary).
-
-    `log_q` are log-probabilities, (rows, vocabulary), and overwritten; `targets` are next tokens, (rows, 1).
-    """
-    value = -log_q.gather(-1, targets).sum()
-    gradient = log_q.exp_()
-    return value, gradient.scatter_add_(-1, targets, -torch.ones_like(targets, dtype=gradient.dtype))
+def next_token_loss(log_q: Tensor, targets: Tensor) -> Tensor:
+    """The sum of the loss `lm` over rows: log-probabilities, (rows, vocabulary), and next tokens, (rows, 1)."""
+    return -log_q.gather(-1, targets).sum()
 
 
 def distillation_loss(log_q: Tensor, log_p: Tensor, top_k: int | None = None) -> tuple[Tensor, Tensor]:
-    """The sum of the loss `kd` over rows, and its gradient with respect to the logits of q, (rows, vocabulary).
+    """The sum of the loss `kd` over rows, and r, (rows, vocabulary), where its gradient by the logits of q is q - r.
 
-    `log_q`, `log_p` are log-probabilities of the healed and the dense model. With `top_k`, only that many of the dense
-    model's likeliest tokens are compared, and the sum of all others.
+    `log_q`, `log_p` are log-probabilities of the healed and the dense model; `log_p` is overwritten, as each copy of
+    this size costs a CPU as much time as the head. With `top_k`, only that many of the dense model's likeliest tokens
+    are compared, and the sum of all others.
     """
     if top_k is None:
-        return divergence(log_p, log_q).sum(), log_q.exp().sub_(log_p.exp())
+        p = log_p.exp()
+        return log_p.sub_(log_q).mul_(p).sum(), p
     likeliest, tokens = log_p.topk(min(top_k, log_p.shape[-1]), -1)
     same = log_q.gather(-1, tokens)
     rest_p, rest_q = (torch.log((1 - x.exp().sum(-1, keepdim=True)).clamp_min(1e-9)) for x in (likeliest, same))
     value = divergence(torch.cat([likeliest, rest_p], -1), torch.cat([same, rest_q], -1)).sum()
-    gradient = log_q.exp() * (1 - (rest_p - rest_q).exp())
-    return value, gradient.scatter_(-1, tokens, same.exp() - likeliest.exp())
+    r = torch.exp(log_q, out=log_p).mul_((rest_p - rest_q).exp())
+    return value, r.scatter_(-1, tokens, likeliest.exp())
 
 
 def head_losses(
@@ -103,13 +101,13 @@ def head_losses(
         with torch.no_grad():
             dense_logits = None if dense_stream is None else (dense_head or head)(dense_stream, positions)
             which = None if counted is None else counted[:, positions].flatten()
-            values, by_logits = _piece_losses(logits, dense_logits, input_ids[:, positions + 1], weights, top_k, which)
+            targets = input_ids[:, positions + 1]
+            values, by_logits = _piece_losses(logits, dense_logits, targets, weights, top_k, which, scale)
         for name, value in values.items():
             sums[name] += value
         if with_gradients:
-            scaled = by_logits.mul_(scale).to(logits.dtype)
             inputs = [piece if each is stream else each for each in with_gradients]
-            for gradient, more in zip(gradients, torch.autograd.grad(logits, inputs, scaled), strict=True):
+            for gradient, more in zip(gradients, torch.autograd.grad(logits, inputs, by_logits), strict=True):
                 gradient += more.float() / scale
     count = windows * predictions if counted is None else counted.sum().clamp_min(1)
     parts = {name: value / count for name, value in sums.items()}
@@ -125,27 +123,56 @@ def _piece_losses(
     weights: dict[str, float],
     top_k: int | None,
     which: Tensor | None,
+    scale: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Sums of the losses over (windows, positions), and the gradient of their weighted sum by the logits.
+    """Sums of the losses over (windows, positions), and the gradient of their weighted sum by the logits, times scale.
 
     Of all positions, or of those where `which`, (windows x positions,), is true.
     """
     chosen = slice(None) if which is None else which.to(logits.device)
-    log_q = functional.log_softmax(logits.flatten(0, 1)[chosen], -1, dtype=torch.float32)
-    values: dict[str, Tensor] = {}
-    gradients: list[Tensor] = []
-    if dense_logits is not None:
-        log_p = functional.log_softmax(dense_logits.flatten(0, 1)[chosen], -1, dtype=torch.float32)
-        values["kd"], by_kd = distillation_loss(log_q, log_p, top_k)
-        gradients.append(by_kd.mul_(weights["kd"]))
-    if "lm" in weights:
-        values["lm"], by_lm = next_token_loss(log_q, targets.to(log_q.device).reshape(-1, 1)[chosen])
-        gradients = [gradients[0].add_(by_lm, alpha=weights["lm"]) if gradients else by_lm.mul_(weights["lm"])]
+    rows = [
+        each.to(logits.device).flatten(0, 1)[chosen] for each in (logits, dense_logits, targets) if each is not None
+    ]
+    gradient = torch.empty_like(rows[0])
+    at_once = rows_at_once(logits)
+    values = {name: torch.zeros((), device=logits.device) for name in weights}
+    for into, ours, *dense, following in zip(*(torch.split(each, at_once) for each in (gradient, *rows)), strict=True):
+        log_q = functional.log_softmax(ours, -1, dtype=torch.float32)
+        of_rows, by_logits = _row_losses(log_q, *dense, following=following[:, None], weights=weights, top_k=top_k)
+        into[:] = by_logits.mul_(scale)
+        for name, value in of_rows.items():
+            values[name] += value
     if which is None:
-        return values, gradients[0].view_as(logits)
-    spread = torch.zeros_like(logits, dtype=torch.float32)
-    spread.flatten(0, 1)[chosen] = gradients[0]
+        return values, gradient.view_as(logits)
+    spread = torch.zeros_like(logits)
+    spread.flatten(0, 1)[chosen] = gradient
     return values, spread
+
+
+def _row_losses(
+    log_q: Tensor,
+    dense_logits: Tensor | None = None,
+    *,
+    following: Tensor,
+    weights: dict[str, float],
+    top_k: int | None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Sums of the losses over rows, and the gradient of their weighted sum by the logits, (rows, vocabulary).
+
+    `log_q` are log-probabilities, (rows, vocabulary), and overwritten; `following` are next tokens, (rows, 1).
+    """
+    values: dict[str, Tensor] = {}
+    if "lm" in weights:
+        values["lm"] = next_token_loss(log_q, following)
+    if dense_logits is not None:
+        log_p = functional.log_softmax(dense_logits, -1, dtype=torch.float32)
+        values["kd"], r = distillation_loss(log_q, log_p, top_k)
+    gradient = log_q.exp_().mul_(sum(weights.values()))
+    if "kd" in values:
+        gradient.sub_(r, alpha=weights["kd"])
+    if "lm" in weights:
+        gradient.scatter_add_(-1, following, torch.full_like(following, -weights["lm"], dtype=gradient.dtype))
+    return values, gradient
 
 
 class _WithGradient(torch.autograd.Function):

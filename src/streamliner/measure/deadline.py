@@ -35,3 +35,8 @@ class Deadline:
             if self._is_over:
                 self._say("The time is up: what is left is decided on fewer windows, and the best so far is taken.")
         return self._is_over
+
+    @property
+    def message(self) -> str:
+        """What it meant for the search; "" if the time was not up."""
+        return "The time limit was reached: what was left then was decided on fewer windows." if self._is_over else ""

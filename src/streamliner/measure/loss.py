@@ -15,6 +15,9 @@ from streamliner.text.chat import counted, token_ids
 
 POSITIONS_AT_ONCE = 512
 """Positions whose logits are converted to float32 at once: 512 x 262k vocabulary entries take half a gigabyte."""
+ROW_BYTES = 8_000_000
+"""Bytes of such a copy on a CPU. The C library gives larger ones back to the system and has to ask for them again: with
+512 positions cross-entropy took four to seven times as long."""
 
 HEAD_BYTES = 500_000_000
 """Bytes that logits, with the copies that cross-entropy makes, may take in `text_loss`."""
@@ -142,6 +145,14 @@ def _pieces(blocks: Blocks, windows: Tensor, fit: int, first: int = 0) -> tuple[
     return torch.split(positions, fit if blocks.by_position else max(1, len(positions)))
 
 
+def rows_at_once(logits: Tensor) -> int:
+    """Rows of logits, (..., vocabulary), to convert to float32 at once where these logits are."""
+    if logits.device.type != "cpu":
+        return POSITIONS_AT_ONCE
+    threads = torch.get_num_threads()  # each takes whole rows
+    return threads * max(1, ROW_BYTES // (4 * logits.shape[-1]) // threads)
+
+
 def positions_that_fit(blocks: Blocks, budget: int, values: int = 3) -> int:
     """Positions whose logits, with cross-entropy's two copies in float32, fit `budget` bytes; at least one.
 
@@ -163,7 +174,7 @@ def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     targets = targets.to(logits.device).clamp(min=-1)
     losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
     for row, target in enumerate(targets):  # the vocabulary stays the contiguous axis: five times faster on a CPU
-        pieces = (torch.split(each, POSITIONS_AT_ONCE) for each in (losses[row], logits[row], target))
+        pieces = (torch.split(each, rows_at_once(logits)) for each in (losses[row], logits[row], target))
         for loss, predicted, chunk in zip(*pieces, strict=True):
             loss[:] = functional.cross_entropy(predicted.float(), chunk, reduction="none", ignore_index=-1)
     return losses
@@ -187,7 +198,7 @@ def mean_divergences(dense: Tensor, cut: Tensor, windows: Tensor) -> Tensor:
     sums = []
     for row, which in enumerate(counted(windows)):
         positions, found = which.nonzero()[:, 0].to(dense.device), []
-        for some in torch.split(positions, POSITIONS_AT_ONCE):
+        for some in torch.split(positions, rows_at_once(dense)):
             log_p = functional.log_softmax(dense[row, some].float(), -1)
             found.append(_divergences(log_p, cut[row, some]))
         sums.append(_sums([torch.cat(found)[None]]))
@@ -196,5 +207,5 @@ def mean_divergences(dense: Tensor, cut: Tensor, windows: Tensor) -> Tensor:
 
 def _divergences(log_p: Tensor, logits: Tensor) -> Tensor:
     """The divergence of `logits`, (positions, vocabulary), at each position, (positions,) in float32."""
-    pieces = zip(*(torch.split(each, POSITIONS_AT_ONCE) for each in (log_p, logits)), strict=True)
+    pieces = zip(*(torch.split(each, rows_at_once(logits)) for each in (log_p, logits)), strict=True)
     return torch.cat([divergence(p, functional.log_softmax(q.float(), -1)) for p, q in pieces])

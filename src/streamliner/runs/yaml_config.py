@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from streamliner.errors import UserError, did_you_mean
-from streamliner.fields import flags_of, recorded
+from streamliner.fields import flags_of, pairs, recorded
 from streamliner.runs.files import write_text
 
 CONFIG = "config.yaml"
@@ -25,13 +25,18 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in (files("streamliner") / RECIPES).iterdir())
 
 
-def read_recipe(name: str, known: Iterable[str], given: Iterable[str]) -> dict[str, Any]:
-    """The settings of a recipe that a verb knows, without its budget if another is `given`; a UserError without one."""
+def read_recipe(name: str, known: Iterable[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe that a verb knows; a UserError if there is no such recipe.
+
+    Without its budget if another is `given`, and without the effort of sleb if another method or another effort is.
+    """
     if name not in recipe_names():
         hint = did_you_mean(name, recipe_names(), f"Choose one of {', '.join(recipe_names())}.")
         raise UserError(f"There is no recipe {name}.", hint)
     values = yaml.safe_load((files("streamliner") / RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
     dropped = set(BUDGETS) if set(BUDGETS) & set(given) else set()
+    if given.get("method", "sleb") != "sleb" or "effort" in pairs(given.get("set", ()), "--set"):
+        dropped |= {"search_effort"}
     return {key: value for key, value in values.items() if key in set(known) - dropped}
 
 

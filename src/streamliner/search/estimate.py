@@ -8,7 +8,7 @@ from streamliner.measure.pass_time import PassTime
 from streamliner.measure.probe import Probe
 from streamliner.search.method import Method
 from streamliner.search.methods.refine import Refine
-from streamliner.search.methods.sleb import Sleb
+from streamliner.search.methods.sleb import ENOUGH_WINDOWS, Sleb
 
 ADAPTIVE_SHARE = 1 / 3
 """Losses that `adaptive` measures with 12 windows or more, as a share of those of `exact`. With 8 it is a half (.50 and
@@ -47,7 +47,7 @@ class Estimate:
         if left is None:  # one pass of the dense model, and a loss for each point
             return (2 + limit) * whole * self.windows
         losses = left(self.probe, (), limit)
-        if isinstance(method, Sleb) and method.effort == "adaptive":
+        if isinstance(method, Sleb) and method.is_adaptive(self.probe):
             losses *= min(1, max(ADAPTIVE_SHARE, 4 / self.probe.num_windows))
         blocks = (self.probe.num_blocks - limit / 2) * (0.5 if self.forks else 1)
         one = self.times.rest + self.times.block * blocks
@@ -67,22 +67,30 @@ class Estimate:
             self.probe.say(f"{line} That is from its beginning: what was measured before takes no time now.")
             return
         if seconds >= LONG:
-            ways = {name: self.seconds(cheaper, limit) for name, cheaper in _ways(method).items()}
+            ways = {name: self.seconds(cheaper, limit) for name, cheaper in self._ways(method).items()}
             faster = [f"about {duration(s)} with {name}" for name, s in ways.items() if s < 0.8 * seconds]
             less = "less with fewer --num-samples or a --time-limit"
             line += f" It would take {', '.join([*faster, less])}."
         self.probe.say(line)
 
+    def _ways(self, method: Method) -> dict[str, Method]:
+        """Cheaper searches, by what a user types for them."""
+        refine = Refine(protect_first=method.protect_first, protect_last=method.protect_last)
+        ways: dict[str, Method] = {"--method refine": refine}
+        if isinstance(method, Sleb) and method.metric == "iterative" and not method.is_adaptive(self.probe):
+            ways = {"--search-effort adaptive": dataclasses.replace(method, effort="adaptive")} | ways
+        return ways
+
     def windows_that_fit(self, method: Method, limit: int, seconds: float) -> int:
         """How many of the windows a search of so many seconds has time for."""
         share = seconds / self.seconds(method, limit)
-        return min(self.probe.num_windows, max(FEWEST_WINDOWS, int(self.probe.num_windows * share)))
-
-
-def _ways(method: Method) -> dict[str, Method]:
-    """Cheaper searches, by what a user types for them."""
-    refine = Refine(protect_first=method.protect_first, protect_last=method.protect_last)
-    ways: dict[str, Method] = {"--method refine": refine}
-    if isinstance(method, Sleb) and (method.metric, method.effort) == ("iterative", "exact"):
-        ways = {"--search-effort adaptive": dataclasses.replace(method, effort="adaptive")} | ways
-    return ways
+        fit = min(self.probe.num_windows, max(FEWEST_WINDOWS, int(self.probe.num_windows * share)))
+        if (
+            not isinstance(method, Sleb)
+            or method.effort != "auto"
+            or not fit < ENOUGH_WINDOWS <= self.probe.num_windows
+        ):
+            return fit
+        # On so few windows the search is exact, and takes longer for each.
+        exact = self.windows_that_fit(dataclasses.replace(method, effort="exact"), limit, seconds)
+        return min(exact, ENOUGH_WINDOWS - 1)

@@ -69,7 +69,13 @@ class Found(Tables):
         cost = self.counters
         work = f"{cost.forwards} forwards, {cost.block_forwards} block forwards, {cost.tokens:,} tokens"
         score = f"score: {self.frontier.score}" if self.frontier.score else ""
-        notes = [score, note_of(self.frontier.settings), self._saved(), f"{work}, {cost.seconds:.1f} s"]
+        notes = [
+            score,
+            note_of(self.frontier.settings),
+            self.frontier.ended,
+            self._saved(),
+            f"{work}, {cost.seconds:.1f} s",
+        ]
         caption = "\n".join(filter(None, notes))
         return [Table(rows, f"{self.frontier.method} on {self.calibration}", caption)]
 

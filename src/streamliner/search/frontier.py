@@ -61,6 +61,7 @@ class Frontier:
         points: one for each number of removed blocks, 1 upwards.
         score: what `Point.score` is, with its unit.
         objective: what the method measured as the loss: "loss", or "kl", the divergence from the dense model.
+        ended: which limit ended or shortened the search, in a sentence; "" if none did.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Frontier:
     points: tuple[Point, ...]
     score: str = ""
     objective: str = "loss"
+    ended: str = ""
 
     def at(self, count: int) -> Point:
         """The point with `count` blocks removed; a PlanError if there is none."""

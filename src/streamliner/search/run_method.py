@@ -50,21 +50,22 @@ def run_method(
             target is not met.
     """
     asked = limit
-    limit = target.blocks if target and limit is None else limit
-    limit = most_removable(method, probe.num_blocks) if limit is None else limit
+    of_target, most = target.blocks if target else None, most_removable(method, probe.num_blocks)
+    limit = next(each for each in (limit, of_target, most) if each is not None)
     check_limit(method, probe.num_blocks, limit)
     probe.progress.remaining = probe.num_windows
-    dense = _finite(probe.text_loss(), "the dense model").mean
-    points: list[Point] = []
+    dense, points, ended = _finite(probe.text_loss(), "the dense model").mean, list[Point](), ""
     _expect(probe, method, (), limit)
     found = steps.search(method, probe, limit) if steps else method.search(probe, limit)
     checked = map(partial(_checked, probe, limit), found)
     for point in map(partial(_with_text_loss, probe), checked):
-        if _is_too_bad(probe, point, dense, max_perplexity_increase):
+        if ended := _too_bad(point, dense, max_perplexity_increase):
+            probe.say(ended)
             break
         if point.loss is not None and not math.isfinite(point.loss):
             _finite(probe.text_loss(point.removed), f"the best model without {len(point.removed)} blocks")
         if not is_good(point.removed):
+            ended = f"Without {counted(len(point.removed), 'block')} the tasks lose more accuracy than allowed."
             break
         points.append(point)
         if target and target.met(point.removed):
@@ -77,18 +78,16 @@ def run_method(
     _check_enough(points, target)
     settings = dataclasses.asdict(method) | (steps.settings if steps else {})
     score = method.score if probe.objective == "loss" else method.score.replace(*DIVERGENCE)
-    return Frontier(full_name(name), settings, dense, tuple(points), score, probe.objective)
+    ended = " ".join(filter(None, (ended, probe.deadline.message)))
+    return Frontier(full_name(name), settings, dense, tuple(points), score, probe.objective, ended)
 
 
-def _is_too_bad(probe: Probe, point: Point, dense: float, allowed: float | None) -> bool:
-    """Whether the perplexity rises by more than `allowed` (0.1 is 10 %); if so it says by how much."""
+def _too_bad(point: Point, dense: float, allowed: float | None) -> str:
+    """By how much the perplexity rises if that is more than `allowed` (0.1 is 10 %); "" if it is not."""
     if allowed is None or point.loss is None or point.loss <= dense + math.log1p(allowed):
-        return False
+        return ""
     increase = math.expm1(point.loss - dense)
-    probe.say(
-        f"Without {counted(len(point.removed), 'block')} the perplexity rises by {increase:.1%}, more than allowed."
-    )
-    return True
+    return f"Without {counted(len(point.removed), 'block')} the perplexity rises by {increase:.1%}, more than allowed."
 
 
 def _checked(probe: Probe, limit: int, point: Point) -> Point:

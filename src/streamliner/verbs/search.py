@@ -29,6 +29,7 @@ from streamliner.search.estimate import Estimate
 from streamliner.search.found import Found
 from streamliner.search.limits import check_limit, most_removable, parse_percentage, parse_remove
 from streamliner.search.method import Method
+from streamliner.search.methods.sleb import Sleb
 from streamliner.search.registry import full_name, make_method
 from streamliner.search.run_method import run_method
 from streamliner.settings import AMOUNTS, DAMAGES, SearchSettings
@@ -116,6 +117,8 @@ def search_session(
         most = limit or (target.blocks if target else None) or most_removable(method, session.num_blocks)
         with enough_memory("measuring losses", SMALLER):
             calibration = _in_time(session, blocks, calibration, structure, method, most, settings, reporter)
+    if isinstance(method, Sleb):  # what is recorded is what was done
+        method = method.resolved(len(calibration.windows), together=blocks.offloaded)
     alone = one_writer(folder, "search") if folder and not session.ranks.rank else nullcontext()
     with alone, reporter.progress(f"Searching ({full_name(settings.method)})") as progress:
         journal = _journal(folder, session, settings, method, calibration, reporter, loop) if folder else None

@@ -19,7 +19,7 @@ def search_section(run: Run) -> Section:
     if plan:
         blocks = f"{len(removed)} of the {plan['num_blocks']} blocks of {plan['model']['name']}"
         section.text.append(f"The plan removes {blocks}: {', '.join(map(str, removed))}.")
-    section.text += filter(None, [note_of(frontier["settings"])])
+    section.text += filter(None, [note_of(frontier["settings"]), frontier.get("ended")])
     kl = frontier.get("objective") == "kl"
     rows = [["removed", "blocks", "loss", "standard error", "perplexity", *["divergence"] * kl, "score"]]
     dense = {"removed": [], "loss": frontier["dense_loss"], "standard_error": None, "divergence": 0.0, "score": None}

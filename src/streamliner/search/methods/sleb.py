@@ -12,6 +12,9 @@ from streamliner.search.frontier import Point
 from streamliner.search.method import Method, least_first, removable, remove_in_order
 from streamliner.search.race import Race
 
+ENOUGH_WINDOWS = 32
+"""Windows from which on the effort "auto" is "adaptive"."""
+
 
 @dataclass(frozen=True)
 class Sleb:
@@ -25,20 +28,22 @@ class Sleb:
 
     The loss is the mean next-token cross-entropy on the calibration set. The first and the last block stay.
 
-    With `effort="adaptive"`, "iterative" measures less, in two ways.
+    With `effort="adaptive"`, "iterative" measures less, in two ways; "auto" is "adaptive" from 32 windows on, unless
+    weights are offloaded, and "exact" otherwise.
     *Lazy*: a candidate is measured again only if it is next to the block removed last, or if its last known increase of
     loss, reduced by 1 - `slack` of its size, is below the best one measured in this round.
     *Racing*: candidates are measured window by window, and dropped when they are worse than the best by more than `z`
     standard errors of the paired difference, more for few windows (`race.py`); 0 drops none.
     The result is that of "exact" unless an increase shrank by more than the slack between two measurements, or a winner
-    was more than z standard errors worse on its first windows. Neither can be excluded, so "exact" is the default.
+    was more than z standard errors worse on its first windows. Neither can be excluded; with few windows the second is
+    likelier, and less time can be saved.
 
     References:
         arXiv 2402.09025, section 3.2 and algorithm 1.
     """
 
     metric: Literal["iterative", "one-shot", "similarity"] = "iterative"
-    effort: Literal["exact", "adaptive"] = "exact"
+    effort: Literal["auto", "exact", "adaptive"] = "auto"
     slack: float = 0.8
     z: float = 3.0
     protect_first: int = 1
@@ -48,6 +53,21 @@ class Sleb:
     def __post_init__(self) -> None:
         if self.effort == "adaptive" and self.metric != "iterative":
             raise MethodError(f"effort adaptive is for metric iterative; {self.metric} measures each block once.")
+
+    def resolved(self, num_windows: int, *, together: bool = False) -> "Sleb":
+        """The same with another effort than "auto".
+
+        `together` says whether all windows go through the model at once, as its weights are read from elsewhere: then a
+        comparison of candidates after some windows costs a reading, and races do not pay.
+        """
+        if self.effort != "auto":
+            return self
+        many = self.metric == "iterative" and num_windows >= ENOUGH_WINDOWS and not together
+        return dataclasses.replace(self, effort="adaptive" if many else "exact")
+
+    def is_adaptive(self, probe: Probe) -> bool:
+        """Whether candidates that can hardly win are left out."""
+        return self.resolved(probe.num_windows, together=probe.windows_at_once > 1).effort == "adaptive"
 
     def losses_left(self, probe: Probe, removed: tuple[int, ...], limit: int) -> int:
         """One loss per candidate and round; of "one-shot" and "similarity" one per point."""
@@ -60,7 +80,7 @@ class Sleb:
         """Points of 1 to `limit` blocks; each contains the one before."""
         if self.metric != "iterative":
             return self._ranked(probe, limit)
-        return self.extend(probe, (), limit) if self.effort == "adaptive" else self._exact(probe, limit)
+        return self.extend(probe, (), limit) if self.is_adaptive(probe) else self._exact(probe, limit)
 
     def _ranked(self, probe: Probe, limit: int) -> Iterator[Point]:
         candidates = removable(probe, self)
