@@ -92,6 +92,7 @@ def test_a_clearly_worse_candidate_is_dropped_after_three_windows():
     apart = [2.5 - 2.0, 2.61 - 2.1, 2.4 - 1.9]
     assert race.margin == pytest.approx(fmean(apart) - as_unlikely(3.0, 2) * stdev(apart) / math.sqrt(3))
     assert race.estimates == {2: pytest.approx(fmean(FIVE[1,]) + fmean(apart))}
+    assert race.lows == {2: pytest.approx(race.estimates[2] - as_unlikely(2.0, 2) * stdev(apart) / math.sqrt(3))}
 
 
 def test_with_z_0_none_is_dropped():
@@ -150,6 +151,19 @@ def test_an_increase_that_shrinks_by_more_than_the_slack_is_missed():
         removed[effort] = points[-1].removed
     assert removed == {"exact": (1, 5), "adaptive": (1, 2)}
     assert points[-1].margin == pytest.approx(min(0.8 * 0.4, 0.3 + 0.1) - 0.3)
+
+
+def test_what_looked_bad_on_few_windows_is_measured_again():
+    """Block 5 is dropped after three windows, on which it costs twice as much as on all."""
+    costs = {1: [0.1] * 6, 2: [0.7] * 6, 3: [0.75] * 6, 4: [0.8] * 6, 5: [1, 1.08, 0.92, 0, 0, 0], 6: [0.9] * 6}
+
+    def losses(removed):
+        return [2 + sum(costs[block][window] for block in removed) for window in range(6)]
+
+    first, second = make_method("sleb", {"effort": "adaptive"}).search(Table(8, losses, 6), 2)
+    assert first.removed == (1,)
+    assert first.candidates[5] == pytest.approx(3.0)
+    assert second.removed == (1, 5)
 
 
 @pytest.mark.parametrize(

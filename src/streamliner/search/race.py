@@ -33,6 +33,8 @@ class Race(Generic[Label]):
     Attributes:
         losses: of the candidates that were measured on all windows.
         estimates: mean losses of the dropped candidates: that of the best, plus mean(d) when they were dropped.
+        lows: what these losses are hardly below: a candidate is dropped where mean(d) happens to be large, so estimates
+            are too large more often than too small. These are lower by what is as unlikely as z - 1 standard errors.
         window_losses: losses of one candidate on one window in this race.
         margin: the smallest difference, in nats, between mean(d) and t standard errors when a candidate was dropped.
     """
@@ -41,6 +43,7 @@ class Race(Generic[Label]):
     z: float
     losses: dict[Label, Loss] = field(default_factory=dict)
     estimates: dict[Label, float] = field(default_factory=dict)
+    lows: dict[Label, float] = field(default_factory=dict)
     window_losses: int = 0
     margin: float = math.inf
     _sets: dict[Label, tuple[int, ...]] = field(default_factory=dict, init=False)
@@ -83,7 +86,7 @@ class Race(Generic[Label]):
         self._sets |= keys
         known = {self.best: self.losses[self.best].per_window} if self.losses and self.z else {}
         racing: dict[Label, tuple[float, ...]] = dict.fromkeys(keys, ())
-        dropped: dict[Label, float] = {}  # label -> mean(d)
+        dropped: dict[Label, tuple[float, float]] = {}  # label -> mean(d), and what it is hardly below
         count = self.probe.num_windows
         comparisons = COMPARISONS_TOGETHER if self.probe.windows_at_once > 1 else COMPARISONS
         step = math.ceil(count / comparisons) if self.z or self.probe.deadline.is_set else count
@@ -94,19 +97,23 @@ class Race(Generic[Label]):
             self.window_losses += len(racing) * len(windows)
             late = windows.stop < count and self.probe.deadline.is_over()
             if late or (self.z and LEAST_WINDOWS <= windows.stop < count):
-                for label, (difference, margin) in self._beaten(racing, known, windows.stop, late).items():
+                for label, (difference, error) in self._beaten(racing, known, windows.stop, late).items():
                     del racing[label]
-                    dropped[label] = difference
+                    less = as_unlikely(max(0.0, self.z - 1), windows.stop - 1) * error
+                    dropped[label] = difference, difference - less
+                    margin = difference - as_unlikely(self.z, windows.stop - 1) * error
                     self.margin = min(self.margin, margin)
             if not racing:
                 break
         self.losses |= {label: Loss(losses) for label, losses in racing.items()}
-        self.estimates |= {label: self.losses[self.best].mean + difference for label, difference in dropped.items()}
+        best = self.losses[self.best].mean
+        self.estimates |= {label: best + difference for label, (difference, _) in dropped.items()}
+        self.lows |= {label: best + low for label, (_, low) in dropped.items()}
 
     def _beaten(
         self, racing: dict[Label, tuple[float, ...]], known: dict[Label, tuple[float, ...]], count: int, late: bool
     ) -> dict[Label, tuple[float, float]]:
-        """Those clearly worse than the leader on the first `count` windows: mean(d), and its excess over z errors.
+        """Those clearly worse than the leader on the first `count` windows: mean(d), and its standard error.
 
         If the time is up, all but the leader.
         """
@@ -118,9 +125,8 @@ class Race(Generic[Label]):
             if not late and not all(map(math.isfinite, differences)):
                 continue  # there is no standard error; the candidate stays in the race and loses it
             error = stdev(differences) / math.sqrt(count) if count > 1 else 0.0
-            margin = fmean(differences) - as_unlikely(self.z, count - 1) * error
-            if late or margin > 0:
-                beaten[label] = fmean(differences), margin
+            if late or fmean(differences) > as_unlikely(self.z, count - 1) * error:
+                beaten[label] = fmean(differences), error
         return beaten
 
 

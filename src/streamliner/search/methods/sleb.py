@@ -31,7 +31,8 @@ class Sleb:
     With `effort="adaptive"`, "iterative" measures less, in two ways; "auto" is "adaptive" from 32 windows on, unless
     weights are offloaded, and "exact" otherwise.
     *Lazy*: a candidate is measured again only if it is next to the block removed last, or if its last known increase of
-    loss, reduced by 1 - `slack` of its size, is below the best one measured in this round.
+    loss (of a dropped candidate what it is hardly below), reduced by 1 - `slack` of its size, is below the best one
+    measured in this round.
     *Racing*: candidates are measured window by window, and dropped when they are worse than the best by more than `z`
     standard errors of the paired difference, more for few windows (`race.py`); 0 drops none.
     The result is that of "exact" unless an increase shrank by more than the slack between two measurements, or a winner
@@ -110,7 +111,7 @@ class Sleb:
             race.settle()
             point = _point(race, removed)
             assert point.candidates is not None
-            increases |= {block: loss - before for block, loss in point.candidates.items()}
+            increases |= {block: race.lows.get(block, loss) - before for block, loss in point.candidates.items()}
             least = margin if math.isfinite(margin) else None
             yield dataclasses.replace(point, window_losses=race.window_losses, margin=least)
             removed, before = point.removed, point.score
