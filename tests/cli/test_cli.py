@@ -100,6 +100,7 @@ def test_perplexity_bound(capsys, tmp_path):
     out, err = run(capsys, *arguments)
     found = json.loads(out)
     assert found["plan"]["loss"] <= found["plan"]["dense_loss"] + math.log(1.6)
+    assert found["frontier"]["settings"]["effort"] == "exact"  # what "auto" was here
     ended = found["frontier"]["ended"]
     assert "blocks the perplexity rises by" in ended
     assert ended in " ".join(err.split())

@@ -76,6 +76,17 @@ def test_windows_that_fit(blocks, calibration, share):
     assert count == min(4, max(2, int(4 * share)))
 
 
+@pytest.mark.parametrize("share", [0.01, 0.08, 0.5])
+def test_fewer_than_32_windows_are_counted_as_those_of_an_exact_search(blocks, calibration, share):
+    many = CalibrationSet(calibration.windows.repeat(32, 1), {})
+    found = estimate(blocks, many, block=0.1, rest=0.1)
+    auto, exact, adaptive = (make_method("sleb", {"effort": effort}) for effort in ("auto", "exact", "adaptive"))
+    seconds = share * found.seconds(exact, 3)
+    assert found.windows_that_fit(adaptive, 3, seconds) > found.windows_that_fit(exact, 3, seconds)
+    wanted = adaptive if share == 0.5 else exact
+    assert found.windows_that_fit(auto, 3, seconds) == found.windows_that_fit(wanted, 3, seconds)
+
+
 @pytest.mark.parametrize(("method", "settings"), [("sleb", {}), ("refine", {}), ("evolution", {}), ("best", {})])
 def test_when_the_time_is_up_the_best_so_far_is_the_answer(blocks, calibration, method, settings):
     said = []
