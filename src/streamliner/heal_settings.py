@@ -44,6 +44,7 @@ class HealSettings:
         "mse", "Training loss: mse, normalized-mse, lm or kd; repeatable", metavar="NAME[=W]", repeatable=True
     )
     top_k: int | None = flag(None, "Compare only the K likeliest tokens (kd)", metavar="K")
+    sampled_softmax: int = flag(0, "Logits of the text's tokens and N others only (lm, kd)", metavar="N", minimum=0)
     network_input: str = flag("dense", "Stream that a network learns on (mse)", choices=("dense", "cut"))
     lora: int = flag(0, "Rank of LoRA on remaining blocks (lm, kd)", minimum=0)
     train_blocks: int | str = flag(0, "Number of last kept blocks to train, or all (lm, kd)", metavar="N")
@@ -121,6 +122,9 @@ class HealSettings:
             raise HealingError("--find-learning-rate needs held-out windows.", "Give --validation-windows 16.")
         if self.top_k is not None and ("kd" not in losses or self.top_k < 1):
             raise HealingError("--top-k must be at least 1, and needs --loss kd.")
+        if self.sampled_softmax and (not self.head_losses or self.train_head or self.top_k is not None):
+            found = "--sampled-softmax is for the losses lm and kd, without --train-head and --top-k."
+            raise HealingError(found, "Add --loss kd, or leave out --sampled-softmax.")
         if sum(budget is not None for budget in (self.tokens, self.steps, self.epochs)) > 1:
             raise HealingError("The budget is given more than once.", "Give one of --tokens, --steps and --epochs.")
         for field in ("learning_rate", "clip"):

@@ -8,6 +8,7 @@ from streamliner.heal.accelerator import make_accelerator
 from streamliner.heal.graft import make_graft
 from streamliner.heal.healing import count_steps
 from streamliner.heal.objective import Objective
+from streamliner.heal.sampled_softmax import make_sampled_softmax
 from streamliner.heal.state import HISTORY
 from streamliner.heal.trainer import Prepared, Trainer
 from streamliner.heal_settings import HealSettings
@@ -51,10 +52,11 @@ def heal(model, tokenizer, folder, removed=REMOVED, **changes):
     """Train; returns the objective, the result of the training, and the rows of its history."""
     folder.mkdir(exist_ok=True)
     chosen = settings(**changes)
-    objective = objective_of(model, removed, **changes)
-    blocks, text = objective.graft.blocks, training_text(tokenizer, chosen)
-    accelerator = make_accelerator(chosen, blocks.dtype, blocks.device, folder)
+    blocks, text = Blocks(model), training_text(tokenizer, chosen)
     prepared = Prepared(chosen, text, count_steps(chosen, text))
+    sampled = make_sampled_softmax(blocks, chosen, text, prepared.steps, print)
+    objective = Objective(make_graft(blocks, removed, chosen), chosen, first=0, sampled=sampled)
+    accelerator = make_accelerator(chosen, blocks.dtype, blocks.device, folder)
     trained = Trainer(objective, prepared, accelerator, folder).run(lambda row: None)
     rows = [json.loads(line) for line in (folder / HISTORY).read_text().splitlines()]
     return objective, trained, rows

@@ -19,6 +19,7 @@ from streamliner.heal.graft import Graft, make_graft
 from streamliner.heal.merge import merge
 from streamliner.heal.networks.make import network_class
 from streamliner.heal.objective import Objective
+from streamliner.heal.sampled_softmax import make_sampled_softmax
 from streamliner.heal.save import try_out
 from streamliner.heal.sharded import sharded
 from streamliner.heal.state import STATE, load_tensors, open_run, recorded_sizes
@@ -192,8 +193,9 @@ class Healing:
 
     def _run_training(self, graft: Graft, accelerator: Any) -> Trained:
         """Train what is trainable in the graft to its best state."""
-        settings = self.prepared.settings
-        objective = Objective(graft, settings, first=self.prepared.text.prefix)
+        settings, text = self.prepared.settings, self.prepared.text
+        sampled = make_sampled_softmax(graft.blocks, settings, text, self.prepared.steps, self.reporter.say)
+        objective = Objective(graft, settings, first=text.prefix, sampled=sampled)
         self._describe(objective)
         if settings.trackers:
             values = record_of(settings).items()
@@ -275,6 +277,7 @@ def identity_of(settings: HealSettings) -> dict[str, Any]:
     newer = {name: getattr(settings, name) for name in ("fold", "fold_blocks", "fold_tokens") if settings.fold}
     newer |= {name: True for name in ("answers_only", "find_learning_rate", "train_head") if getattr(settings, name)}
     newer |= {"train_blocks": str(settings.train_blocks)} if settings.whole_blocks else {}
+    newer |= {"sampled_softmax": settings.sampled_softmax} if settings.sampled_softmax else {}
     return (
         {name: getattr(settings, name) for name in THAT_MATTER}
         | newer

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from streamliner.heal.adapters import Adapters
 from streamliner.heal.graft import Graft
 from streamliner.heal.losses import head_losses, stream_loss
+from streamliner.heal.sampled_softmax import SampledSoftmax
 from streamliner.heal_settings import HealSettings
 from streamliner.model.blocks import Blocks
 from streamliner.text.chat import counted, token_ids
@@ -17,10 +18,13 @@ from streamliner.text.chat import counted, token_ids
 class Objective(nn.Module):
     """The weighted sum of the losses of a graft, which gets adapters if the settings ask for them.
 
-    Stream losses leave out the positions before `first`: what the tokenizer puts before a text.
+    Stream losses leave out the positions before `first`: what the tokenizer puts before a text. With `sampled`, the
+    losses of the head are over a part of the vocabulary where gradients are wanted, and over all of it otherwise.
     """
 
-    def __init__(self, graft: Graft, settings: HealSettings, *, first: int) -> None:
+    def __init__(
+        self, graft: Graft, settings: HealSettings, *, first: int, sampled: SampledSoftmax | None = None
+    ) -> None:
         super().__init__()
         if settings.lora:
             graft.adapters = Adapters(graft.blocks, graft.kept_blocks, settings.lora, settings.seed)
@@ -31,7 +35,7 @@ class Objective(nn.Module):
         self._on_streams, self._of_head = settings.stream_losses, settings.head_losses
         self._head_options: dict[str, Any] = {"top_k": settings.top_k, "vocab_size": graft.blocks.config.vocab_size}
         self._on_dense_input = settings.network_input == "dense"
-        self._answers_only = settings.answers_only
+        self._answers_only, self._sampled = settings.answers_only, sampled
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
@@ -63,19 +67,31 @@ class Objective(nn.Module):
             total = total + weight * loss
         if self._of_head:
             ends = healed[len(blocks)], dense[len(blocks)] if "kd" in self._of_head else None
-            head, dense_head = (partial(_logits, of, input_ids) for of in (graft, blocks))
-            which = counted(windows) if self._answers_only else None
-            options = self._head_options | {"weights": self._of_head, "counted": which}
-            if self.head is not None:
-                options |= {"dense_head": dense_head, "head_parameters": tuple(self.head.parameters())}
-            loss, of_head = head_losses(*ends, input_ids, head, **options)
+            loss, of_head = self._head_losses(*ends, input_ids, counted(windows) if self._answers_only else None)
             parts |= of_head
             total = total + loss.to(device)
         return total, parts
 
+    def _head_losses(
+        self, stream: Tensor, dense_stream: Tensor | None, input_ids: Tensor, which: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        head, dense_head = (partial(_logits, of, input_ids) for of in (self.graft, self.graft.blocks))
+        options = self._head_options | {"weights": self._of_head, "counted": which}
+        if self.head is not None:
+            options |= {"dense_head": dense_head, "head_parameters": tuple(self.head.parameters())}
+        if self._sampled is None or not torch.is_grad_enabled():
+            return head_losses(stream, dense_stream, input_ids, head, **options)
+        with self._sampled.drawn_for(input_ids) as drawn:
+            options["vocab_size"] = len(drawn.tokens)
+            corrected = partial(_logits, self.graft, input_ids, correction=drawn.correction)
+            return head_losses(stream, dense_stream, drawn.windows, corrected, **options)
 
-def _logits(of: Graft | Blocks, input_ids: Tensor, stream: Tensor, positions: Tensor) -> Tensor:
-    return of.logits(stream, input_ids, positions)
+
+def _logits(
+    of: Graft | Blocks, input_ids: Tensor, stream: Tensor, positions: Tensor, *, correction: Tensor | None = None
+) -> Tensor:
+    logits = of.logits(stream, input_ids, positions)
+    return logits if correction is None else logits + correction.to(logits)
 
 
 def reaches_all(objective: Objective) -> bool:

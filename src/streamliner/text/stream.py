@@ -94,6 +94,13 @@ class TrainingText:
         """Training windows in one pass through all sources. Reads them all once."""
         return sum(packer.count() for packer in self._packers)
 
+    def distinct_tokens(self, windows: int) -> Tensor:
+        """Ids of the tokens in the first `windows` training windows of each source, ascending. Reads these once."""
+        found: set[int] = set()
+        for packer in self._packers:
+            found |= packer.distinct_tokens(windows)
+        return torch.tensor(sorted(found))
+
     def state(self) -> tuple[dict[str, Any], Tensor]:
         """The position in the stream, for `load`: a JSON value, and the windows in the buffer, (windows, tokens)."""
         version, internal, gauss = self._random.getstate()
@@ -161,6 +168,15 @@ class _Packer:
         while self._pack() is not None:
             pass
         found = self._packed - self._held_out
+        self.load(before)
+        return found
+
+    def distinct_tokens(self, windows: int) -> set[int]:
+        """The token ids of the first training windows of a pass."""
+        before, found = self.state(), set(self._bos)
+        self._rewind()
+        while self._packed - self._held_out < windows and (window := self._pack()) is not None:
+            found |= {~token if token < 0 else token for token in window} if self._packed > self._held_out else set()
         self.load(before)
         return found
 
