@@ -105,7 +105,7 @@ class HealSettings:
                 "--fold-tokens and --fold-blocks have no effect without --fold.", "Add --fold refit, or leave them out."
             )
         if not self.trains:
-            idle = ("loss", "top_k", "tokens", "steps", "epochs", "learning_rate")
+            idle = ("loss", "top_k", "sampled_softmax", "tokens", "steps", "epochs", "learning_rate")
             given = [name for name in idle if getattr(self, name) != default_of(HealSettings, name)]
             if given:
                 found = f"{long_name(HealSettings, given[0])} is for training, but a fold trains nothing."
@@ -124,7 +124,7 @@ class HealSettings:
             raise HealingError("--top-k must be at least 1, and needs --loss kd.")
         if self.sampled_softmax and (not self.head_losses or self.train_head or self.top_k is not None):
             found = "--sampled-softmax is for the losses lm and kd, without --train-head and --top-k."
-            raise HealingError(found, "Add --loss kd, or leave out --sampled-softmax.")
+            raise HealingError(found, "Leave it out, or write --loss kd without these two.")
         if sum(budget is not None for budget in (self.tokens, self.steps, self.epochs)) > 1:
             raise HealingError("The budget is given more than once.", "Give one of --tokens, --steps and --epochs.")
         for field in ("learning_rate", "clip"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from families import make_model
 from healing import REMOVED, heal, objective_of, settings, training_text
 from streamliner.errors import HealingError, UnsupportedModelError
 from streamliner.heal import sampled_softmax
@@ -23,11 +24,15 @@ def losses_and_gradients(objective, windows):
     return {name: value.item() for name, value in parts.items()}, gradient
 
 
-def test_a_sample_of_all_others_gives_the_losses_of_the_whole_vocabulary(tiny, calibration):
-    windows, plain = calibration.windows[:2], objective_of(tiny, REMOVED, **FULL)
+@pytest.mark.parametrize("answers_only", [False, True])
+def test_a_sample_of_all_others_gives_the_losses_of_the_whole_vocabulary(tiny, calibration, answers_only):
+    chosen = FULL | {"answers_only": answers_only}
+    windows, plain = calibration.windows[:2].clone(), objective_of(tiny, REMOVED, **chosen)
+    if answers_only:
+        windows[:, 3:40] = ~windows[:, 3:40]  # marked: their losses do not count
     blocks, whole = plain.graft.blocks, tiny.lm_head.weight
     sampled = SampledSoftmax(blocks, torch.arange(300), tiny.config.vocab_size, 0)
-    objective = Objective(plain.graft, settings(**FULL), first=0, sampled=sampled)
+    objective = Objective(plain.graft, settings(**chosen), first=0, sampled=sampled)
     expected, found = (losses_and_gradients(each, windows) for each in (plain, objective))
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     assert torch.allclose(found[1], expected[1], rtol=1e-3, atol=1e-6)
@@ -55,6 +60,19 @@ def test_a_sample_is_right_in_the_mean_and_without_gradients_there_is_none(tiny,
         assert objective(windows)[0].item() == plain(windows)[0].item()
 
 
+def test_a_head_that_shares_its_weights_with_the_embeddings_leaves_them_alone(calibration):
+    """Gemma's weights are shared, and its logits are soft-capped here: on the narrowed head too."""
+    model = make_model("gemma2", vocab_size=1024, final_logit_softcapping=3.0)
+    windows = calibration.windows[:2]
+    plain = objective_of(model, (2,), **FULL)
+    sampled = SampledSoftmax(plain.graft.blocks, torch.arange(300), 1024, 0)
+    objective = Objective(plain.graft, settings(**FULL), first=0, sampled=sampled)
+    expected, found = (losses_and_gradients(each, windows) for each in (plain, objective))
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert torch.allclose(found[1], expected[1], rtol=1e-3, atol=1e-6)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
 def test_the_tokens_of_a_text_are_those_of_its_first_windows(tokenizer):
     text = training_text(tokenizer, settings())
     before = text.state()
@@ -68,7 +86,7 @@ def test_little_to_leave_out_is_said(tiny, tokenizer):
     said = []
     chosen = settings(**FULL, sampled_softmax=900)
     assert make_sampled_softmax(Blocks(tiny), chosen, training_text(tokenizer, chosen), 2, said.append) is None
-    assert "the losses are over the whole vocabulary" in said[0]
+    assert "The losses are over the whole vocabulary" in said[0]
 
 
 def test_the_same_windows_have_the_same_sample_and_others_another(tiny, calibration):

@@ -19,7 +19,7 @@ from streamliner.heal.graft import Graft, make_graft
 from streamliner.heal.merge import merge
 from streamliner.heal.networks.make import network_class
 from streamliner.heal.objective import Objective
-from streamliner.heal.sampled_softmax import make_sampled_softmax
+from streamliner.heal.sampled_softmax import SampledSoftmax, make_sampled_softmax
 from streamliner.heal.save import try_out
 from streamliner.heal.sharded import sharded
 from streamliner.heal.state import STATE, load_tensors, open_run, recorded_sizes
@@ -137,7 +137,8 @@ class Healing:
         self, precision: torch.dtype | None, store: Callable[[Graft], dict[str, Any]] | None
     ) -> tuple[Graft, dict[str, Any]]:
         settings, blocks = self.prepared.settings, self.dense.load(self.reporter)
-        graft = make_graft(blocks, self.removed, settings)
+        graft, (text, steps) = make_graft(blocks, self.removed, settings), (self.prepared.text, self.prepared.steps)
+        sampled = make_sampled_softmax(blocks, settings, text, steps, self.reporter.say)
         device, accelerator = blocks.device, None
         if settings.shard:  # then the model was loaded on the CPU
             device = torch.device(self.dense.settings.device or self.dense.ranks.device)
@@ -151,7 +152,7 @@ class Healing:
         with sharded(graft, device, self.reporter, keep=first) if settings.shard else nullcontext():
             perplexity = self._perplexities(graft) if first or settings.shard else {}
             folds = self._fold(graft, perplexity) if settings.fold else []
-            trained = self._run_training(graft, accelerator) if accelerator else None
+            trained = self._run_training(graft, sampled, accelerator) if accelerator else None
         if not first:
             return graft, {}
         unused = merge(graft, precision, sample_tokens(self.dense.config))
@@ -191,11 +192,10 @@ class Healing:
         graft.networks = {**graft.networks, **frozen}
         return done
 
-    def _run_training(self, graft: Graft, accelerator: Any) -> Trained:
+    def _run_training(self, graft: Graft, sampled: SampledSoftmax | None, accelerator: Any) -> Trained:
         """Train what is trainable in the graft to its best state."""
-        settings, text = self.prepared.settings, self.prepared.text
-        sampled = make_sampled_softmax(graft.blocks, settings, text, self.prepared.steps, self.reporter.say)
-        objective = Objective(graft, settings, first=text.prefix, sampled=sampled)
+        settings = self.prepared.settings
+        objective = Objective(graft, settings, first=self.prepared.text.prefix, sampled=sampled)
         self._describe(objective)
         if settings.trackers:
             values = record_of(settings).items()

@@ -11,10 +11,10 @@ from torch import Tensor
 from streamliner.heal_settings import HealSettings
 from streamliner.model.blocks import Blocks
 from streamliner.model.head_rows import HeadRows
-from streamliner.text.stream import TrainingText
+from streamliner.text.stream import SHUFFLE, TrainingText
 
 MOST_READ = 4096
-"""Windows of each source at most whose tokens are looked up before the training."""
+"""Windows of each source at most whose tokens are looked up before the training. More have hardly any new ones."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class SampledSoftmax:
 
         sum over T of exp(z) + R / n * sum over S of exp(z)
 
-    which it is in the mean. Another sample is drawn for other windows, always the same one for the same windows, so
-    that a continued run has the losses of an undisturbed one.
+    which it is in the mean; its logarithm, and so the loss, is a little too small. Another sample is drawn for other
+    windows, always the same one for the same windows, so that a continued run has the losses of an undisturbed one.
 
     Raises UnsupportedModelError if the head cannot be narrowed.
 
@@ -85,10 +85,11 @@ def make_sampled_softmax(
     """What `--sampled-softmax` asks for; None without it, and where it would leave out little of the vocabulary."""
     if not settings.sampled_softmax:
         return None
-    in_text = text.distinct_tokens(min(MOST_READ, steps * settings.batch_windows))
+    in_text = text.distinct_tokens(min(MOST_READ, steps * settings.batch_windows + SHUFFLE))
     vocabulary, computed = blocks.config.vocab_size, len(in_text) + settings.sampled_softmax
+    parts = f"{len(in_text):,} of the text and {settings.sampled_softmax:,} random others"
     if 2 * computed > vocabulary:
-        say(f"The text has {len(in_text):,} of the {vocabulary:,} tokens, so the losses are over the whole vocabulary.")
+        say(f"The losses are over the whole vocabulary: {parts} are more than half of its {vocabulary:,} tokens.")
         return None
-    say(f"Losses over {len(in_text):,} tokens of the text and {settings.sampled_softmax:,} of {vocabulary:,}.")
+    say(f"The losses are over {computed:,} of {vocabulary:,} tokens: {parts}.")
     return SampledSoftmax(blocks, in_text, settings.sampled_softmax, settings.seed)

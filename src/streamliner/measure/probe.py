@@ -89,6 +89,11 @@ class Probe:
         if fork and journal and journal.fork and journal.fork[1] == self.windows_at_once:
             self._fork_is_right = not journal.fork[0]
 
+    @property
+    def windows_in_parallel(self) -> int:
+        """Windows that take about as long as one: of each process one, or without forks a batch."""
+        return self._ranks.size * (self._batch_size if self._fork_is_right is False else 1)
+
     def of_model(self, blocks: Blocks, journal: Journal | None, refusal: Callable[[Removed], str]) -> "Probe":
         """A probe of another model on the same windows. It adds to these counters, and takes over the memory."""
         self._forked.forget()

@@ -1,11 +1,11 @@
 """A race of candidates: measured window by window, and dropped when they are clearly worse than the best."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from statistics import fmean, stdev
-from typing import Any, Generic, TypeVar
+from statistics import fmean, median, stdev
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from streamliner.measure.loss import Loss
 from streamliner.measure.probe import Probe
@@ -13,30 +13,45 @@ from streamliner.measure.probe import Probe
 Label = TypeVar("Label")
 LEAST_WINDOWS = 3
 """No candidate is dropped on fewer windows: a standard error of two values means little."""
-COMPARISONS, COMPARISONS_TOGETHER = 16, 4
-"""How often candidates are compared at most. The second is for windows that go through the model together: then each
-comparison costs a forward."""
+COMPARISONS_TOGETHER = 4
+"""How often candidates are compared at most where windows go through the model together, as each time costs a forward.
+Otherwise they are compared after each window at first, and later when there are a quarter more."""
+COARSE = 0.01
+"""Nats. Larger differences of mean losses are never rounding, so how large that may be is not measured."""
+MOST_Z = 7.0
+"""What is more unlikely is less than float64 can tell from nothing."""
+
+
+class Dropped(NamedTuple):
+    """Why a candidate was dropped: mean(d); what that is hardly below; how far it was over what it may be."""
+
+    difference: float
+    low: float
+    margin: float
 
 
 @dataclass
 class Race(Generic[Label]):
     """Sets of blocks that may be removed, by label: in a round of SLEB the block that a set has more than those before.
 
-    After n windows a candidate is dropped if, with d its losses minus those of the best so far,
+    After n of N windows a candidate is dropped if, with d its losses minus those of the best so far,
 
-        mean(d) > t * stdev(d) / sqrt(n)
+        mean(d) > t * s / sqrt(n) * sqrt(1 - n / N)
 
-    where t of Student's distribution with n - 1 degrees of freedom is as unlikely as z of the normal one: a standard
-    error of few windows is itself uncertain. With z = 0 none is dropped. When the time of the search is up, all are
-    dropped but the leader.
+    where s is the standard deviation of d, but not less than the median of those of all candidates: with few windows
+    some happen to be small. t of Student's distribution is as unlikely as z of the normal one, with n - 1 degrees of
+    freedom for each candidate, as if all d were independent and had one spread. They are not quite, so z is larger than
+    a single comparison would need. The last factor is the correction for a finite population: what counts is the mean
+    over all N windows, in random order. What 16 bits cannot tell apart stays, for `settle`. With z = 0 none is dropped.
+    When the time of the search is up, all are dropped but the leader.
 
     Attributes:
         losses: of the candidates that were measured on all windows.
         estimates: mean losses of the dropped candidates: that of the best, plus mean(d) when they were dropped.
         lows: what these losses are hardly below: a candidate is dropped where mean(d) happens to be large, so estimates
-            are too large more often than too small. These are lower by what is as unlikely as z - 1 standard errors.
+            are too large more often than too small. These are lower, with z - 1 in the formula in place of z.
         window_losses: losses of one candidate on one window in this race.
-        margin: the smallest difference, in nats, between mean(d) and t standard errors when a candidate was dropped.
+        margin: the smallest difference, in nats, between both sides of the formula when a candidate was dropped.
     """
 
     probe: Probe
@@ -86,59 +101,78 @@ class Race(Generic[Label]):
         self._sets |= keys
         known = {self.best: self.losses[self.best].per_window} if self.losses and self.z else {}
         racing: dict[Label, tuple[float, ...]] = dict.fromkeys(keys, ())
-        dropped: dict[Label, tuple[float, float]] = {}  # label -> mean(d), and what it is hardly below
+        dropped: dict[Label, Dropped] = {}
         count = self.probe.num_windows
-        comparisons = COMPARISONS_TOGETHER if self.probe.windows_at_once > 1 else COMPARISONS
-        step = math.ceil(count / comparisons) if self.z or self.probe.deadline.is_set else count
-        for start in range(0, count, step):
-            windows = range(start, min(start + step, count))
+        for windows in self._steps(count):
             found = self.probe.losses([keys[label] for label in racing], windows)
             racing = {label: losses + found[keys[label]].per_window for label, losses in racing.items()}
             self.window_losses += len(racing) * len(windows)
             late = windows.stop < count and self.probe.deadline.is_over()
             if late or (self.z and LEAST_WINDOWS <= windows.stop < count):
-                for label, (difference, error) in self._beaten(racing, known, windows.stop, late).items():
+                for label, why in self._beaten(racing, known, windows.stop, late).items():
                     del racing[label]
-                    less = as_unlikely(max(0.0, self.z - 1), windows.stop - 1) * error
-                    dropped[label] = difference, difference - less
-                    margin = difference - as_unlikely(self.z, windows.stop - 1) * error
-                    self.margin = min(self.margin, margin)
+                    dropped[label] = why
+                    self.margin = min(self.margin, why.margin)
             if not racing:
                 break
         self.losses |= {label: Loss(losses) for label, losses in racing.items()}
         best = self.losses[self.best].mean
-        self.estimates |= {label: best + difference for label, (difference, _) in dropped.items()}
-        self.lows |= {label: best + low for label, (_, low) in dropped.items()}
+        self.estimates |= {label: best + why.difference for label, why in dropped.items()}
+        self.lows |= {label: best + why.low for label, why in dropped.items()}
+
+    def _steps(self, count: int) -> Iterator[range]:
+        """The windows between two comparisons."""
+        if not self.z and not self.probe.deadline.is_set:
+            yield range(count)
+            return
+        together = math.ceil(count / COMPARISONS_TOGETHER) if self.probe.windows_at_once > 1 else 0
+        done, parallel = 0, self.probe.windows_in_parallel
+        while done < count:
+            step = together or max(LEAST_WINDOWS - done, done // 4, 1)
+            stop = min(count, done + math.ceil(step / parallel) * parallel)
+            yield range(done, stop)
+            done = stop
 
     def _beaten(
         self, racing: dict[Label, tuple[float, ...]], known: dict[Label, tuple[float, ...]], count: int, late: bool
-    ) -> dict[Label, tuple[float, float]]:
-        """Those clearly worse than the leader on the first `count` windows: mean(d), and its standard error.
-
-        If the time is up, all but the leader.
-        """
+    ) -> dict[Label, Dropped]:
+        """Those clearly worse than the leader on the first `count` windows. If the time is up, all but the leader."""
         field = {label: losses[:count] for label, losses in (known | racing).items()}
         leader = min(field, key=lambda label: _order(fmean(field[label]), label))
+        apart = {
+            label: [own - best for own, best in zip(field[label], field[leader], strict=True)]
+            for label in racing.keys() - {leader}
+        }
+        if not late:  # without a standard error a candidate stays in the race and loses it
+            apart = {label: each for label, each in apart.items() if all(map(math.isfinite, each))}
+        spreads = {
+            label: stdev(each) if count > 1 and all(map(math.isfinite, each)) else 0.0 for label, each in apart.items()
+        }
+        typical = median(spreads.values()) if spreads else 0.0
+        freedom, left = (count - 1) * len(apart), 1 - count / self.probe.num_windows
+        t, t_low = (as_unlikely(max(0.0, z), freedom) for z in (self.z, self.z - 1))
         beaten = {}
-        for label in racing.keys() - {leader}:
-            differences = [own - best for own, best in zip(field[label], field[leader], strict=True)]
-            if not late and not all(map(math.isfinite, differences)):
-                continue  # there is no standard error; the candidate stays in the race and loses it
-            error = stdev(differences) / math.sqrt(count) if count > 1 else 0.0
-            if late or fmean(differences) > as_unlikely(self.z, count - 1) * error:
-                beaten[label] = fmean(differences), error
+        for label, each in apart.items():
+            difference, error = fmean(each), max(spreads[label], typical) * math.sqrt(left / count)
+            if late or (difference > t * error and not self._is_rounding(difference)):
+                beaten[label] = Dropped(difference, difference - t_low * error, difference - t * error)
         return beaten
+
+    def _is_rounding(self, difference: float) -> bool:
+        """Whether mean losses that differ so much may be equal before they are rounded to 16 bits."""
+        return difference < COARSE and difference <= self.probe.resolution
 
 
 @lru_cache
 def as_unlikely(z: float, freedom: int) -> float:
-    """The t of Student's distribution that is exceeded as seldom as z of the normal one.
+    """The t of Student's distribution that is exceeded as seldom as z of the normal one, which is at most MOST_Z.
 
     `freedom` are its degrees of freedom, at least 1. Its distribution function is a finite sum where that is an
     integer (Abramowitz and Stegun, 26.7.3 and 26.7.4), and is inverted by bisection.
     """
     if z <= 0 or freedom < 1:
         return z
+    z = min(z, MOST_Z)
     inside, low, high = math.erf(z / math.sqrt(2)), z, 2 * z
     while _within(high, freedom) < inside:
         high *= 2

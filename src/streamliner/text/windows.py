@@ -157,7 +157,8 @@ def _sampled_set(text: LargeText, wanted: _Wanted) -> CalibrationSet:
             missing = " with a token of an answer" if answers_only else ""
             raise TextError(f"The text {text.name} is too short for a window of {length} tokens{missing}.")
         windows.append(window)
-    every = torch.tensor(windows)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(wanted.seed))
+    every = torch.tensor(windows)[order]  # a search may drop a candidate on the first windows: they must be any
     about = {"source": text.name, "origin": text.origin, "bytes": text.size, **_prefix_record(prefix)}
     return wanted.made(every, about, has_answers=bool((every[:, len(prefix) :] < 0).any()))
 

@@ -31,7 +31,7 @@ class Best:
 
     budget: float = 1.0
     every: bool = False
-    z: float = 3.0
+    z: float = 4.0
     protect_first: int = 1
     protect_last: int = 1
     score: ClassVar[str] = "calibration loss, nats per token"

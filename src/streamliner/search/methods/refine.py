@@ -34,7 +34,7 @@ class Refine:
     start: str = ""
     budget: float = 0.25
     every: bool = False
-    z: float = 3.0
+    z: float = 4.0
     protect_first: int = 1
     protect_last: int = 1
     score: ClassVar[str] = "calibration loss, nats per token"

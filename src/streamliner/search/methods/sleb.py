@@ -34,7 +34,7 @@ class Sleb:
     loss (of a dropped candidate what it is hardly below), reduced by 1 - `slack` of its size, is below the best one
     measured in this round.
     *Racing*: candidates are measured window by window, and dropped when they are worse than the best by more than `z`
-    standard errors of the paired difference, more for few windows (`race.py`); 0 drops none.
+    standard errors of the paired difference (`race.py`); 0 drops none.
     The result is that of "exact" unless an increase shrank by more than the slack between two measurements, or a winner
     was more than z standard errors worse on its first windows. Neither can be excluded; with few windows the second is
     likelier, and less time can be saved.
@@ -46,7 +46,7 @@ class Sleb:
     metric: Literal["iterative", "one-shot", "similarity"] = "iterative"
     effort: Literal["auto", "exact", "adaptive"] = "auto"
     slack: float = 0.8
-    z: float = 3.0
+    z: float = 4.0
     protect_first: int = 1
     protect_last: int = 1
     score: ClassVar[str] = "calibration loss, nats per token"
@@ -128,19 +128,21 @@ class Sleb:
         last = removed[-1:]
         below = [block for block in candidates if last and block < last[0]][-1:]
         above = [block for block in candidates if last and block > last[0]][:1]
-        unknown = [block for block in candidates if block not in increases]
-        race.run(with_each(removed, sorted({*below, *above, *unknown})))
+        known = {block: self._low(increases[block]) for block in candidates if block in increases}
+        least = min((increases[block] for block in known), default=math.inf)
+        likely = [block for block in candidates if block not in known or known[block] <= least]
+        race.run(with_each(removed, sorted({*below, *above, *likely})))
         while True:
             least = race.losses[race.best].mean - before
-            bounds = {
-                block: increases[block] - (1 - self.slack) * abs(increases[block])
-                for block in candidates
-                if block not in race.losses and block not in race.estimates
-            }
-            may_win = [block for block, bound in bounds.items() if bound < least]
+            left = {block: low for block, low in known.items() if block not in race.losses | race.estimates}
+            may_win = [block for block, low in left.items() if low < least]
             if not may_win:
-                return min([race.margin, *(bound - least for bound in bounds.values())])
+                return min([race.margin, *(low - least for low in left.values())])
             race.run(with_each(removed, may_win))
+
+    def _low(self, increase: float) -> float:
+        """What an increase of loss may have become since it was measured, at least."""
+        return increase - (1 - self.slack) * abs(increase)
 
 
 def exact_losses(probe: Probe, method: Method, removed: tuple[int, ...], limit: int) -> int:
