@@ -50,6 +50,17 @@ def test_another_run_is_refused_unless_it_may_be_overwritten(tmp_path, change, s
     assert Journal(tmp_path, IDENTITY | change, overwrite=True).measurements == 0
 
 
+def test_what_an_exact_search_does_not_use_may_differ(tmp_path):
+    def of(effort, z):
+        return IDENTITY | {"method_settings": {"effort": effort, "z": z}}
+
+    Journal(tmp_path / "exact", of("exact", 3.0)).remember([0], {(): [1.0]})
+    assert Journal(tmp_path / "exact", of("exact", 4.0)).measurements == 1
+    Journal(tmp_path / "adaptive", of("adaptive", 3.0)).remember([0], {(): [1.0]})
+    with pytest.raises(OutputError, match=r"method_settings\.z was 3\.0"):
+        Journal(tmp_path / "adaptive", of("adaptive", 4.0))
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(OutputError, match="not a run folder"):

@@ -26,6 +26,8 @@ ADDED = ("config", "attention", "device", "releases", "window_shape")
 
 DEFAULTS = {"objective": "loss"}
 """Parts of a search's identity that came later, and what they were before there was a choice."""
+OF_ADAPTIVE = ("slack", "z")
+"""Settings of `sleb` that do nothing where its effort is exact."""
 
 
 def check_run_folder(folder: str | Path, mark: str = "journal.jsonl") -> Path:
@@ -148,6 +150,8 @@ def _processor() -> str:
 
 def _comparable(value: Any, where: str = "") -> Any:
     if isinstance(value, dict):
+        if where == "method_settings" and value.get("effort") == "exact":
+            value = {key: item for key, item in value.items() if key not in OF_ADAPTIVE}
         return {key: _comparable(item, key) for key, item in value.items() if (where, key) != ("model", "name")}
     if where != "method" or not isinstance(value, str):
         return value
