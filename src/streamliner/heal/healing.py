@@ -137,8 +137,8 @@ class Healing:
         self, precision: torch.dtype | None, store: Callable[[Graft], dict[str, Any]] | None
     ) -> tuple[Graft, dict[str, Any]]:
         settings, blocks = self.prepared.settings, self.dense.load(self.reporter)
-        graft, (text, steps) = make_graft(blocks, self.removed, settings), (self.prepared.text, self.prepared.steps)
-        sampled = make_sampled_softmax(blocks, settings, text, steps, self.reporter.say)
+        graft = make_graft(blocks, self.removed, settings)
+        sampled = make_sampled_softmax(blocks, settings, self.prepared.text, self.prepared.steps, self.reporter.say)
         device, accelerator = blocks.device, None
         if settings.shard:  # then the model was loaded on the CPU
             device = torch.device(self.dense.settings.device or self.dense.ranks.device)

@@ -176,7 +176,8 @@ class _Packer:
         before, found = self.state(), set(self._bos)
         self._rewind()
         while self._packed - self._held_out < windows and (window := self._pack()) is not None:
-            found |= {~token if token < 0 else token for token in window} if self._packed > self._held_out else set()
+            if self._packed > self._held_out:
+                found.update(token_ids(torch.tensor(window)).tolist())
         self.load(before)
         return found
 
