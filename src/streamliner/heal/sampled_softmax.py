@@ -14,7 +14,7 @@ from streamliner.model.head_rows import HeadRows
 from streamliner.text.stream import SHUFFLE, TrainingText
 
 MOST_READ = 4096
-"""Windows of each source at most whose tokens are looked up before the training: seconds, also for a text without end."""
+"""Windows of each source at most whose tokens are looked up first, as a text may be endless."""
 
 
 @dataclass(frozen=True)
