@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -212,6 +213,9 @@ def test_a_large_text_is_sampled_all_over(kind, tmp_path, tokenizer, small_limit
     assert found.windows.shape == (6, 32)
     assert (found.windows[:, 0] == tokenizer.bos_token_id).all()
     assert len({tuple(row) for row in found.windows.tolist()}) == (4 if kind.startswith("long rows") else 6)
+    if kind in ("lines", "rows", "one line"):  # each line has its number: windows are in random order, as races need
+        numbers = [int(re.findall(r"\d+", tokenizer.decode(row))[0]) for row in found.windows]
+        assert numbers != sorted(numbers)
     again = calibration_set(source, tokenizer, num_samples=6, sequence_length=32)
     assert torch.equal(found.windows, again.windows)
     other = calibration_set(source, tokenizer, num_samples=6, sequence_length=32, seed=1)
