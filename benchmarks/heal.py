@@ -24,6 +24,7 @@ from streamliner.heal.accelerator import make_accelerator
 from streamliner.heal.graft import make_graft
 from streamliner.heal.healing import count_steps
 from streamliner.heal.objective import Objective
+from streamliner.heal.sampled_softmax import make_sampled_softmax
 from streamliner.heal.trainer import Prepared, Trainer
 from streamliner.heal_settings import HealSettings
 from streamliner.measure.loss import Loss, next_token_losses
@@ -47,6 +48,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ffn-plain": {"network": "ffn", "residual": False},
     "lora": {"network": "none", "lora": 16, "loss": {"lm": 1.0}},
     "block-lora": {"lora": 16, "loss": {"lm": 1.0}},
+    "all": {"network": "none", "train_blocks": "all", "loss": {"kd": 1.0, "lm": 1.0}},
+    "all-sampled": {"network": "none", "train_blocks": "all", "loss": {"kd": 1.0, "lm": 1.0}, "sampled_softmax": 8192},
 }
 """What differs from the defaults: a block that starts as the gap's first, trained with `mse`."""
 
@@ -98,11 +101,12 @@ def main() -> None:
         with silenced_transformers():
             blocks = Blocks(load_model(source, dtype=arguments.dtype))
         graft = make_graft(blocks, removed, settings)
-        objective = Objective(graft, settings, first=len(prefix_tokens(tokenizer)))
         text = TrainingText(
             settings.texts, tokenizer, sequence_length=arguments.sequence_length, validation_windows=16, seed=0
         )
         steps = count_steps(settings, text)
+        sampled = make_sampled_softmax(blocks, settings, text, steps, reporter.say)
+        objective = Objective(graft, settings, first=len(prefix_tokens(tokenizer)), sampled=sampled)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder, reporter.progress(name) as progress:
             accelerator = make_accelerator(settings, blocks.dtype, blocks.device, Path(folder))

@@ -44,7 +44,7 @@ class HealSettings:
         "mse", "Training loss: mse, normalized-mse, lm or kd; repeatable", metavar="NAME[=W]", repeatable=True
     )
     top_k: int | None = flag(None, "Compare only the K likeliest tokens (kd)", metavar="K")
-    sampled_softmax: int = flag(0, "Logits of the text's tokens and N others only (lm, kd)", metavar="N", minimum=0)
+    sampled_softmax: int = flag(0, "Logits of N frequent tokens and N others only (lm, kd)", metavar="N", minimum=0)
     network_input: str = flag("dense", "Stream that a network learns on (mse)", choices=("dense", "cut"))
     lora: int = flag(0, "Rank of LoRA on remaining blocks (lm, kd)", minimum=0)
     train_blocks: int | str = flag(0, "Number of last kept blocks to train, or all (lm, kd)", metavar="N")

@@ -59,7 +59,12 @@ def folder(tmp_path_factory):
     return path
 
 
-KINDS = {"networks": ["--loss", "mse", "--loss", "lm"], "adapters": ["--lora", "2", "--loss", "mse", "--loss", "kd"]}
+SAMPLED = ["--network", "none", "--train-blocks", "2", "--loss", "lm", "--loss", "kd", "--sampled-softmax", "64"]
+KINDS = {
+    "networks": ["--loss", "mse", "--loss", "lm"],
+    "adapters": ["--lora", "2", "--loss", "mse", "--loss", "kd"],
+    "sampled": SAMPLED,
+}
 
 
 def assert_as_one(folder, kind, name, two):
@@ -84,6 +89,13 @@ def test_two_processes_have_the_losses_of_one(folder):
 def test_two_processes_train_the_adapters_of_one(folder, tmp_path):
     two = start_pair(tmp_path, *command(folder, "adapters-two", *KINDS["adapters"])).wait()
     assert_as_one(folder, "adapters", "adapters-two", two)
+
+
+def test_two_processes_draw_the_samples_of_one(folder, tmp_path):
+    """Of the vocabulary, by the windows at work."""
+    two = start_pair(tmp_path, *command(folder, "sampled-two", *KINDS["sampled"])).wait()
+    assert_as_one(folder, "sampled", "sampled-two", two)
+    assert two[2].count("random others") == 1  # one of them said it
 
 
 def test_two_processes_that_divide_frozen_blocks_have_the_losses_of_one(folder, tmp_path):

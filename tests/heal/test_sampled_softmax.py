@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 
 from families import make_model
 from healing import REMOVED, heal, objective_of, settings, training_text
 from streamliner.errors import HealingError, UnsupportedModelError
-from streamliner.heal import sampled_softmax
 from streamliner.heal.objective import Objective
 from streamliner.heal.sampled_softmax import SampledSoftmax, make_sampled_softmax
 from streamliner.model.blocks import Blocks
@@ -73,13 +74,18 @@ def test_a_head_that_shares_its_weights_with_the_embeddings_leaves_them_alone(ca
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_the_tokens_of_a_text_are_those_of_its_first_windows(tokenizer):
-    text = training_text(tokenizer, settings())
+def test_the_frequent_tokens_of_texts_are_those_of_their_first_windows_by_weight(tokenizer, tmp_path):
+    (tmp_path / "other.txt").write_text("with " * 2000)
+    text = training_text(tokenizer, settings(data={"python-docs": 0.9, str(tmp_path / "other.txt"): 0.1}))
     before = text.state()
-    found = text.distinct_tokens(3)
+    found = text.frequent_tokens(4, 3).tolist()
     assert text.state()[0] == before[0]
-    packer = text._packers[0]
-    assert found.tolist() == sorted({token for window in (packer.next() for _ in range(3)) for token in window})
+    counts = [Counter(token for _ in range(3) for token in packer.next()) for packer in text._packers]
+    shares = [{token: number / count.total() for token, number in count.items()} for count in counts]
+    pairs = list(zip((0.9, 0.1), shares, strict=True))
+    weighted = {token: sum(w * s.get(token, 0) for w, s in pairs) for s in shares for token in s}
+    assert found == sorted(weighted, key=lambda token: (-weighted[token], token))[:4]
+    assert {max(share, key=share.get) for share in shares} <= set(found)
 
 
 def test_little_to_leave_out_is_said(tiny, tokenizer):
@@ -99,9 +105,7 @@ def test_the_same_windows_have_the_same_sample_and_others_another(tiny, calibrat
     assert drawn[0].shape != drawn[2].shape or not torch.equal(drawn[0], drawn[2])
 
 
-def test_training_on_a_part_of_the_vocabulary_helps_as_much(tiny, tokenizer, tmp_path, monkeypatch):
-    """The fixture's text has most of its tokens; its first windows have a third."""
-    monkeypatch.setattr(sampled_softmax, "MOST_READ", 16)
+def test_training_on_a_part_of_the_vocabulary_helps_as_much(tiny, tokenizer, tmp_path):
     options = FULL | {"steps": 12}
     _, plain, _ = heal(tiny, tokenizer, tmp_path / "plain", **options)
     objective, found, _ = heal(tiny, tokenizer, tmp_path / "sampled", **options, sampled_softmax=128)

@@ -16,6 +16,7 @@ def test_sigkill_at_twenty_random_moments(tmp_path):
             *("heal", tmp_path / "cut", "--dense", TINY, "-o", tmp_path / name, "--quiet", "--dtype", "float32"),
             *("--loss", "mse", "--loss", "lm=0.1", "--lora", "2", "--steps", "60", "--global-batch-size", "2"),
             *("--sequence-length", "64", "--validation-windows", "4", "--validations", "7", "--save-every", "3"),
+            *("--sampled-softmax", "64"),
         ]
 
     finish(*heal("whole"))

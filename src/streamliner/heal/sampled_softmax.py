@@ -1,4 +1,4 @@
-"""Losses of the head over a part of a large vocabulary: the text's own tokens, and a random sample of all others."""
+"""Losses of the head over a part of a large vocabulary: frequent tokens, and a random sample of all others."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from streamliner.model.head_rows import HeadRows
 from streamliner.text.stream import SHUFFLE, TrainingText
 
 MOST_READ = 4096
-"""Windows of each source at most whose tokens are looked up first, as a text may be endless."""
+"""Windows of each source at most whose tokens are counted first, as a text may be endless."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Drawn:
 class SampledSoftmax:
     """Lets a model's head compute the logits of some tokens only, which is faster by as much as these are fewer.
 
-    With T the tokens of the training text and of the windows at work, and S a sample of n of all R other tokens, the
+    With T the text's frequent tokens and those of the windows at work, and S a sample of n of all R other tokens, the
     sum over the vocabulary that a softmax divides by becomes
 
         sum over T of exp(z) + R / n * sum over S of exp(z)
@@ -47,7 +47,7 @@ class SampledSoftmax:
 
     Args:
         blocks: of the model; its head must not change in training.
-        in_text: ids of the tokens of the training text.
+        frequent: ids of the tokens that are in T for all windows.
         sample: n.
         seed: of the samples.
 
@@ -55,10 +55,10 @@ class SampledSoftmax:
         Jean et al., arXiv 1412.2007, section 3; here the sample is uniform, as all that is frequent is in T.
     """
 
-    def __init__(self, blocks: Blocks, in_text: Tensor, sample: int, seed: int) -> None:
+    def __init__(self, blocks: Blocks, frequent: Tensor, sample: int, seed: int) -> None:
         self._head, self._sample, self._seed = HeadRows(blocks), sample, seed
-        self._in_text = torch.zeros(self._head.count, dtype=torch.bool)
-        self._in_text[in_text] = True
+        self._frequent = torch.zeros(self._head.count, dtype=torch.bool)
+        self._frequent[frequent] = True
 
     @contextmanager
     def drawn_for(self, input_ids: Tensor) -> Iterator[Drawn]:
@@ -68,7 +68,7 @@ class SampledSoftmax:
             yield Drawn(*(each.to(input_ids.device) for each in (drawn.tokens, drawn.windows, drawn.correction)))
 
     def _draw(self, input_ids: Tensor) -> Drawn:
-        inside = self._in_text.clone()
+        inside = self._frequent.clone()
         inside[input_ids] = True
         own, others = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
         random = torch.Generator().manual_seed(self._seed + int(input_ids.sum()))
@@ -85,11 +85,12 @@ def make_sampled_softmax(
     """What `--sampled-softmax` asks for; None without it, and where it would leave out little of the vocabulary."""
     if not settings.sampled_softmax:
         return None
-    in_text = text.distinct_tokens(min(MOST_READ, steps * settings.batch_windows + SHUFFLE))
-    vocabulary, computed = blocks.config.vocab_size, len(in_text) + settings.sampled_softmax
-    parts = f"{len(in_text):,} of the text and {settings.sampled_softmax:,} random others"
+    windows = min(MOST_READ, steps * settings.batch_windows + SHUFFLE)
+    frequent = text.frequent_tokens(settings.sampled_softmax, windows)
+    vocabulary, computed = blocks.config.vocab_size, len(frequent) + settings.sampled_softmax
+    parts = f"{len(frequent):,} frequent ones of the text and {settings.sampled_softmax:,} random others"
     if 2 * computed > vocabulary:
         say(f"The losses are over the whole vocabulary: {parts} are more than half of its {vocabulary:,} tokens.")
         return None
     say(f"The losses are over {computed:,} of {vocabulary:,} tokens: {parts}.")
-    return SampledSoftmax(blocks, in_text, settings.sampled_softmax, settings.seed)
+    return SampledSoftmax(blocks, frequent, settings.sampled_softmax, settings.seed)

@@ -6,6 +6,7 @@ window that would have come next.
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -94,12 +95,16 @@ class TrainingText:
         """Training windows in one pass through all sources. Reads them all once."""
         return sum(packer.count() for packer in self._packers)
 
-    def distinct_tokens(self, windows: int) -> Tensor:
-        """Ids of the tokens in the first `windows` training windows of each source, ascending. Reads these once."""
-        found: set[int] = set()
-        for packer in self._packers:
-            found |= packer.distinct_tokens(windows)
-        return torch.tensor(sorted(found))
+    def frequent_tokens(self, count: int, windows: int) -> Tensor:
+        """Ids of the `count` most frequent tokens, the first one most, by the first `windows` windows of each source.
+
+        Each source counts by its weight. Reads these windows once. Fewer if the text has fewer.
+        """
+        shares: Counter[int] = Counter()
+        for packer, weight in zip(self._packers, self._weights, strict=True):
+            found = packer.token_counts(windows)
+            shares.update({token: weight * number / found.total() for token, number in found.items()})
+        return torch.tensor(sorted(shares, key=lambda token: (-shares[token], token))[:count])
 
     def state(self) -> tuple[dict[str, Any], Tensor]:
         """The position in the stream, for `load`: a JSON value, and the windows in the buffer, (windows, tokens)."""
@@ -171,9 +176,9 @@ class _Packer:
         self.load(before)
         return found
 
-    def distinct_tokens(self, windows: int) -> set[int]:
-        """The token ids of the first training windows of a pass."""
-        before, found = self.state(), set(self._bos)
+    def token_counts(self, windows: int) -> Counter[int]:
+        """How often each token id is in the first training windows of a pass."""
+        before, found = self.state(), Counter(self._bos)
         self._rewind()
         while self._packed - self._held_out < windows and (window := self._pack()) is not None:
             if self._packed > self._held_out:
