@@ -59,11 +59,13 @@ def folder(tmp_path_factory):
     return path
 
 
-SAMPLED = ["--network", "none", "--train-blocks", "2", "--loss", "lm", "--loss", "kd", "--sampled-softmax", "64"]
 KINDS = {
     "networks": ["--loss", "mse", "--loss", "lm"],
     "adapters": ["--lora", "2", "--loss", "mse", "--loss", "kd"],
-    "sampled": SAMPLED,
+    "sampled": [
+        *("--network", "none", "--train-blocks", "2"),
+        *("--loss", "lm", "--loss", "kd", "--sampled-softmax", "64"),
+    ],
 }
 
 
